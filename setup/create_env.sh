@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Installs the workshop into the active virtual or conda environment, or into .venv in the repository (which it makes).
+#
+#   bash setup/create_env.sh          everything the notebooks need
+#   bash setup/create_env.sh --dev    the same and what the tests need
+#
+# A second run with the same requirements takes about a second. PYTHON=/path/to/python chooses the Python for a new .venv.
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$repo"
+requirements=setup/requirements
+
+dev=no
+for argument in "$@"; do
+    case $argument in
+        --dev) dev=yes ;;
+        *) echo "create_env.sh: unknown option '$argument'. The only option is --dev." >&2; exit 2 ;;
+    esac
+done
+
+say() { printf '[set-up] %s\n' "$*"; }
+
+at_least_311() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# Step 1: the environment. A conda base environment is left alone: it belongs to conda (and, in Studio, to Jupyter).
+started=$SECONDS
+ours=no
+if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
+    python=$VIRTUAL_ENV/bin/python
+elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
+    python=$CONDA_PREFIX/bin/python
+elif [ -n "${COLAB_RELEASE_TAG:-}" ]; then
+    python=$(command -v python3)
+else
+    ours=yes
+    python=$repo/.venv/bin/python
+    if [ ! -x "$python" ]; then
+        base=
+        for candidate in ${PYTHON:-python3 python3.12 python3.13 python3.11 python}; do
+            if at_least_311 "$candidate"; then base=$candidate; break; fi
+        done
+        if [ -z "$base" ]; then
+            echo "No Python 3.11 or newer was found (tried: ${PYTHON:-python3, python3.12, python3.13, python3.11, python})." >&2
+            echo "Install one from python.org, with 'brew install python@3.12' or 'sudo apt-get install python3 python3-venv'," >&2
+            echo "or name it: PYTHON=/path/to/python3.12 bash setup/create_env.sh" >&2
+            exit 1
+        fi
+        if ! "$base" -m venv .venv; then
+            rm -rf .venv
+            echo "'$base -m venv .venv' failed (see above). On Debian and Ubuntu: sudo apt-get install python3-venv" >&2
+            exit 1
+        fi
+    fi
+fi
+if ! at_least_311 "$python"; then
+    echo "$python is $("$python" --version 2>&1), and the pinned packages need Python 3.11 or newer." >&2
+    echo "Deactivate this environment, or make one with: conda create -n rl-workshop python=3.12" >&2
+    exit 1
+fi
+prefix=$("$python" -c 'import sys; print(sys.prefix)')
+
+# Step 2: what to install. A GPU means vLLM and bitsandbytes; a torch that is there already (Colab) stays.
+gpu=no
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then gpu=yes; fi
+torch_pin=$(grep '^torch==' $requirements/cpu.txt)
+torch_found=$("$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)
+keep_torch=no
+if [ -n "$torch_found" ] && [ "torch==${torch_found%%+*}" != "$torch_pin" ]; then keep_torch=yes; fi
+say "$("$python" --version) in $prefix, GPU: $gpu"
+
+stamp=$prefix/.rl-workshop-set-up
+wanted=$(cat $requirements/*.txt pyproject.toml setup/create_env.sh | "$python" -c '
+import hashlib, sys
+print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+wanted="$wanted gpu=$gpu repository=$repo"
+# An environment set up with --dev also serves without.
+if [ -f "$stamp" ]; then
+    case $(cat "$stamp") in
+        "$wanted dev=$dev" | "$wanted dev=yes") say "up to date ($((SECONDS - started)) s)"; exit 0 ;;
+    esac
+fi
+
+pip() { "$python" -m pip "$@"; }
+install() { pip install --quiet --disable-pip-version-check "$@"; }
+
+# Step 3: torch. On Linux the package index has the CUDA build (several GB), so a machine without a GPU asks PyTorch's own
+# index for the CPU build first. If that index cannot be reached, pip says so, goes on, and takes what it finds elsewhere.
+started=$SECONDS
+if [ -z "$torch_found" ] && [ $gpu = no ] && [ "$(uname -s)" = Linux ]; then
+    say "torch, CPU build (about 200 MB): a minute or less ..."
+    install --retries 1 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu "$torch_pin" \
+        || say "that did not work; the next step takes torch from the standard index"
+    say "torch: $((SECONDS - started)) s"
+fi
+
+# Step 4: everything else.
+started=$SECONDS
+if [ $keep_torch = yes ]; then
+    say "keeping the installed torch $torch_found ($torch_pin is what the workshop is tested with)"
+    files="-r $requirements/base.txt"
+    if [ $gpu = yes ]; then
+        files="$files $(grep '^bitsandbytes==' $requirements/gpu.txt)"
+        say "vLLM is left out: it needs exactly $torch_pin. Recipes run without it; they sample with transformers."
+    fi
+    constraint=$prefix/.rl-workshop-constraint
+    echo "torch==$torch_found" >"$constraint"
+    files="$files -c $constraint"
+elif [ $gpu = yes ]; then
+    files="-r $requirements/gpu.txt"
+else
+    files="-r $requirements/cpu.txt"
+fi
+if [ $dev = yes ]; then files="$files -r $requirements/dev.txt"; fi
+if [ $gpu = yes ]; then say "packages, with vLLM (several GB): 5 to 10 minutes ..."; else say "packages: 1 to 2 minutes ..."; fi
+# shellcheck disable=SC2086  # a list of options
+install $files
+say "packages: $((SECONDS - started)) s"
+
+# Step 5: this repository, editable, and a Jupyter kernel that exists in this environment only.
+started=$SECONDS
+install --no-deps --editable .
+"$python" -m ipykernel install --sys-prefix --name rl-workshop --display-name "RL workshop" >/dev/null
+say "lab_utils and the kernel 'RL workshop': $((SECONDS - started)) s"
+
+# Step 6: do the versions fit together? Somebody else's environment may hold conflicts that are not ours, so there it only tells.
+started=$SECONDS
+if ! pip check; then
+    if [ $ours = yes ]; then
+        echo "pip check found conflicts (above). Remove .venv and run this script again." >&2
+        exit 1
+    fi
+    say "pip check found conflicts (above) in an environment that others use too; see setup/README.md if an import fails"
+fi
+say "pip check: $((SECONDS - started)) s"
+
+echo "$wanted dev=$dev" >"$stamp"
+say "done in $SECONDS s"
+if [ $ours = yes ]; then say "activate it with: source .venv/bin/activate"; fi
