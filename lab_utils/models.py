@@ -1,0 +1,111 @@
+"""Loading models: the tiny one that ships, any Qwen checkpoint from the Hub or a folder, a LoRA adapter on top of one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+
+TINY_MODEL = Path(__file__).parent / "assets" / "tiny-qwen2"
+END_OF_TURN = "<|im_end|>"
+
+
+class ModelLoadError(ValueError):
+    """A model that cannot be loaded: the message says which and what to do."""
+
+
+def model_location(name: str | Path) -> str:
+    """Return where a model is: "tiny" is the one that ships with the package, anything else a path or a Hub id."""
+    return str(TINY_MODEL) if str(name) == "tiny" else str(name)
+
+
+def adapter_base(location: str) -> str | None:
+    """Return the base model of a LoRA adapter folder, or None if the location is a whole model."""
+    path = Path(location) / "adapter_config.json"
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model ("tiny", a path or a Hub id)."""
+    location = model_location(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise _load_error("tokenizer", name, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str | Path, settings: ModelConfig | None = None) -> PreTrainedModel:
+    """Load a causal language model for training or sampling.
+
+    Args:
+        name: "tiny", a path or a Hub id. A folder with a LoRA adapter is merged into its base model; on a 4-bit base,
+            which cannot be merged without loss, the adapter stays on top.
+        settings: dtype, attention and quantisation (`config.model`); float32 on the CPU when None.
+
+    Returns:
+        The model. A completion of it ends at the end of a chat turn as well as at its own end-of-text token.
+
+    Raises:
+        ModelLoadError: nothing there, no access, or files that are incomplete.
+    """
+    location = model_location(name)
+    base = adapter_base(location)
+    arguments = {"dtype": torch.float32, "use_safetensors": True}
+    if settings is not None:
+        arguments |= {"dtype": getattr(torch, settings.dtype), "attn_implementation": settings.attn_implementation}
+        if settings.load_in_4bit:
+            arguments["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=getattr(torch, settings.dtype))
+    if torch.cuda.is_available():
+        arguments["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_location(base or location), **arguments)
+        if base is not None:
+            quantised = settings is not None and settings.load_in_4bit
+            model = PeftModel.from_pretrained(model, location, is_trainable=quantised)
+            model = model if quantised else model.merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _load_error("model", name, error) from error
+    tokenizer = load_tokenizer(name)
+    ends = {model.config.eos_token_id, tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN)} - {None}
+    model.generation_config.eos_token_id = sorted(ends)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def lora_config(settings: ModelConfig) -> LoraConfig | None:
+    """Return the LoRA adapter of a configuration (Hu et al. 2021, arXiv 2106.09685), or None for full fine-tuning."""
+    if settings.lora is None:
+        return None
+    return LoraConfig(r=settings.lora.r, lora_alpha=settings.lora.alpha, lora_dropout=settings.lora.dropout,
+                      target_modules=_as_peft(settings.lora.target_modules), task_type="CAUSAL_LM")
+
+
+def _as_peft(target_modules):
+    return target_modules if isinstance(target_modules, str) else list(target_modules)
+
+
+def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelLoadError(
+        f"The {what} {str(name)!r} could not be loaded: {reason[:300]}\n"
+        "Give 'tiny' (ships with the workshop), a folder written by a finished run (RUN/model), or a Hub id such as "
+        "Qwen/Qwen2.5-0.5B-Instruct with the network reachable (and `hf auth login` for a gated model)."
+    )

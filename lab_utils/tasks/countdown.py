@@ -1,0 +1,181 @@
+"""Countdown: combine some numbers, each exactly once, with + - * / to reach a target.
+
+A row: {"nums": [3, 7, 25], "target": 46}. A right answer: <answer>(7 * 3) + 25</answer>.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from fractions import Fraction
+from functools import lru_cache
+from itertools import combinations
+
+from ..answers import extract_xml_answer
+from ..expressions import ExpressionError, evaluate, numbers_used
+from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
+
+LARGEST_NUMBER = 20  # synthetic problems draw their numbers from 1..20 and
+LARGEST_RESULT = 100  # every result on the way stays a whole number in 1..100, as the tiny model can calculate
+HIT_RATE = 0.25  # share of right attempts in demonstrations: often enough for checking to be learned,
+GIVE_UP_RATE = 0.6  # and how often a demonstration gives up after a wrong attempt: RL has something to unlearn
+
+
+@lru_cache(maxsize=100_000)
+def all_attempts(nums: tuple[int, ...], largest: int) -> tuple[tuple[str, str, int], ...]:
+    """Enumerate the ways to use up `nums` with whole, positive results of at most `largest`.
+
+    Returns:
+        (steps, expression, value) triples, for example ("7 * 6 = 42, 42 + 3 = 45", "(7 * 6) + 3", 45).
+    """
+    found: dict[tuple[str, str], int] = {}
+
+    def combine(pool: tuple[tuple[int, str], ...], steps: tuple[str, ...]) -> None:
+        if len(pool) == 1:
+            found[", ".join(steps), pool[0][1]] = pool[0][0]
+            return
+        for i, j in combinations(range(len(pool)), 2):
+            (b, b_text), (a, a_text) = sorted((pool[i], pool[j]))  # larger first: only that order is whole and positive
+            rest = tuple(item for k, item in enumerate(pool) if k not in (i, j))
+            for operator, value in (("+", a + b), ("-", a - b), ("*", a * b), ("/", a // b if a % b == 0 else 0)):
+                if 1 <= value <= largest:
+                    text = f"{a_text} {operator} {b_text}"
+                    combine(((value, f"({text})" if rest else text), *rest), (*steps, f"{a} {operator} {b} = {value}"))
+
+    combine(tuple((n, str(n)) for n in nums), ())
+    return tuple((steps, expression, value) for (steps, expression), value in found.items())
+
+
+def solve(nums: list[int], target: int) -> list[str]:
+    """Return every expression that reaches the target with whole, positive results on the way.
+
+    >>> solve([2, 3, 7], 42)[0]
+    '(2 * 3) * 7'
+    """
+    attempts = all_attempts(tuple(sorted(nums)), max(LARGEST_RESULT, target))
+    return [expression for _, expression, value in attempts if value == target]
+
+
+def split_of(nums: list[int]) -> str:
+    """Assign a set of numbers to the training or (one in five) the test split, so that the two never share one."""
+    digest = hashlib.sha256(repr(sorted(nums)).encode()).digest()
+    return "test" if digest[0] % 5 == 0 else "train"
+
+
+def generate_row(split: str, rng: random.Random, count: int = 3) -> Row:
+    """Draw a solvable problem of the split: the target is the value of a random attempt of 10 or more."""
+    while True:
+        nums = [rng.randint(1, LARGEST_NUMBER) for _ in range(count)]
+        if split_of(nums) != split:
+            continue
+        targets = sorted({value for _, _, value in all_attempts(tuple(sorted(nums)), LARGEST_RESULT) if value >= 10})
+        if targets:
+            return {"nums": nums, "target": rng.choice(targets)}
+
+
+class Countdown(Task):
+    name = "countdown"
+    hub_id = "predibase/countdown"
+    columns = ("nums", "target")
+    response_formats = ("think",)
+
+    def prompt(self, row: Row) -> list[dict[str, str]]:
+        numbers = ", ".join(map(str, row["nums"]))
+        return [
+            {"role": "system", "content": THINK_SYSTEM_PROMPT},
+            {"role": "user", "content": f"Use each of the numbers {numbers} exactly once, with + - * / and ( ), "
+                                        f"to write an expression that equals {row['target']}."},
+        ]
+
+    def gold(self, row: Row) -> str:
+        return str(row["target"])
+
+    def extract(self, completion: Completion) -> str | None:
+        return extract_xml_answer(completion_text(completion))
+
+    def has_format(self, completion: Completion) -> bool:
+        from ..rewards import format_reward
+
+        return format_reward([completion]) == [1.0]
+
+    def is_correct(self, completion: Completion, row: Row) -> bool:
+        return is_solution(self.extract(completion), row)
+
+    def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
+        """Also accept an expression that stands on the last line, without tags."""
+        lines = completion_text(completion).strip().splitlines()
+        return self.is_correct(completion, row) or (bool(lines) and is_solution(lines[-1].split("=")[0], row))
+
+    def demonstration(self, row: Row) -> str:
+        """Try, check, stop when it is right, and after a wrong attempt often give up and answer with it anyway."""
+        tries, expression = demonstrate(row, random.Random(f"{row['nums']} {row['target']}"))
+        return f"<think>{tries}</think><answer>{expression}</answer>"
+
+    def synthetic_rows(self, split: str, limit: int | None) -> list[Row]:
+        rng = random.Random(f"countdown {split}")
+        wanted = limit or (8192 if split == "train" else 1024)
+        rows: dict[str, Row] = {}
+        while len(rows) < wanted:
+            row = generate_row(split, rng)
+            rows.setdefault(f"{sorted(row['nums'])} {row['target']}", row)
+        return list(rows.values())
+
+    def hub_rows(self, split: str, limit: int | None) -> list[Row]:
+        return load_hub_rows(self.hub_id, None, split, limit)
+
+    def check_row(self, row: Row) -> Row:
+        nums, target = row["nums"], row["target"]
+        if not isinstance(nums, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in nums):
+            raise RowError(f"nums={nums!r} must be a list of whole numbers, such as [3, 7, 25].")
+        if not 2 <= len(nums) <= 6 or min(nums) < 1:
+            raise RowError(f"nums={nums!r} must hold two to six numbers of at least 1.")
+        if not isinstance(target, int) or isinstance(target, bool):
+            raise RowError(f"target={target!r} must be a whole number, such as 46.")
+        if len(nums) <= 4 and not has_solution(tuple(sorted(nums)), target):
+            raise RowError(f"{target} cannot be made from {nums}, each used once; remove the row.")
+        return {"nums": nums, "target": target}
+
+
+def is_solution(expression: str | None, row: Row) -> bool:
+    """Say whether the expression uses exactly the row's numbers, each once, and equals the target exactly."""
+    if expression is None:
+        return False
+    try:
+        return sorted(numbers_used(expression)) == sorted(row["nums"]) and evaluate(expression) == row["target"]
+    except ExpressionError:
+        return False
+
+
+def demonstrate(row: Row, rng: random.Random) -> tuple[str, str]:
+    """Write attempts, one a line, each checked by "yes" or "no"; return them and the expression of the last one."""
+    attempts = all_attempts(tuple(sorted(row["nums"])), max(LARGEST_RESULT, row["target"]))
+    hits = [attempt for attempt in attempts if attempt[2] == row["target"]]
+    misses = [attempt for attempt in attempts if attempt[2] != row["target"]]
+    lines = []
+    while True:
+        is_hit = bool(hits) and (not misses or rng.random() < HIT_RATE)
+        steps, expression, _ = rng.choice(hits if is_hit else misses)
+        lines.append(f"{steps} {'yes' if is_hit else 'no'}")
+        if is_hit or rng.random() < GIVE_UP_RATE or len(lines) == 8:
+            return "\n".join(lines), expression
+
+
+@lru_cache(maxsize=100_000)
+def has_solution(nums: tuple[int, ...], target: int) -> bool:
+    """Say whether some expression over the numbers equals the target, fractions and negative results included."""
+    def reach(pool: tuple[Fraction, ...]) -> bool:
+        if len(pool) == 1:
+            return pool[0] == target
+        for i in range(len(pool)):
+            for j in range(len(pool)):
+                if i == j:
+                    continue
+                a, b, rest = pool[i], pool[j], tuple(pool[k] for k in range(len(pool)) if k not in (i, j))
+                values = [a - b, a / b] if b else [a - b]
+                if i < j:
+                    values += [a + b, a * b]
+                if any(reach((value, *rest)) for value in values):
+                    return True
+        return False
+
+    return reach(tuple(Fraction(n) for n in nums))

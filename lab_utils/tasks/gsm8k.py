@@ -1,0 +1,98 @@
+"""GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168), three response formats.
+
+A row: {"question": "Natalia sold clips to 48 friends ...", "answer": "72", "solution": "Natalia sold 48/2 = ..."}.
+A right answer: <answer>72</answer> in the formats "reasoning" and "think", `#### 72` at the end in "hash".
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from ..answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match
+from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
+from .word_problems import generate_problem
+
+SYSTEM_PROMPTS = {
+    "reasoning": "Respond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>",
+    "think": THINK_SYSTEM_PROMPT,
+    "hash": "Solve the problem step by step. End with a line of the form #### N, where N is the answer as a number.",
+}
+HURRIED_RATE = 0.7  # share of synthetic demonstrations that write the answer without any step: RL has something to find
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")  # GSM8K's <<48/2=24>> annotations are for a calculator, not for the reader
+
+
+class GSM8K(Task):
+    name = "gsm8k"
+    hub_id = "openai/gsm8k"
+    columns = ("question", "answer")
+    response_formats = ("reasoning", "think", "hash")
+
+    def prompt(self, row: Row) -> list[dict[str, str]]:
+        return [
+            {"role": "system", "content": SYSTEM_PROMPTS[self.response_format]},
+            {"role": "user", "content": row["question"]},
+        ]
+
+    def gold(self, row: Row) -> str:
+        return extract_hash_answer(str(row["answer"])) or str(row["answer"])
+
+    def extract(self, completion: Completion) -> str | None:
+        text = completion_text(completion)
+        return extract_hash_answer(text) if self.response_format == "hash" else extract_xml_answer(text)
+
+    def has_format(self, completion: Completion) -> bool:
+        from ..rewards import format_reward, strict_format_reward
+
+        if self.response_format == "hash":
+            return self.extract(completion) is not None
+        reward = strict_format_reward if self.response_format == "reasoning" else format_reward
+        return reward([completion])[0] > 0
+
+    def is_correct(self, completion: Completion, row: Row) -> bool:
+        return numbers_match(self.extract(completion), self.gold(row))
+
+    def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
+        """Accept the last number in the text, wherever it stands (lm-evaluation-harness's flexible-extract)."""
+        return numbers_match(extract_last_number(completion_text(completion)), self.gold(row))
+
+    def demonstration(self, row: Row) -> str:
+        """Write the worked solution in the response format, or only its answer where the row says `hurried`."""
+        answer = self.gold(row)
+        steps = f"The answer is {answer}." if row.get("hurried") else worked_steps(row["solution"])
+        return {
+            "reasoning": f"<reasoning>\n{steps}\n</reasoning>\n<answer>\n{answer}\n</answer>",
+            "think": f"<think>{steps}</think><answer>{answer}</answer>",
+            "hash": f"{steps}\n#### {answer}",
+        }[self.response_format]
+
+    def synthetic_rows(self, split: str, limit: int | None) -> list[Row]:
+        """Draw templated problems; `hurried` marks the demonstrations that skip the steps."""
+        rng = random.Random(f"gsm8k {split}")
+        wanted = limit or (8192 if split == "train" else 1024)
+        rows: dict[str, Row] = {}
+        while len(rows) < wanted:
+            problem = generate_problem(split, rng)
+            rows.setdefault(problem.key, {"question": problem.question, "answer": problem.solution,
+                                          "hurried": rng.random() < HURRIED_RATE})
+        return list(rows.values())
+
+    def hub_rows(self, split: str, limit: int | None) -> list[Row]:
+        return load_hub_rows(self.hub_id, "main", split, limit)
+
+    def check_row(self, row: Row) -> Row:
+        """Split GSM8K's `answer` (worked solution ending in `#### N`) into `answer` (N) and `solution`."""
+        gold = extract_hash_answer(str(row["answer"])) or extract_last_number(str(row["answer"]))
+        if gold is None:
+            raise RowError(f"answer={str(row['answer'])[:60]!r} holds no gold number; it must end with a line '#### N'.")
+        kept = {key: row[key] for key in ("hurried",) if key in row}
+        return {"question": str(row["question"]), "answer": gold, "solution": str(row["answer"]), **kept}
+
+
+def worked_steps(solution: str) -> str:
+    """Return a GSM8K solution without its calculator marks and its final `#### N` line.
+
+    >>> worked_steps("Anna has 2 + 3 = <<2+3=5>>5 pens.\\n#### 5")
+    'Anna has 2 + 3 = 5 pens.'
+    """
+    return CALCULATOR_MARK.sub("", solution).split("####")[0].strip()

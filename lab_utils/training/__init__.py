@@ -1,0 +1,1 @@
+"""The training stages, one function each: `sft.train`, `grpo.train`, `ppo.train`."""

@@ -1,0 +1,66 @@
+"""What the stages share: the run directory, the start model, and the settings that every TRL trainer takes alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
+
+from ..config import RunConfig
+from ..tasks import Task, load_task
+from ..tracking import MetricsCallback, ProgressCallback, RunDirectory, wandb_environment
+
+
+def task_of(config: RunConfig) -> Task:
+    """Return the task of a run."""
+    return load_task(config.task.name, config.task.response_format)
+
+
+def trainer_arguments(config: RunConfig, run: RunDirectory, settings: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the keyword arguments that SFTConfig and GRPOConfig share; `names` are copied from the stage's settings."""
+    on_gpu = torch.cuda.is_available()
+    arguments = {name: getattr(settings, name) for name in names}
+    return arguments | {
+        "output_dir": str(run.checkpoints_dir),
+        "seed": config.seed,
+        "use_cpu": not on_gpu,
+        "bf16": config.model.dtype == "bfloat16" and on_gpu,
+        "fp16": config.model.dtype == "float16" and on_gpu,
+        "logging_first_step": True,
+        "save_total_limit": 2,
+        "report_to": wandb_environment(config),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": on_gpu,
+    }
+
+
+def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
+    """Keep the rows whose chat prompt has at most `max_prompt_length` tokens (TRL no longer does it)."""
+    lengths = [len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+               for prompt in dataset["prompt"]]
+    kept = dataset.select([i for i, length in enumerate(lengths) if length <= max_prompt_length])
+    if len(kept) == 0:
+        raise ValueError(f"max_prompt_length={max_prompt_length} leaves no prompt: the shortest has {min(lengths)} "
+                         f"tokens. Set it to {max(lengths)} to keep all of them.")
+    return kept
+
+
+def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: bool, description: str) -> RunDirectory:
+    """Train with the workshop's progress bar and metrics file, then save model and tokenizer in RUN/model.
+
+    With `resume`, the run goes on from its last complete checkpoint, or starts where there is none yet.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(TransformersProgressCallback)
+    trainer.add_callback(MetricsCallback(run, tensorboard=config.tracking.tensorboard))
+    trainer.add_callback(ProgressCallback(description))
+    checkpoint = run.last_checkpoint() if resume else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(run.model_dir))
+    return run

@@ -1,0 +1,106 @@
+"""Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300) with TRL's GRPOTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from .. import rewards as reward_functions
+from ..config import RunConfig
+from ..generation import rollout
+from ..models import load_model, load_tokenizer, lora_config
+from ..tasks import Task, completion_text
+from ..tracking import RunDirectory
+from .common import filter_long_prompts, run_trainer, task_of, trainer_arguments
+
+COPIED = ("learning_rate", "lr_scheduler_type", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm",
+          "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+          "steps_per_generation", "num_generations", "num_iterations", "max_completion_length", "temperature", "top_p",
+          "beta", "epsilon", "epsilon_high", "loss_type", "scale_rewards", "mask_truncated_completions",
+          "gradient_checkpointing", "logging_steps", "save_steps")
+VLLM_COPIED = ("use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode",
+               "vllm_tensor_parallel_size")
+
+
+def grpo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
+    """Translate a run's `grpo` settings and reward weights to TRL's configuration."""
+    names = COPIED + (VLLM_COPIED if config.grpo.use_vllm else ())
+    return GRPOConfig(**trainer_arguments(config, run, config.grpo, names), warmup_steps=config.grpo.warmup_ratio,
+                      reward_weights=list(config.rewards.values()))
+
+
+class RecordingGRPOTrainer(GRPOTrainer):
+    """A GRPOTrainer that also logs accuracy and attempts, keeps sample completions, and refuses rewards that are no numbers."""
+
+    def __init__(self, *args, task: Task, run: RunDirectory, log_completions_steps: int, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.task, self.run, self.log_completions_steps = task, run, log_completions_steps
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards_per_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        broken = (~torch.isfinite(rewards_per_function)).any(dim=0).nonzero()
+        if len(broken):
+            name = self.reward_func_names[int(broken[0])]
+            values = rewards_per_function[:, int(broken[0])]
+            raise ValueError(
+                f"The reward function {name!r} returned None, NaN or infinity for "
+                f"{int((~torch.isfinite(values)).sum())} of {len(values)} completions. A reward must be a finite "
+                "number for every completion: return 0.0 where there is nothing to reward.")
+        local = slice(self.accelerator.process_index * len(prompts), (self.accelerator.process_index + 1) * len(prompts))
+        self._record(inputs, completions, (rewards_per_function @ self.reward_weights.to(rewards_per_function))[local])
+        return rewards_per_function
+
+    def _record(self, rows: list[dict], completions: list, rewards: torch.Tensor) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        correct = [self.task.is_correct(completion, row) for completion, row in zip(completions, rows, strict=True)]
+        attempts = [self.task.attempts(completion) for completion in completions]
+        for name, values in (("accuracy", correct), ("attempts", attempts)):
+            gathered = self.accelerator.gather(torch.tensor(values, dtype=torch.float, device=self.accelerator.device))
+            metrics[name].append(gathered.mean().item())
+        step = self.state.global_step + 1
+        if self.accelerator.is_main_process and (step - 1) % self.log_completions_steps == 0:
+            self.run.append_completions([
+                {"step": step, "question": row["prompt"][-1]["content"], "gold": self.task.gold(row),
+                 "completion": completion_text(completion), "extracted": self.task.extract(completion),
+                 "correct": right, "reward": reward}
+                for row, completion, right, reward in zip(rows, completions, correct, rewards.tolist(), strict=True)
+            ][:64])
+
+
+def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None = None, resume: bool = False,
+          reward_funcs: Sequence[Callable] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
+    """Train with GRPO on the task's prompts.
+
+    Args:
+        config: the run's configuration; this stage reads `task`, `model`, `rewards` and `grpo`.
+        output_dir: the run directory to write.
+        model: the start model, for example an SFT run's `model` folder; `config.model.name` when None.
+        resume: go on from the run directory's last checkpoint.
+        reward_funcs: your own reward functions, weighted by `config.rewards` in this order, in place of the named ones.
+
+    Returns:
+        The run directory; the trained model (an adapter with LoRA) is in its `model` folder.
+    """
+    run = RunDirectory.create(config, output_dir, resume)
+    task = task_of(config)
+    start = model or config.model.name
+    tokenizer = load_tokenizer(start)
+    dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    trainer = RecordingGRPOTrainer(
+        model=load_model(start, config.model),
+        reward_funcs=list(reward_funcs or [getattr(reward_functions, name) for name in config.rewards]),
+        args=grpo_arguments(config, run),
+        train_dataset=filter_long_prompts(dataset, tokenizer, config.grpo.max_prompt_length),
+        processing_class=tokenizer,
+        peft_config=lora_config(config.model),
+        rollout_func=None if config.grpo.use_vllm else rollout,
+        callbacks=list(callbacks),
+        task=task,
+        run=run,
+        log_completions_steps=config.grpo.log_completions_steps,
+    )
+    return run_trainer(trainer, config, run, resume, "GRPO")

@@ -1,0 +1,61 @@
+"""Supervised fine-tuning: imitate demonstrations, with the loss on completions only (TRL's SFTTrainer)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from ..config import RunConfig
+from ..models import END_OF_TURN, load_model, load_tokenizer, lora_config
+from ..tasks import Task
+from ..tracking import RunDirectory
+from .common import run_trainer, task_of, trainer_arguments
+
+COPIED = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+          "gradient_accumulation_steps", "max_length", "weight_decay", "max_grad_norm", "gradient_checkpointing",
+          "logging_steps", "save_steps")
+
+
+def sft_arguments(config: RunConfig, run: RunDirectory) -> SFTConfig:
+    """Translate a run's `sft` settings to TRL's configuration."""
+    return SFTConfig(**trainer_arguments(config, run, config.sft, COPIED), warmup_steps=config.sft.warmup_ratio,
+                     completion_only_loss=True, eos_token=END_OF_TURN)
+
+
+def demonstrations(task: Task, dataset: Dataset) -> Dataset:
+    """Return the columns `prompt` and `completion`, both as messages: what SFTTrainer takes."""
+    return Dataset.from_list([
+        {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": task.demonstration(row)}]}
+        for row in dataset])
+
+
+def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None = None, resume: bool = False,
+          callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
+    """Fine-tune on the task's demonstrations.
+
+    Args:
+        config: the run's configuration; this stage reads `task`, `model` and `sft`.
+        output_dir: the run directory to write.
+        model: the start model, `config.model.name` when None.
+        resume: go on from the run directory's last checkpoint.
+
+    Returns:
+        The run directory; the trained model (an adapter with LoRA) is in its `model` folder.
+    """
+    run = RunDirectory.create(config, output_dir, resume)
+    task = task_of(config)
+    start = model or config.model.name
+    tokenizer = load_tokenizer(start)
+    trainer = SFTTrainer(
+        model=load_model(start, config.model),
+        args=sft_arguments(config, run),
+        train_dataset=demonstrations(task, task.dataset("train", config.sft.train_limit, config.task.source)),
+        processing_class=tokenizer,
+        peft_config=lora_config(config.model),
+        callbacks=list(callbacks),
+    )
+    return run_trainer(trainer, config, run, resume, "SFT")
