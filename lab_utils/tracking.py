@@ -12,7 +12,6 @@ Nothing else passes from one stage to the next: notebooks, plots and cloud jobs 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import importlib.metadata
 import io
 import json
@@ -30,6 +29,8 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+from lab_utils.config import RunConfig
 
 if TYPE_CHECKING:
     from lab_utils.evaluation import Evaluation
@@ -100,11 +101,11 @@ class RunDirectory:
         return f"RunDirectory({str(self.path)!r})"
 
     @classmethod
-    def create(cls, config: Any, path: str | os.PathLike, resume: bool = False) -> RunDirectory:
+    def create(cls, config: RunConfig, path: str | os.PathLike, resume: bool = False) -> RunDirectory:
         """Make the directory and write config.yaml and environment.json.
 
         Args:
-            config: the resolved `RunConfig` (any dataclass).
+            config: the resolved `RunConfig`.
             path: a directory that does not exist or is empty, unless `resume`.
             resume: continue the run in `path` (or start it, where there is none yet).
 
@@ -117,9 +118,8 @@ class RunDirectory:
                 f"The output directory {run.path} is not empty, and a new run needs an empty one so that no results "
                 "are overwritten. Continue the run in it with --resume (resume=True), or choose another directory."
             )
-        resolved = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-        if resume and run.config_path.exists() and run.config_path.read_text(encoding="utf-8") != resolved:
-            changed = sorted(_changed_keys(run.config(), yaml.safe_load(resolved)))
+        if resume and run.config_path.exists():
+            changed = _changed_keys(yaml.safe_load(run.config_path.read_text(encoding="utf-8")), config.to_dict())
             if changed:
                 warnings.warn(
                     f"Resuming {run.path} with other settings than it was started with: {', '.join(changed)}. "
@@ -129,7 +129,7 @@ class RunDirectory:
         try:
             for directory in (run.path, run.checkpoints_dir, run.figures_dir):
                 directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.config_path, resolved)
+            write_atomically(run.config_path, config.to_yaml())
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         except OSError as error:
             raise RunDirectoryError(
@@ -172,9 +172,9 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     # Reading
-    def config(self) -> dict[str, Any]:
-        """The resolved configuration, as nested dictionaries (`run.config()["grpo"]["learning_rate"]`)."""
-        return yaml.safe_load(self._existing(self.config_path).read_text(encoding="utf-8"))
+    def config(self) -> RunConfig:
+        """The resolved configuration that the run was started with."""
+        return RunConfig.from_yaml(self._existing(self.config_path))
 
     def environment(self) -> dict[str, Any]:
         """What the run was made with; see `describe_environment`."""
@@ -395,7 +395,7 @@ class ProgressCallback(TrainerCallback):
             self.bar.close()
 
 
-def wandb_environment(config: Any) -> list[str]:
+def wandb_environment(config: RunConfig) -> list[str]:
     """Prepare Weights & Biases so that it never asks for anything; returns the Trainer's `report_to`.
 
     Without WANDB_API_KEY the run is recorded offline (send it later with `wandb sync`).
