@@ -1,0 +1,33 @@
+"""The rewards of the workshop: plain functions with TRL's signature, f(completions, **columns) -> list[float].
+
+`completions` holds strings or message lists. The other arguments are columns of the dataset, one value per completion:
+`answer` (GSM8K's gold as a string), `nums` and `target` (Countdown). TRL adds `completion_ids` (tokens) and more; a
+reward takes what it needs by name and leaves the rest in `**columns`. It returns one finite number per completion and
+does nothing else: no printing, no state, and work in proportion to the length of the text.
+"""
+
+from .combine import combine_rewards
+from .correctness import correctness_reward, equation_reward, int_reward, numeric_match_reward
+from .format import format_reward, soft_format_reward, strict_format_reward, xmlcount_reward
+from .shaping import (
+    conciseness_reward,
+    cosine_scaled_accuracy_reward,
+    reasoning_reward,
+    repetition_penalty_reward,
+)
+
+__all__ = [
+    "combine_rewards",
+    "conciseness_reward",
+    "correctness_reward",
+    "cosine_scaled_accuracy_reward",
+    "equation_reward",
+    "format_reward",
+    "int_reward",
+    "numeric_match_reward",
+    "reasoning_reward",
+    "repetition_penalty_reward",
+    "soft_format_reward",
+    "strict_format_reward",
+    "xmlcount_reward",
+]

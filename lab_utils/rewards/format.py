@@ -1,0 +1,84 @@
+"""Rewards for the response format, whatever the answer says.
+
+The regular expressions see only text that holds each tag exactly once; so their work is in proportion to its length.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..tasks import Completion, completion_text
+
+REASONING_TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+THINK_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+STRICT_FORMAT = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n?", re.DOTALL)
+THINK_FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+
+
+def strict_format_reward(completions: list[Completion], **columns: Any) -> list[float]:
+    r"""0.5 for exactly the format that GSM8K's prompt asks for, every tag on its own line, else 0.0.
+
+    A final newline may be there or not; any other text outside the tags, or a second tag of a kind, earns nothing.
+
+    >>> strict_format_reward(["<reasoning>\n48 + 24\n= 72\n</reasoning>\n<answer>\n72\n</answer>"])
+    [0.5]
+    >>> strict_format_reward(["<reasoning>48 + 24</reasoning> <answer>72</answer>"])
+    [0.0]
+    """
+    texts = map(completion_text, completions)
+    return [0.5 if has_each_once(text, REASONING_TAGS) and STRICT_FORMAT.fullmatch(text) else 0.0 for text in texts]
+
+
+def soft_format_reward(completions: list[Completion], **columns: Any) -> list[float]:
+    """0.5 if the four tags stand in the text in the right order, whatever is around them, else 0.0.
+
+    >>> soft_format_reward(["Sure! <reasoning>48 + 24</reasoning> So: <answer>72</answer>", "<answer>72</answer>"])
+    [0.5, 0.0]
+    """
+    return [0.5 if has_in_order(completion_text(text), REASONING_TAGS) else 0.0 for text in completions]
+
+
+def xmlcount_reward(completions: list[Completion], **columns: Any) -> list[float]:
+    r"""0.125 for each of the four tags that stands in the text exactly once, less 0.001 for each trailing character.
+
+    Trailing is what follows the last `</answer>`, without white space at either end. It counts once and never takes the
+    reward below 0.0.
+
+    >>> xmlcount_reward(["<reasoning>\n48 + 24\n</reasoning>\n<answer>\n72\n</answer>\n", "<answer>72", "72"])
+    [0.5, 0.125, 0.0]
+    >>> xmlcount_reward(["<answer>72</answer> Done!"])  # 0.25 - 5 * 0.001
+    [0.245]
+    """
+    rewards = []
+    for text in map(completion_text, completions):
+        tags = sum(text.count(tag) == 1 for tag in REASONING_TAGS)
+        trailing = text.rpartition("</answer>")[2].strip() if "</answer>" in text else ""
+        rewards.append(max(0.0, 0.125 * tags - 0.001 * len(trailing)))
+    return rewards
+
+
+def format_reward(completions: list[Completion], **columns: Any) -> list[float]:
+    r"""1.0 for `<think>...</think><answer>...</answer>` and nothing else but white space around and between, else 0.0.
+
+    >>> format_reward(["<think>9 * 8\n= 72</think>\n<answer>72</answer>", "<think>9 * 8 <answer>72</answer>"])
+    [1.0, 0.0]
+    """
+    texts = map(completion_text, completions)
+    return [1.0 if has_each_once(text, THINK_TAGS) and THINK_FORMAT.fullmatch(text) else 0.0 for text in texts]
+
+
+def has_each_once(text: str, tags: tuple[str, ...]) -> bool:
+    """Say whether each tag stands in the text exactly once."""
+    return all(text.count(tag) == 1 for tag in tags)
+
+
+def has_in_order(text: str, tags: tuple[str, ...]) -> bool:
+    """Say whether the tags stand in the text one after the other."""
+    position = 0
+    for tag in tags:
+        found = text.find(tag, position)
+        if found < 0:
+            return False
+        position = found + len(tag)
+    return True
