@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lab_utils.answers import parse_number
-from lab_utils.config import RunConfig
-from lab_utils.generation import Completion, sample
-from lab_utils.models import load_model, load_tokenizer
-from lab_utils.tasks import Task, load_task
-from lab_utils.tracking import RunDirectory, write_atomically
+from .answers import parse_number
+from .config import RunConfig
+from .generation import Completion, sample
+from .models import load_model, load_tokenizer
+from .tasks import Task, load_task
+from .tracking import RunDirectory, write_atomically
 
 Interval = tuple[float, float]
 
@@ -442,7 +442,7 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evalua
     dataset = task.dataset("test", limit=min(limits, default=None), source=config.task.source)
     settings = config.evaluation
     evaluation = evaluate(
-        load_model(config.model, model_path),
+        load_model(model_path, config.model),
         load_tokenizer(model_path),
         task,
         dataset,
@@ -485,7 +485,7 @@ def results_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
             "attempts": evaluation.mean_attempts,
         }
         if evaluation is not first:
-            if [e["prompt"][-1] for e in evaluation.examples] != [e["prompt"][-1] for e in first.examples]:
+            if [e["question"] for e in evaluation.examples] != [e["question"] for e in first.examples]:
                 raise ValueError(
                     f"{label!r} and {first_label!r} were not asked the same questions: evaluate both with the same "
                     "task, source and limit."

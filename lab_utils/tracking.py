@@ -30,10 +30,10 @@ import yaml
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from lab_utils.config import RunConfig
+from .config import RunConfig
 
 if TYPE_CHECKING:
-    from lab_utils.evaluation import Evaluation
+    from .evaluation import Evaluation
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "bitsandbytes", "vllm"
@@ -191,7 +191,7 @@ class RunDirectory:
 
     def evaluation(self) -> Evaluation:
         """The saved evaluation of this run's model."""
-        from lab_utils.evaluation import Evaluation  # evaluation imports this module
+        from .evaluation import Evaluation  # evaluation imports this module
 
         return Evaluation.load(self._existing(self.evaluation_path))
 
