@@ -64,7 +64,8 @@ prefix=$("$python" -c 'import sys; print(sys.prefix)')
 gpu=no
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then gpu=yes; fi
 torch_pin=$(grep '^torch==' $requirements/cpu.txt)
-torch_found=$("$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)
+torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true; }
+torch_found=$(torch_version)
 keep_torch=no
 if [ -n "$torch_found" ] && [ "torch==${torch_found%%+*}" != "$torch_pin" ]; then keep_torch=yes; fi
 say "$("$python" --version) in $prefix, GPU: $gpu"
@@ -82,16 +83,16 @@ if [ -f "$stamp" ]; then
 fi
 
 pip() { "$python" -m pip "$@"; }
-install() { pip install --quiet --disable-pip-version-check "$@"; }
+install() { pip install -qq --disable-pip-version-check "$@"; }  # -qq: errors only
 
 # Step 3: torch. On Linux the package index has the CUDA build (several GB), so a machine without a GPU asks PyTorch's own
-# index for the CPU build first. If that index cannot be reached, pip says so, goes on, and takes what it finds elsewhere.
+# index for the CPU build first. If that index cannot be reached, pip goes on after a retry and takes what it finds elsewhere.
 started=$SECONDS
 if [ -z "$torch_found" ] && [ $gpu = no ] && [ "$(uname -s)" = Linux ]; then
     say "torch, CPU build (about 200 MB): a minute or less ..."
     install --retries 1 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu "$torch_pin" \
         || say "that did not work; the next step takes torch from the standard index"
-    say "torch: $((SECONDS - started)) s"
+    say "torch $(torch_version): $((SECONDS - started)) s"
 fi
 
 # Step 4: everything else.

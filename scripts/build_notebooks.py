@@ -1,0 +1,124 @@
+"""Generates the notebooks from their one source: notebooks/src/NN_name.py becomes notebooks/NN_name.ipynb (complete) and
+notebooks/exercises/NN_name.ipynb (the learner edition, with the solutions taken out).
+
+    python scripts/build_notebooks.py            write what has changed
+    python scripts/build_notebooks.py --check    write nothing; fail and name the files that are not up to date
+
+A solution stands between two marker lines inside a code cell:
+
+    def advantages(rewards):
+        # YOUR CODE HERE
+        # >>> solution
+        return rewards - rewards.mean()
+        # <<< solution
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+SOLUTION = re.compile(r"^([ \t]*)# >>> solution\n(.*?)^\1# <<< solution(?:\n|$)", re.MULTILINE | re.DOTALL)
+BLANK = 'raise NotImplementedError("Write this part, then run the cell again.")'
+
+
+class SourceError(ValueError):
+    """A source file that cannot become a notebook; the message names the file, the cell and the remedy."""
+
+
+def complete(source: str) -> str:
+    """A cell's source for the complete edition: the marker lines go, the solution stays."""
+    return SOLUTION.sub(r"\2", source).rstrip("\n")
+
+
+def blanked(source: str) -> str:
+    """A cell's source for the learner edition: each solution becomes one line that asks for it."""
+    return SOLUTION.sub(lambda match: f"{match[1]}{BLANK}\n", source).rstrip("\n")
+
+
+def build(source: Path, edition) -> str:
+    """The notebook (as .ipynb text) of one source file; `edition` is `complete` or `blanked`, applied to every code cell.
+
+    Cell ids come from the cells' content, so that a change to one cell changes only that cell in the generated file.
+    """
+    cells, seen = [], set()
+    for cell in jupytext.read(source, fmt="py:percent").cells:
+        text = edition(cell.source) if cell.cell_type == "code" else cell.source
+        if "# >>> solution" in text or "# <<< solution" in text:
+            raise SourceError(
+                f"{source.name}: a solution marker without its partner at the same indentation, in the cell that begins\n"
+                f"{cell.source[:200]}\nWrite '# >>> solution' before the solution and '# <<< solution' after it."
+            )
+        identity = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        while identity in seen:
+            identity += "-again"
+        seen.add(identity)
+        make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
+        tags = cell.metadata.get("tags")
+        cells.append(make(text, id=identity, metadata={"tags": tags} if tags else {}))
+    notebook = new_notebook(cells=cells, metadata=METADATA)
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook) + "\n"
+
+
+def build_all(notebooks: Path) -> dict[Path, str]:
+    """Every generated file under `notebooks` and the text that it should have."""
+    files = {}
+    for source in sorted((notebooks / "src").glob("[0-9][0-9]_*.py")):
+        files[notebooks / f"{source.stem}.ipynb"] = build(source, complete)
+        files[notebooks / "exercises" / f"{source.stem}.ipynb"] = build(source, blanked)
+    return files
+
+
+def stale_files(files: dict[Path, str]) -> list[Path]:
+    """Those of `files` (path → text it should have) that are missing or differ."""
+    return [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+
+
+def orphans(notebooks: Path) -> list[Path]:
+    """Numbered notebooks that no source file makes (any more)."""
+    numbered = [*notebooks.glob("[0-9][0-9]_*.ipynb"), *notebooks.glob("exercises/[0-9][0-9]_*.ipynb")]
+    return sorted(path for path in numbered if not (notebooks / "src" / f"{path.stem}.py").exists())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not up to date")
+    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="the folder that holds src/ (default: notebooks)")
+    arguments = parser.parse_args()
+    try:
+        files = build_all(arguments.notebooks)
+    except SourceError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+    stale = stale_files(files)
+    for path in stale:
+        if arguments.check:
+            print(f"not what its source gives: {path}; run: python scripts/build_notebooks.py", file=sys.stderr)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(files[path], encoding="utf-8", newline="\n")
+            print(f"written: {path}")
+    without_source = orphans(arguments.notebooks)
+    for path in without_source:
+        print(f"no source in notebooks/src: {path}; remove it or rename it", file=sys.stderr)
+    if not stale and not without_source:
+        print(f"{len(files)} notebooks are up to date.")
+    return 1 if without_source or (arguments.check and stale) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
