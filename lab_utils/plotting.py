@@ -1,0 +1,324 @@
+"""Every figure of the workshop, drawn from run directories and evaluations.
+
+Importing this module sets the workshop's matplotlib style. Each function returns the Figure (the last expression of a
+notebook cell shows it) and saves it where `path` is given. A method has the same colour in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .evaluation import Evaluation
+from .tracking import RunDirectory
+
+# Okabe and Ito's colours, which colour-blind people can tell apart. The first name found in a label decides.
+METHOD_COLOURS = {
+    "random": "#D55E00",
+    "extra sft": "#CC79A7",
+    "ppo": "#009E73",
+    "grpo": "#0072B2",
+    "sft": "#E69F00",
+    "base": "#7F7F7F",
+}
+# For everything that is no method (Paul Tol's "muted" scheme).
+OTHER_COLOURS = ["#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#88CCEE", "#117733"]
+INK = "#222222"
+
+plt.rcParams.update({
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.12,
+    "font.size": 15,
+    "axes.titlesize": 17,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 14,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "xtick.labelsize": 14,
+    "ytick.labelsize": 14,
+    "lines.linewidth": 3,
+    "lines.solid_capstyle": "round",
+})  # fmt: skip
+
+# metric in metrics.csv -> title, unit of the axis
+METRICS = {
+    "reward": ("Reward", "mean per response"),
+    "accuracy": ("Accuracy", "% of responses correct"),
+    "completions/mean_length": ("Response length", "tokens"),
+    "attempts": ("Attempts", "per response"),
+    "loss": ("Loss", "nats per token"),
+    "entropy": ("Entropy", "nats per token"),
+    "kl": ("KL to the reference", "nats per token"),
+    "grad_norm": ("Gradient norm", ""),
+    "frac_reward_zero_std": ("Groups without a signal", "% with equal rewards"),
+    "completions/clipped_ratio": ("Responses cut off", "% of responses"),
+    "clip_ratio/region_mean": ("Clipped ratios", "% of tokens"),
+}
+PERCENT = {"accuracy", "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/region_mean"}
+
+Runs = RunDirectory | Mapping[str, RunDirectory | Sequence[RunDirectory]]
+
+
+def colours(labels: Sequence[str]) -> list[str]:
+    """The colour of each label: its method's, or one of the others."""
+    spare = iter(OTHER_COLOURS)
+    return [next((c for m, c in METHOD_COLOURS.items() if m in label.lower()), None) or next(spare) for label in labels]
+
+
+def _finish(figure: Figure, path: str | Path | None) -> Figure:
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    plt.close(figure)  # or a notebook would show it twice
+    return figure
+
+
+def _label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -> None:
+    """Write labels right of the axes at heights (y, label, colour), moved apart by at least `gap` (axes share)."""
+    low, high = ax.get_ylim()
+    heights = [(y - low) / (high - low) for y, _, _ in ends]
+    order = np.argsort(heights)
+    for below, above in zip(order, order[1:], strict=False):
+        heights[above] = max(heights[above], heights[below] + gap)
+    overshoot = max(0.0, heights[order[-1]] - 1.0)
+    for height, (_, label, colour) in zip(heights, ends, strict=True):
+        ax.text(1.02, height - overshoot, label, transform=ax.transAxes, color=colour, va="center", fontweight="bold")
+
+
+def _groups(runs: Runs) -> dict[str, list[pd.DataFrame]]:
+    """Metrics of the runs (the seeds) behind each label."""
+    if isinstance(runs, RunDirectory):
+        runs = {runs.path.name.upper(): runs}
+    return {
+        label: [run.metrics() for run in ([group] if isinstance(group, RunDirectory) else group)]
+        for label, group in runs.items()
+    }
+
+
+def _smooth(values: pd.Series) -> pd.Series:
+    """Centred moving average over about a tenth of the points."""
+    return values.rolling(len(values) // 20 * 2 + 1, min_periods=1, center=True).mean()
+
+
+def _tidy_axes(ax: Axes, x: str = "step") -> None:
+    ax.margins(x=0.01)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=x == "step", steps=[1, 2, 5, 10]))
+    low, high = ax.get_ylim()
+    if ax.dataLim.y0 >= 0:  # from zero, so that heights can be compared
+        ax.set_ylim(0, high)
+
+
+def _draw_metric(
+    ax: Axes, groups: dict[str, list[pd.DataFrame]], metric: str, x: str, label_gap: float | None = None
+) -> None:
+    """Thin lines for the single runs, a thick smoothed one for their mean; labels at their ends if `label_gap`."""
+    ends = []
+    for (label, frames), colour in zip(groups.items(), colours(list(groups)), strict=True):
+        frames = [frame.assign(minutes=frame["seconds"] / 60).set_index("step", drop=False) for frame in frames]
+        frames = [frame[frame[metric].notna()] for frame in frames if metric in frame]
+        if not frames:
+            continue
+        for frame in frames:
+            ax.plot(frame[x], frame[metric], color=colour, linewidth=1.2, alpha=0.4)
+        together = pd.concat([frame[[x, metric]] for frame in frames], keys=range(len(frames)))
+        mean = together.groupby(level="step").mean()[together.groupby(level="step").size() == len(frames)]
+        smooth = _smooth(mean[metric])
+        ax.plot(mean[x], smooth, color=colour)
+        ends.append((smooth.iloc[-1], label, colour))
+    title, unit = METRICS.get(metric, (metric, ""))
+    ax.set(title=title, ylabel=unit)
+    _tidy_axes(ax, x)
+    if metric in PERCENT:
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    if label_gap and len(groups) > 1:
+        _label_ends(ax, ends, label_gap)
+
+
+def _x_label(groups: dict[str, list[pd.DataFrame]], x: str) -> str:
+    seeds = max(len(frames) for frames in groups.values())
+    lines = f"thin: one seed, thick: mean of {seeds}" if seeds > 1 else "thin: as logged, thick: smoothed"
+    return f"{'training step' if x == 'step' else 'minutes of training'}   ({lines})"
+
+
+def plot_training(
+    runs: Runs,
+    path: str | Path | None = None,
+    metrics: Sequence[str] = ("reward", "accuracy", "completions/mean_length", "attempts"),
+    x: str = "step",
+) -> Figure:
+    """The course of reinforcement learning: one panel per metric (those of `metrics` that were logged).
+
+    Args:
+        runs: a run directory, or {label: run directory or list of them (seeds)} to compare methods.
+        x: "step" or "minutes".
+    """
+    groups = _groups(runs)
+    metrics = [m for m in metrics if any(m in frame for frames in groups.values() for frame in frames)]
+    columns = min(2, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6.4 * columns, 3.9 * rows), squeeze=False)
+    for index, (ax, metric) in enumerate(zip(axes.flat, metrics, strict=False)):
+        in_last_column = index % columns == columns - 1
+        _draw_metric(ax, groups, metric, x, label_gap=0.11 if in_last_column else None)
+    for ax in axes.flat[len(metrics):]:
+        ax.set_visible(False)
+    figure.supxlabel(_x_label(groups, x), fontsize=14, color=INK)
+    return _finish(figure, path)
+
+
+def plot_metric(runs: Runs, metric: str, path: str | Path | None = None, x: str = "step") -> Figure:
+    """One metric of metrics.csv over the course of training, for one run or {label: run or list of runs}."""
+    groups = _groups(runs)
+    figure, ax = plt.subplots(figsize=(9, 5))
+    _draw_metric(ax, groups, metric, x, label_gap=0.075)
+    ax.set_xlabel(_x_label(groups, x))
+    return _finish(figure, path)
+
+
+def plot_sft(run: RunDirectory, path: str | Path | None = None) -> Figure:
+    """The loss of supervised fine-tuning on the demonstrations."""
+    return plot_metric({"SFT": run}, "loss", path)
+
+
+def plot_reward_components(run: RunDirectory, path: str | Path | None = None) -> Figure:
+    """What each reward function contributes to the reward: its mean times its weight. They add up to the total."""
+    frame = run.metrics()
+    weights = run.config().rewards
+    figure, ax = plt.subplots(figsize=(10, 5.5))
+    series = {"total": frame["reward"]}
+    for name, weight in weights.items():
+        label = f"{name.removesuffix('_reward').replace('_', ' ')} × {weight:g}"
+        series[label] = weight * frame[f"rewards/{name}/mean"]
+    ends = []
+    for (label, values), colour in zip(series.items(), [INK, *OTHER_COLOURS], strict=False):
+        smooth = _smooth(values)
+        ax.plot(frame["step"], values, color=colour, linewidth=1.2, alpha=0.4)
+        ax.plot(frame["step"], smooth, color=colour)
+        ends.append((smooth.iloc[-1], label, colour))
+    ax.set(title="Where the reward comes from", ylabel="mean per response", xlabel="training step")
+    _tidy_axes(ax)
+    _label_ends(ax, ends, gap=0.075)
+    return _finish(figure, path)
+
+
+def plot_accuracy_bars(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """Accuracy of each model with its 95% interval: strict (filled) and lenient (outlined, the format forgiven)."""
+    figure, ax = plt.subplots(figsize=(max(8.0, 2.2 * len(evaluations) + 1.5), 5.5))
+    for index, (label, colour) in enumerate(zip(evaluations, colours(list(evaluations)), strict=True)):
+        evaluation = evaluations[label]
+        for offset, value, (low, high), fill in (
+            (-0.2, evaluation.accuracy, evaluation.accuracy_interval, colour),
+            (0.2, evaluation.accuracy_lenient, evaluation.accuracy_lenient_interval, "white"),
+        ):
+            ax.bar(index + offset, value, 0.36, color=fill, edgecolor=colour, linewidth=2.5)
+            ax.vlines(index + offset, low, high, color=INK, linewidth=2)
+            ax.text(index + offset, high + 0.012, f"{value:.0%}", ha="center", va="bottom", fontweight="bold")
+    ax.set(title="Test accuracy: strict (filled), format forgiven (outlined)", ylabel="% of responses correct")
+    ax.set_xticks(range(len(evaluations)), list(evaluations))
+    ax.tick_params(axis="x", length=0, labelsize=15)
+    ax.set_ylim(0, min(1.08, 1.15 * max(e.accuracy_lenient_interval[1] for e in evaluations.values()) + 0.03))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    samples = {e.num_samples for e in evaluations.values()}
+    questions = {len(e.examples) for e in evaluations.values()}
+    if len(samples) == len(questions) == 1:
+        ax.set_xlabel(f"{questions.pop()} questions × {samples.pop()} samples, 95% intervals", labelpad=10)
+    return _finish(figure, path)
+
+
+def plot_pass_at_k(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """pass@k over k with 95% bands. Does the trained model solve more problems, or the same ones more reliably?"""
+    figure, ax = plt.subplots(figsize=(9, 5.5))
+    ends = []
+    for (label, evaluation), colour in zip(evaluations.items(), colours(list(evaluations)), strict=True):
+        values = list(evaluation.pass_at.values())
+        low, high = zip(*evaluation.pass_at_intervals.values(), strict=True)
+        ax.fill_between(evaluation.ks, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(evaluation.ks, values, color=colour, marker="o", markersize=8)
+        ends.append((values[-1], label, colour))
+    ks = max((evaluation.ks for evaluation in evaluations.values()), key=len)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ks, [str(k) for k in ks])
+    ax.minorticks_off()
+    ax.set(title="At least one of k responses is right (pass@k)", xlabel="k, responses per question")
+    ax.set_ylabel("% of questions")
+    ax.set_ylim(0, 1)
+    ax.margins(x=0.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    _label_ends(ax, ends, gap=0.075)
+    return _finish(figure, path)
+
+
+def plot_attempts(
+    evaluations: Mapping[str, Evaluation], path: str | Path | None = None, name: str = "attempts"
+) -> Figure:
+    """How often a response has 0, 1, 2, … attempts, one panel per model; the darker part is correct.
+
+    Args:
+        name: "attempts", or "num_tokens" for the length of the responses.
+    """
+    values = {label: evaluation.scores(name).ravel() for label, evaluation in evaluations.items()}
+    largest = max(v.max() for v in values.values())
+    width = 1 if name == "attempts" else max(1, round(largest / 30))
+    bins = np.arange(-0.5, largest + width, width)
+    figure, axes = plt.subplots(
+        len(values), 1, figsize=(9, 2.6 * len(values) + 0.8), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, (label, counts), colour in zip(axes.flat, values.items(), colours(list(values)), strict=True):
+        right = evaluations[label].scores().ravel() > 0
+        weight = np.full(len(counts), 1 / len(counts))
+        ax.hist(counts, bins, weights=weight, color=colour, alpha=0.35, rwidth=0.9)
+        ax.hist(counts[right], bins, weights=weight[right], color=colour, rwidth=0.9)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        ax.text(
+            0.99, 0.92, f"{label}: mean {counts.mean():.1f}, {right.mean():.0%} correct",
+            transform=ax.transAxes, ha="right", va="top", color=colour, fontweight="bold",
+        )  # fmt: skip
+    what = "Attempts" if name == "attempts" else "Tokens"
+    axes[0, 0].set_title(f"{what} per response (dark: the correct ones)")
+    axes[-1, 0].set_xlabel(f"{what.lower()} per response")
+    axes[-1, 0].xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    figure.supylabel("% of responses", fontsize=14, color=INK)
+    return _finish(figure, path)
+
+
+def plot_advantages(
+    rewards: Sequence[float], advantages: Sequence[float], path: str | Path | None = None
+) -> Figure:
+    """One worked group: the rewards of its completions with their mean, and the advantages that follow from them."""
+    rewards, advantages = np.asarray(rewards, dtype=float), np.asarray(advantages, dtype=float)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
+    x = np.arange(1, len(rewards) + 1)
+    left.bar(x, rewards, 0.7, color=METHOD_COLOURS["base"])
+    left.axhline(rewards.mean(), color=INK, linestyle="--", linewidth=2)
+    at_right = left.get_yaxis_transform()
+    left.text(1.02, rewards.mean(), f"mean\n{rewards.mean():.2f}", transform=at_right, va="center", color=INK)
+    left.set(title="Rewards of one group", ylabel="reward", xlabel="completion")
+    right.bar(x, advantages, 0.7, color=np.where(advantages >= 0, OTHER_COLOURS[1], OTHER_COLOURS[2]))
+    right.axhline(0, color=INK, linewidth=1.5)
+    right.set(title="Their advantages", ylabel="advantage", xlabel="completion")
+    for ax, heights in ((left, rewards), (right, advantages)):
+        ax.margins(y=0.15)
+        ax.set_xticks(x)
+        for position, height in zip(x, heights, strict=True):
+            up = height >= 0
+            ax.annotate(
+                f"{height:.2f}".replace("-", "−"), (position, height), xytext=(0, 4 if up else -4),
+                textcoords="offset points", ha="center", va="bottom" if up else "top", fontsize=13,
+            )  # fmt: skip
+    return _finish(figure, path)
