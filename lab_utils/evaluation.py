@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from .answers import parse_number
 from .config import RunConfig
 from .generation import Completion, sample
 from .models import load_model, load_tokenizer
 from .tasks import Task, load_task
-from .tracking import RunDirectory, write_atomically
+from .tracking import RunDirectory, model_of, write_atomically
 
 Interval = tuple[float, float]
 
@@ -373,6 +374,10 @@ def evaluate(
     Args:
         num_samples: completions per question; pass@k needs at least k.
         temperature: 0 for greedy decoding, with which one sample says it all.
+        batch_size: completions in flight at once.
+
+    Raises:
+        ValueError: several samples of a greedy answer, or no questions.
     """
     if temperature == 0 and num_samples > 1:
         raise ValueError(f"num_samples={num_samples} at temperature 0 would repeat one answer: use num_samples=1.")
@@ -381,17 +386,23 @@ def evaluate(
         "task": task.name, "response_format": task.response_format, "num_samples": num_samples,
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
     }  # fmt: skip
-    completions = sample(
-        model,
-        tokenizer,
-        [row["prompt"] for row in rows],
-        num_samples=num_samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    completions: list[list[Completion]] = []
+    at_once = max(1, batch_size // num_samples)
+    with tqdm(total=len(rows), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
+        for start in range(0, len(rows), at_once):
+            prompts = [row["prompt"] for row in rows[start : start + at_once]]
+            completions += sample(
+                model,
+                tokenizer,
+                prompts,
+                num_samples=num_samples,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed + start,
+                batch_size=batch_size,
+            )
+            bar.update(len(prompts))
     return judge(task, rows, completions, settings)
 
 
@@ -434,16 +445,15 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evalua
     Args:
         source: a run directory (its model is evaluated and eval.json written there), or a model's path or name.
     """
-    run = source if isinstance(source, RunDirectory) else RunDirectory(source)
-    is_run = run.model_dir.is_dir()
-    model_path = str(run.model_dir if is_run else source)
+    source = source.path if isinstance(source, RunDirectory) else source
+    model = model_of(source)
     task = load_task(config.task.name, config.task.response_format)
     limits = [limit for limit in (config.task.test_limit, config.evaluation.limit) if limit is not None]
     dataset = task.dataset("test", limit=min(limits, default=None), source=config.task.source)
     settings = config.evaluation
     evaluation = evaluate(
-        load_model(model_path, config.model),
-        load_tokenizer(model_path),
+        load_model(model, config.model),
+        load_tokenizer(model),
         task,
         dataset,
         num_samples=settings.num_samples,
@@ -453,8 +463,8 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evalua
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    if is_run:
-        evaluation.save(run.evaluation_path)
+    if model != str(source):
+        evaluation.save(RunDirectory(source).evaluation_path)
     return evaluation
 
 

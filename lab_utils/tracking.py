@@ -271,6 +271,12 @@ class RunDirectory:
         write_atomically(self.metrics_path, text.getvalue())
 
 
+def model_of(source: str | os.PathLike) -> str:
+    """The model that `source` means: a run directory's trained model, or itself (a model's path or name)."""
+    model = RunDirectory(source).model_dir
+    return str(model if model.is_dir() else source)
+
+
 def _whole_lines(path: Path) -> list[str]:
     """The lines of a text file, without a last one that a killed process did not finish."""
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
