@@ -1,7 +1,7 @@
 """Does this machine have what the workshop needs? A table with what was found, what is needed and how to mend it.
 
-Uses the standard library only, so that it also answers where packages are missing. `setup/check_environment.py` calls it,
-and so does the first cell of notebook 00.
+Uses the standard library only (and torch, where it is installed), so that it also answers where packages are missing.
+`setup/check_environment.py` calls it, and so does the first cell of notebook 00.
 """
 
 from __future__ import annotations
@@ -105,9 +105,10 @@ def _machine() -> list[Check]:
 
 
 def _tiny_model() -> Check:
-    missing = [name for name in ("config.json", "tokenizer.json", "model.safetensors") if not (TINY_MODEL / name).is_file()]
+    files = ("config.json", "tokenizer.json", "model.safetensors")
+    missing = ", ".join(name for name in files if not (TINY_MODEL / name).is_file())
     if missing:
-        return Check("tiny model", f"no {', '.join(missing)}", "in lab_utils/assets", "git checkout -- lab_utils/assets")
+        return Check("tiny model", f"no {missing}", "in lab_utils/assets", "run: git checkout -- lab_utils/assets")
     size = sum(file.stat().st_size for file in TINY_MODEL.iterdir() if file.is_file()) / 1e6
     return Check("tiny model", f"{size:.1f} MB", "in lab_utils/assets")
 
@@ -117,14 +118,14 @@ def _writable(folder: Path) -> Check:
         with tempfile.TemporaryFile(dir=folder):
             return Check("writing here", "yes", "yes")
     except OSError as error:
-        return Check("writing here", error.strerror or "no", "yes", f"move to a folder that you may write to ({folder})")
+        return Check("writing here", error.strerror or "no", "yes", f"choose another folder than {folder}")
 
 
 def format_table(checks: list[Check]) -> str:
     """The rows as aligned text, with a closing line that says whether anything needed is missing."""
     rows = [("what", "found", "needed", "verdict"), *((c.what, c.found, c.needed, c.verdict) for c in checks)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    lines = [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:{widths[2]}}  {row[3]}" for row in rows]
     missing = [check.what for check in checks if check.required and check.remedy]
     closing = f"Needed and missing: {', '.join(missing)}." if missing else "Everything needed is here."
     return "\n".join([*lines, "", closing])

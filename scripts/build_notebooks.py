@@ -1,5 +1,7 @@
-"""Generates the notebooks from their one source: notebooks/src/NN_name.py becomes notebooks/NN_name.ipynb (complete) and
-notebooks/exercises/NN_name.ipynb (the learner edition, with the solutions taken out).
+"""Generates the notebooks from their one source.
+
+notebooks/src/NN_name.py becomes notebooks/NN_name.ipynb (complete) and notebooks/exercises/NN_name.ipynb (the learner
+edition, with the solutions taken out).
 
     python scripts/build_notebooks.py            write what has changed
     python scripts/build_notebooks.py --check    write nothing; fail and name the files that are not up to date
@@ -19,6 +21,7 @@ import argparse
 import hashlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jupytext
@@ -48,17 +51,18 @@ def blanked(source: str) -> str:
     return SOLUTION.sub(lambda match: f"{match[1]}{BLANK}\n", source).rstrip("\n")
 
 
-def build(source: Path, edition) -> str:
-    """The notebook (as .ipynb text) of one source file; `edition` is `complete` or `blanked`, applied to every code cell.
+def build(source: Path, edition: Callable[[str], str]) -> str:
+    """The notebook, as .ipynb text, of a source file; `edition` (`complete` or `blanked`) makes its code cells.
 
     Cell ids come from the cells' content, so that a change to one cell changes only that cell in the generated file.
+    Raises SourceError for a solution marker without its partner.
     """
     cells, seen = [], set()
     for cell in jupytext.read(source, fmt="py:percent").cells:
         text = edition(cell.source) if cell.cell_type == "code" else cell.source
         if "# >>> solution" in text or "# <<< solution" in text:
             raise SourceError(
-                f"{source.name}: a solution marker without its partner at the same indentation, in the cell that begins\n"
+                f"{source.name}: a solution marker lacks its partner at the same indentation, in the cell that begins\n"
                 f"{cell.source[:200]}\nWrite '# >>> solution' before the solution and '# <<< solution' after it."
             )
         identity = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
@@ -96,7 +100,7 @@ def orphans(notebooks: Path) -> list[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not up to date")
-    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="the folder that holds src/ (default: notebooks)")
+    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="the folder with src/ (default: notebooks)")
     arguments = parser.parse_args()
     try:
         files = build_all(arguments.notebooks)

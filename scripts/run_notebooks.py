@@ -1,0 +1,212 @@
+"""Executes the numbered notebooks in order with papermill and writes a report that needs no network to read.
+
+    python scripts/run_notebooks.py                                     all, at tier cpu, into runs/cpu-DATE-TIME
+    python scripts/run_notebooks.py --hardware smoke                    a handful of steps each: does every line run?
+    python scripts/run_notebooks.py --only 06,08 --output-dir runs/mine  go on in a folder that holds 04's model
+
+The notebooks share the output folder (their parameter OUTPUT_DIR): 06 starts from the model that 04 trained, 08
+evaluates what 04 and 06 left, 12 draws all of it. The report lies in OUTPUT_DIR/report: an executed copy and a page for
+each notebook, and index.html with a table of the notebooks, the figures that they saved as OUTPUT_DIR/figures/*.png,
+and the results of OUTPUT_DIR/results.json, if there is one:
+
+    {"GRPO": {"accuracy": 0.61, "interval": [0.57, 0.65], ... more columns ...}, ...}
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import re
+import sys
+import time
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jinja2 import pass_context
+from latex2mathml.converter import convert as mathml
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; margin: 1rem 0 2rem; }}
+th, td {{ text-align: left; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd; }}
+figure {{ margin: 2rem 0; }} figcaption {{ color: #555; }} img {{ max-width: 100%; }}
+.failed {{ color: #b00020; font-weight: 600; }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def select(notebooks: Path, only: str | None) -> list[Path]:
+    """The numbered notebooks in order; `only` is a list such as "04,06". Exits for a number that no notebook has."""
+    found = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
+    if only is None:
+        return found
+    numbers = [number.strip().zfill(2) for number in only.split(",")]
+    known = {path.name[:2]: path for path in found}
+    unknown = [number for number in numbers if number not in known]
+    if unknown:
+        raise SystemExit(f"--only: no notebook has the number {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[number] for number in sorted(set(numbers))]
+
+
+def execute(notebook: Path, copy: Path, parameters: dict[str, Any]) -> str | None:
+    """Run `notebook` into `copy`. Returns None, or what to show of a failure: the cell and the end of its error."""
+    try:
+        papermill.execute_notebook(
+            notebook,
+            copy,
+            parameters,
+            kernel_name="python3",
+            cwd=notebook.parent,
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=ERROR"],  # the kernel's own log, not the notebook's
+        )
+    except papermill.PapermillExecutionError as error:
+        trace = "\n".join(ANSI.sub("", "\n".join(error.traceback)).splitlines()[-25:])
+        return f"cell [{error.exec_count}]:\n\n{error.source}\n\nThe error ends:\n\n{trace}"
+    except DeadKernelError:
+        return "a cell that ended its Python process, most often for lack of memory (see the last cell with output)."
+    return None
+
+
+class _MathML(IPythonRenderer):
+    """Formulas as MathML, which browsers draw themselves."""
+
+    def block_math(self, body: str) -> str:
+        return mathml(body.strip(), display="block")
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body.strip())
+
+
+class OfflineHTML(HTMLExporter):
+    """nbconvert's page without its scripts, which come from the network and which executed notebooks do not need."""
+
+    @pass_context
+    def markdown2html(self, context, source: str) -> str:
+        return MarkdownWithMath(renderer=_MathML(escape=False)).render(source)
+
+    def from_notebook_node(self, notebook, resources=None, **kwargs):
+        html, resources = super().from_notebook_node(notebook, resources, **kwargs)
+        return re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL), resources
+
+
+def write_page(copy: Path) -> None:
+    """The HTML page of an executed copy, beside it."""
+    html, _ = OfflineHTML().from_notebook_node(nbformat.read(copy, as_version=4), {"metadata": {"name": copy.stem}})
+    copy.with_suffix(".html").write_text(html, encoding="utf-8")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    def line(tag: str, cells: list[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+    return "\n".join(["<table>", line("th", header), *(line("td", row) for row in rows), "</table>"])
+
+
+def _results_table(results: dict[str, dict[str, Any]]) -> str:
+    """Methods with their accuracy and interval in percent, other columns as they are."""
+    others = list(dict.fromkeys(key for row in results.values() for key in row if key not in ("accuracy", "interval")))
+    rows = []
+    for method, row in results.items():
+        low, high = row["interval"]
+        rest = [escape(str(row.get(key, ""))) for key in others]
+        rows.append([escape(method), f"{row['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", *rest])
+    return _table(["method", "accuracy", "95% interval", *map(escape, others)], rows)
+
+
+def write_index(output_dir: Path, title: str, status: dict[str, dict[str, Any]]) -> Path:
+    """OUTPUT_DIR/report/index.html, one file: the results, the notebooks and the figures.
+
+    `status` is {notebook's stem: {"status": "ok" | "failed" | "not run", "seconds": float | None}}.
+    """
+    report = output_dir / "report"
+    body = []
+    if (output_dir / "results.json").exists():
+        results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
+        body += ["<h2>Results</h2>", _results_table(results)]
+    rows = []
+    for stem, entry in sorted(status.items()):
+        link = f'<a href="{stem}.html">{stem}</a>' if (report / f"{stem}.html").exists() else stem
+        minutes = f"{entry['seconds'] / 60:.1f}" if entry["seconds"] else ""
+        rows.append([link, f'<span class="{entry["status"]}">{entry["status"]}</span>', minutes])
+    body += ["<h2>Notebooks</h2>", _table(["notebook", "status", "minutes"], rows)]
+    figures = sorted((output_dir / "figures").glob("*.png"))
+    if figures:
+        body.append("<h2>Figures</h2>")
+    for figure in figures:
+        source = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
+        caption = escape(re.sub(r"[_-]+", " ", figure.stem))
+        body.append(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
+    index = report / "index.html"
+    index.write_text(PAGE.format(title=escape(title), body="\n".join(body)), encoding="utf-8")
+    return index
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "42 s", "3 min 05 s"."""
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hardware", default="cpu", help="the tier, for the notebooks' HARDWARE (default: cpu)")
+    parser.add_argument("--output-dir", type=Path, help="default: a new folder, runs/HARDWARE-DATE-TIME")
+    parser.add_argument("--only", help="numbers of notebooks, such as 04,06 (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="their folder (default: notebooks)")
+    arguments = parser.parse_args()
+
+    chosen = select(arguments.notebooks, arguments.only)
+    if not chosen:
+        raise SystemExit(f"No numbered notebooks in {arguments.notebooks}; run: python scripts/build_notebooks.py")
+    default = Path("runs") / f"{arguments.hardware}-{datetime.now():%Y%m%d-%H%M%S}"
+    output_dir = (arguments.output_dir or default).resolve()
+    report = output_dir / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    parameters = {"HARDWARE": arguments.hardware, "OUTPUT_DIR": str(output_dir), "SEED": arguments.seed}
+    # Kernels inherit these: no progress-bar widgets to warn about, and no questions from W&B.
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+    os.environ.setdefault("WANDB_MODE", "offline")
+
+    status_file = report / "status.json"
+    status = json.loads(status_file.read_text()) if status_file.exists() else {}
+    status.update({path.stem: {"status": "not run", "seconds": None} for path in chosen})
+    print(f"{len(chosen)} notebooks at tier {arguments.hardware}, seed {arguments.seed}, into {output_dir}", flush=True)
+    started = time.monotonic()
+    failure = None
+    for i, notebook in enumerate(chosen, start=1):
+        print(f"[{i}/{len(chosen)}] {notebook.stem} ...", flush=True)
+        begun = time.monotonic()
+        failure = execute(notebook, report / notebook.name, parameters)
+        seconds = time.monotonic() - begun
+        write_page(report / notebook.name)
+        status[notebook.stem] = {"status": "failed" if failure else "ok", "seconds": round(seconds, 1)}
+        status_file.write_text(json.dumps(status, indent=2) + "\n")
+        index = write_index(output_dir, f"Workshop run, tier {arguments.hardware}", status)
+        verdict = "FAILED" if failure else "ok"
+        times = f"{duration(seconds)}, {duration(time.monotonic() - started)} in all"
+        print(f"[{i}/{len(chosen)}] {notebook.stem}: {verdict} after {times}", flush=True)
+        if failure:
+            print(f"\n{notebook.stem} failed in {failure}\n\nExecuted up to there: {report / notebook.name}")
+            break
+    print(f"\nReport: {index}", flush=True)
+    return 1 if failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
