@@ -113,6 +113,8 @@ class RunDirectory:
             RunDirectoryError: the directory holds files and `resume` is false, or cannot be written.
         """
         run = cls(path)
+        if os.environ.get("RANK", "0") != "0":  # of several processes, the first one writes
+            return run
         if run.path.is_dir() and any(run.path.iterdir()) and not resume:
             raise RunDirectoryError(
                 f"The output directory {run.path} is not empty, and a new run needs an empty one so that no results "
