@@ -151,6 +151,7 @@ class PPOSettings(RLSettings):
     vf_coef: NonNegative = 0.1  # weight of the value loss
     whiten_advantages: bool = True
     critic_warmup_steps: CountOrZero = 0  # optimiser steps in which only the critic learns
+    separate_critic: bool = False  # a second model of its own, in place of a value head on the policy's hidden states
 
 
 @dataclass(frozen=True)
