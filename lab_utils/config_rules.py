@@ -171,8 +171,8 @@ def _task_problems(config: RunConfig) -> Iterator[str]:
         elif name not in fitting:
             column = "nums and target" if name == "equation_reward" else "answer"
             lacking = "" if task.name in REWARDS[name][0] else f" (it needs the column {column})"
-            yield (f"rewards.{name} = {weight}: it cannot be earned with the task {task.name!r}{lacking} in the response "
-                   f"format {task.response_format!r}. Remove it (rewards.{name}=null) and choose from "
+            yield (f"rewards.{name} = {weight}: it cannot be earned with the task {task.name!r}{lacking} in the "
+                   f"response format {task.response_format!r}. Remove it (rewards.{name}=null) and choose from "
                    f"{', '.join(fitting)}.")
     if ordered != ["sft"] and not any(config.rewards.values()):
         rule = f"weights of which at least one is not 0, for the stages {stages}"

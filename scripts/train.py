@@ -1,0 +1,159 @@
+"""Train the stages of a recipe one after the other, each from the model of the one before.
+
+    python scripts/train.py --recipe countdown-grpo --hardware cpu --evaluate
+    python scripts/train.py --recipe countdown-grpo --stages sft --output-dir outputs/a
+    python scripts/train.py --recipe countdown-grpo --stages grpo --output-dir outputs/a --model outputs/a/sft/model
+    python scripts/train.py --recipe countdown-grpo --evaluate-only --output-dir outputs/a
+
+Every stage has its own run directory, OUTPUT_DIR/sft, OUTPUT_DIR/grpo and so on. The exit status is 2, with one message
+and no traceback, where something that you gave cannot work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lab_utils
+from lab_utils import config as configuration
+from lab_utils.config import ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    from lab_utils.evaluation import Evaluation
+
+STAGES = ("sft", "grpo", "ppo")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    recipes, tiers = ", ".join(configuration.recipe_names()), ", ".join(configuration.hardware_names())
+    parser.add_argument("--recipe", required=True, help=f"what is learned: {recipes}, or your own .yaml file")
+    parser.add_argument("--hardware", default="auto", help=f"how it fits: auto (default), {tiers}")
+    parser.add_argument("--stages", help="only these stages, such as sft or sft,grpo; those of the recipe by default")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
+        help="change a setting, such as grpo.beta=0.04; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--limit", help="at most this many training problems, demonstrations and test questions")
+    parser.add_argument("--output-dir", type=Path, help="where the run directories go; outputs/RECIPE by default")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run in --output-dir")
+    parser.add_argument("--model", help="start model: a RUN/model folder, a Hub id or 'tiny'; default: the recipe's")
+    after = parser.add_mutually_exclusive_group()
+    after.add_argument("--evaluate", action="store_true", help="evaluate the model of every stage when all are trained")
+    after.add_argument("--evaluate-only", action="store_true", help="train nothing; evaluate --model, or else the last "
+                       "stage in --output-dir, and write eval.json")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def load_config(arguments: argparse.Namespace) -> RunConfig:
+    overrides = list(arguments.settings)
+    if arguments.stages is not None:
+        overrides.append(f"stages=[{arguments.stages}]")
+    if arguments.limit is not None:
+        overrides += [f"{key}={arguments.limit}" for key in ("task.train_limit", "sft.train_limit", "evaluation.limit")]
+    return configuration.load(arguments.recipe, arguments.hardware, overrides)
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise ConfigError where the tier needs GPUs or processes that are not there."""
+    tier = configuration.load_tier(config.hardware)
+    if tier.gpus == 0:
+        return
+    import torch
+
+    visible, processes = torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE", "1"))
+    if visible < tier.gpus:
+        raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and torch sees {visible}. "
+                          "Choose --hardware cpu or auto, or check the driver with nvidia-smi.")
+    if processes != tier.processes:
+        raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}. "
+                          f"Start with: accelerate launch --num_processes {tier.processes} scripts/train.py ...")
+
+
+def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
+    """Raise where results would be overwritten or cannot be written. Run directories of other stages may be there."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(f"Cannot write to the output directory {output_dir} ({error.strerror}). "
+                          "Choose a directory that you may write to as --output-dir.") from None
+    others = set(STAGES) - set(stages)
+    found = sorted(path.name for path in output_dir.iterdir() if path.name not in others)
+    if found and not resume:
+        raise FileExistsError(f"The output directory {output_dir} is not empty: it holds {', '.join(found[:5])}. "
+                              "Continue the run in it with --resume, or choose another --output-dir.")
+
+
+def train(config: RunConfig, output_dir: Path, model: str | None, resume: bool) -> None:
+    modules = [importlib.import_module(f"lab_utils.training.{stage}") for stage in config.stages]
+    for stage, module in zip(config.stages, modules, strict=True):
+        run = module.train(config, output_dir / stage, model=model, resume=resume)
+        model = str(run.model_dir)
+        print(f"{stage}: the trained model is in {model}")
+
+
+def evaluate(config: RunConfig, source: Path | str) -> Evaluation:
+    """Evaluate a run directory (which gets an eval.json) or any other model."""
+    from lab_utils.evaluation import evaluate_run
+
+    evaluation = evaluate_run(source, config)
+    print(f"{source}: {evaluation}")
+    return evaluation
+
+
+def run(argv: list[str] | None) -> None:
+    arguments = parse_arguments(argv)
+    config = load_config(arguments)
+    output_dir = arguments.output_dir or Path("outputs") / config.recipe
+    print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
+    check_machine(config)
+
+    if arguments.evaluate_only:
+        last = output_dir / config.stages[-1]
+        if arguments.model:
+            check_output(output_dir, [], arguments.resume)
+            evaluate(config, arguments.model).save(output_dir / "eval.json")
+        elif (last / "model").is_dir():
+            evaluate(config, last)
+        else:
+            raise ConfigError(f"No trained model in {last}. Give --output-dir (and --stages) of a finished run, "
+                              "or a model as --model.")
+        return
+
+    first_process = os.environ.get("RANK", "0") == "0"
+    if first_process:  # the others would find what this one has written by then
+        check_output(output_dir, config.stages, arguments.resume)
+    from lab_utils.tasks import load_task  # imported late, like all that takes seconds
+
+    load_task(config.task.name, config.task.response_format).dataset("train", limit=1, source=config.task.source)
+    train(config, output_dir, arguments.model, arguments.resume)
+    if arguments.evaluate and first_process:
+        for stage in config.stages:
+            evaluate(config, output_dir / stage)
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        run(argv)
+    except (ValueError, FileExistsError) as error:
+        # Errors that the workshop's own code raises are written for the learner; others keep their traceback.
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        if raised_in != Path(__file__).resolve() and Path(lab_utils.__file__).parent not in raised_in.parents:
+            raise
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
