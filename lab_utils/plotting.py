@@ -322,3 +322,73 @@ def plot_advantages(
                 textcoords="offset points", ha="center", va="bottom" if up else "top", fontsize=13,
             )  # fmt: skip
     return _finish(figure, path)
+
+
+def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """What a warm-up teaches, model after model (base, half-way, done): the format, being right once in k, being right."""
+    k = min(evaluation.ks[-1] for evaluation in evaluations.values())
+    rates = {
+        "in the format": [e.format_rate for e in evaluations.values()],
+        f"right in at least\none of {k} responses": [e.pass_at[k] for e in evaluations.values()],
+        "right": [e.accuracy for e in evaluations.values()],
+    }
+    figure, ax = plt.subplots(figsize=(9, 5.5))
+    ends = []
+    for (label, values), colour in zip(rates.items(), OTHER_COLOURS, strict=False):
+        ax.plot(range(len(values)), values, color=colour, marker="o", markersize=8)
+        ends.append((values[-1], label, colour))
+    ax.set_xticks(range(len(evaluations)), list(evaluations))
+    ax.set(title="What the warm-up teaches", ylabel="% of responses (or of questions)")
+    ax.set_ylim(-0.02, 1.03)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    _label_ends(ax, ends, gap=0.14)
+    return _finish(figure, path)
+
+
+def plot_token_values(
+    tokens: Sequence[Sequence[str]],
+    values: Mapping[str, Sequence[Sequence[float]]],
+    titles: Sequence[str],
+    path: str | Path | None = None,
+) -> Figure:
+    """What a critic expects before each token of some completions, one panel a completion, one line a critic.
+
+    Args:
+        tokens: of each completion, as text.
+        values: {"after training": for each completion the critic's value before each of its tokens}.
+    """
+    figure, axes = plt.subplots(len(tokens), 1, figsize=(14, 3.9 * len(tokens)), sharey=True, squeeze=False)
+    shades = ["#7F7F7F", METHOD_COLOURS["ppo"]] if len(values) == 2 else OTHER_COLOURS
+    for index, (ax, words, title) in enumerate(zip(axes.flat, tokens, titles, strict=True)):
+        for (label, lines), colour in zip(values.items(), shades, strict=False):
+            ax.plot(lines[index], color=colour, label=label, drawstyle="steps-post")
+        ax.set_title(title)
+        ax.set_xticks(range(len(words)), [word.strip() or "⏎" for word in words], rotation=90, fontsize=11)
+        ax.set_ylabel("expected return")
+        ax.margins(x=0.01)
+    axes[0, 0].legend(frameon=False, loc="upper left", ncols=len(values))
+    axes[-1, 0].set_xlabel("the value stands at the token that comes next")
+    return _finish(figure, path)
+
+
+def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """The workshop in one figure: accuracy and attempts while training, and test accuracy with 95% intervals."""
+    groups = _groups(runs)
+    figure, axes = plt.subplots(1, 3, figsize=(17, 5), width_ratios=[1, 1, 1.15])
+    for ax, metric, title in zip(axes, ("accuracy", "attempts"), ("Right answers in training", "Attempts a response"),
+                                 strict=False):  # fmt: skip
+        _draw_metric(ax, groups, metric, "step", label_gap=0.09 if metric == "attempts" else None)
+        ax.set(title=title, xlabel="training step")
+    labels = list(evaluations)
+    ax = axes[2]
+    for index, (label, colour) in enumerate(zip(labels, colours(labels), strict=True)):
+        accuracy, (low, high) = evaluations[label].accuracy, evaluations[label].accuracy_interval
+        ax.bar(index, accuracy, 0.7, color=colour)
+        ax.vlines(index, low, high, color=INK, linewidth=2)
+        ax.text(index, high + 0.015, f"{accuracy:.0%}", ha="center", va="bottom", fontweight="bold")
+    ax.set_xticks(range(len(labels)), labels)
+    ax.tick_params(axis="x", length=0)
+    ax.set(title="Test problems it has never seen", ylabel="% of responses correct")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    ax.margins(y=0.12)
+    return _finish(figure, path)

@@ -1,0 +1,153 @@
+"""Measures what training buys, seed by seed: SFT, then GRPO or PPO, controls under the same budget, paired differences.
+
+    python scripts/measure_learning.py --recipe countdown-grpo --seeds 0 1 2 --controls --output-dir runs/measured
+    python scripts/measure_learning.py --recipe countdown-ppo --seeds 0 1 2 --output-dir runs/measured
+    python scripts/measure_learning.py --recipe gsm8k-grpo --seeds 0 --set grpo.max_steps=60 --output-dir runs/words
+
+Every model answers the same held-out problems, and every difference is to the SFT model of the same seed, paired by
+problem. Two controls start from that SFT model as well:
+
+    random reward   the same training, but right or wrong is decided by a coin instead of the task
+    extra SFT       more of the same demonstrations, for as many seconds as the reinforcement learning took
+
+Runs lie in OUTPUT_DIR/TASK/seed-N, so that countdown-grpo and countdown-ppo share their SFT models. What is already there
+is not done again: start the same command once more after an interruption. Results: OUTPUT_DIR/learning-RECIPE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lab_utils import rewards as reward_functions
+from lab_utils.config import ConfigError, RunConfig, load
+from lab_utils.evaluation import Evaluation, evaluate_run, readable, results_table
+from lab_utils.models import ModelLoadError
+from lab_utils.tracking import RunDirectory, RunDirectoryError
+from lab_utils.training import grpo, ppo, sft
+
+TRAIN = {"grpo": grpo.train, "ppo": ppo.train}
+CORRECTNESS = ("correctness_reward", "equation_reward", "numeric_match_reward")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--recipe", default="countdown-grpo", help="its last stage, grpo or ppo, is what is measured")
+    parser.add_argument("--hardware", default="auto", help="the tier (default: auto)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--controls", action="store_true", help="also train the two controls")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
+                        help="change a setting, such as evaluation.limit=1000; may be repeated")  # fmt: skip
+    parser.add_argument("--output-dir", type=Path, required=True)
+    return parser.parse_args(arguments)
+
+
+def random_reward(completions: list, **columns: Any) -> list[float]:
+    """1.0 or 0.0 by the toss of a coin. The trainer seeds `random`, so the same seed tosses the same coins."""
+    return [float(random.random() < 0.5) for _ in completions]
+
+
+def with_random_correctness(config: RunConfig) -> list[Callable]:
+    """The reward functions of a run, its correctness reward replaced by the coin."""
+    return [random_reward if name in CORRECTNESS else getattr(reward_functions, name) for name in config.rewards]
+
+
+def trained(path: Path, train: Callable, config: RunConfig, **arguments: Any) -> RunDirectory:
+    """The finished run in `path`; trains it first, or goes on with it, where it is not finished."""
+    run = RunDirectory(path)
+    if not run.model_dir.is_dir():
+        train(config, path, resume=True, **arguments)
+    return run
+
+
+def evaluated(run: RunDirectory, config: RunConfig) -> Evaluation:
+    """The evaluation of a run's model; made where it is missing."""
+    return run.evaluation() if run.evaluation_path.exists() else evaluate_run(run, config)
+
+
+def training_seconds(run: RunDirectory) -> float:
+    return float(run.metrics()["seconds"].iloc[-1])
+
+
+def extra_sft_config(arguments: argparse.Namespace, config: RunConfig, runs: Path, stage: str) -> RunConfig:
+    """SFT for as many steps as fit into the seconds that `stage` took."""
+    rate = len_steps(runs / "sft") / training_seconds(RunDirectory(runs / "sft"))
+    steps = max(1, round(rate * training_seconds(RunDirectory(runs / stage))))
+    return load(arguments.recipe, arguments.hardware, [*arguments.settings, f"seed={config.seed}",
+                                                       f"sft.max_steps={steps}"])  # fmt: skip
+
+
+def len_steps(path: Path) -> int:
+    """Optimiser steps that a run took."""
+    return int(RunDirectory(path).metrics()["step"].iloc[-1])
+
+
+def measure_seed(arguments: argparse.Namespace, seed: int) -> tuple[dict[str, Evaluation], dict[str, RunDirectory]]:
+    """Train and evaluate everything of one seed; {label: evaluation}, SFT first, and {label: run}."""
+    config = load(arguments.recipe, arguments.hardware, [*arguments.settings, f"seed={seed}"])
+    stage = config.stages[-1]
+    runs = arguments.output_dir / config.task.name / f"seed-{seed}"
+    done = {"SFT": trained(runs / "sft", sft.train, config)}
+    start = done["SFT"].model_dir
+    done[stage.upper()] = trained(runs / stage, TRAIN[stage], config, model=start)
+    if arguments.controls:
+        done["random reward"] = trained(
+            runs / f"{stage}-random", TRAIN[stage], config, model=start, reward_funcs=with_random_correctness(config)
+        )
+        more = extra_sft_config(arguments, config, runs, stage)
+        done["extra SFT"] = trained(runs / f"{stage}-extra-sft", sft.train, more, model=start)
+    return {label: evaluated(run, config) for label, run in done.items()}, done
+
+
+def rows_of(seed: int, evaluations: dict[str, Evaluation], runs: dict[str, RunDirectory]) -> pd.DataFrame:
+    """`results_table` with the columns seed, model, training steps and minutes in front."""
+    table = results_table(evaluations).reset_index()
+    table.insert(0, "seed", seed)
+    table.insert(2, "steps", [len_steps(runs[label].path) for label in table["model"]])
+    table.insert(3, "minutes", [training_seconds(runs[label]) / 60 for label in table["model"]])
+    return table
+
+
+def show(table: pd.DataFrame) -> str:
+    """The table as text."""
+    text = readable(table.set_index("model")).reset_index()
+    text.insert(0, "seed", list(table["seed"]))
+    text.insert(2, "minutes", [f"{value:.1f}" for value in table["minutes"]])
+    return text.to_string(index=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    config = load(arguments.recipe, arguments.hardware, arguments.settings)
+    if config.stages[0] != "sft" or config.stages[-1] not in TRAIN:
+        raise ConfigError(
+            f"stages = {config.stages} cannot be measured: an sft stage first and grpo or ppo last are needed. "
+            f"Add --set stages=[sft,{config.stages[-1]}] or choose a tier that puts SFT first, such as cpu."
+        )
+    tables = []
+    for seed in arguments.seeds:
+        tables.append(rows_of(seed, *measure_seed(arguments, seed)))
+        print(f"\n{show(pd.concat(tables))}\n", flush=True)
+    table = pd.concat(tables, ignore_index=True)
+    path = arguments.output_dir / f"learning-{arguments.recipe}.json"
+    content = {"recipe": config.recipe, "hardware": config.hardware, "settings": arguments.settings,
+               "evaluation": config.to_dict()["evaluation"], "rows": json.loads(table.to_json(orient="records"))}  # fmt: skip
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    means = table.groupby("model", sort=False)[["accuracy", "difference", "attempts", "tokens", "minutes"]].mean()
+    print(f"Mean over {len(arguments.seeds)} seed(s):\n{means.round(3).to_string(na_rep='')}\n\nWritten: {path}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ConfigError, ModelLoadError, RunDirectoryError) as error:
+        sys.exit(f"error: {error}")
