@@ -301,7 +301,7 @@ def detect_hardware() -> tuple[str, str]:
         return "t4", f"{found}; GPUs before the Ampere generation have no bfloat16"
     if fitting[-1] == "a10g" and len(gpus) >= 4:
         return "a10g-x4", f"{found}; start with: accelerate launch --num_processes 4 scripts/train.py ..."
-    return fitting[-1], found + ("; one of them is used" if len(gpus) > 1 else "")
+    return fitting[-1], found + ("; show torch one of them by CUDA_VISIBLE_DEVICES=0" if len(gpus) > 1 else "")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -73,6 +73,9 @@ def check_machine(config: RunConfig) -> None:
     if visible < tier.gpus:
         raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and torch sees {visible}. "
                           "Choose --hardware cpu or auto, or check the driver with nvidia-smi.")
+    if visible > 1 == tier.gpus:  # transformers would split every batch over all of them
+        raise ConfigError(f"The hardware tier {tier.name} trains on 1 GPU, and torch sees {visible}. Show it one: put "
+                          "CUDA_VISIBLE_DEVICES=0 before the command.")
     if processes != tier.processes:
         raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}. "
                           f"Start with: accelerate launch --num_processes {tier.processes} scripts/train.py ...")

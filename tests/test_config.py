@@ -388,7 +388,7 @@ def test_hub_data_on_a_cpu_tier_is_allowed_with_a_hint():
         ([("Tesla V100", 31.7, 7)], "t4", "bfloat16"),
         ([("NVIDIA A10G", 22.1, 8)], "a10g", "A10G"),
         ([("NVIDIA A10G", 22.1, 8)] * 4, "a10g-x4", "accelerate launch"),
-        ([("NVIDIA A10G", 22.1, 8)] * 2, "a10g", "one of them"),
+        ([("NVIDIA A10G", 22.1, 8)] * 2, "a10g", "CUDA_VISIBLE_DEVICES=0"),
         ([("NVIDIA A100", 39.4, 8)], "a100", "1 × NVIDIA A100 with 39 GiB"),
         ([("NVIDIA H100", 79.2, 9)] * 8, "a100", "8 × NVIDIA H100"),
         ([("NVIDIA H200", 139.8, 9)], "h200", "H200"),

@@ -154,7 +154,9 @@ def test_a_gpu_tier_needs_its_gpus_and_processes(calls, tmp_path, capsys, monkey
     assert "needs 1 CUDA GPU(s), and torch sees 0" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert train("--output-dir", tmp_path, "--hardware", "a10g-x4") == 2
-    assert "accelerate launch --num_processes 4" in capsys.readouterr().err and calls == []
+    assert "accelerate launch --num_processes 4" in capsys.readouterr().err
+    assert train("--output-dir", tmp_path, "--hardware", "a10g") == 2
+    assert "CUDA_VISIBLE_DEVICES=0" in capsys.readouterr().err and calls == []
 
 
 def test_errors_that_are_not_the_learners_keep_their_traceback(calls, tmp_path, monkeypatch):
