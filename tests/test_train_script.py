@@ -87,7 +87,7 @@ def test_evaluation_only(calls, tmp_path, capsys):
     assert train("--output-dir", tmp_path / "b", "--evaluate-only", "--stages", "sft") == 0
     assert calls == [("evaluate", tmp_path / "b" / "sft")], "evaluate_run writes eval.json into a run directory itself"
     assert train("--output-dir", tmp_path / "c", "--evaluate-only") == 2
-    assert "no trained model" in capsys.readouterr().err
+    assert "No trained model in" in capsys.readouterr().err
 
 
 def test_set_limit_and_stages_reach_the_configuration(tmp_path):
