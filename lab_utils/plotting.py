@@ -228,11 +228,13 @@ def plot_accuracy_bars(evaluations: Mapping[str, Evaluation], path: str | Path |
         ):
             ax.bar(index + offset, value, 0.36, color=fill, edgecolor=colour, linewidth=2.5)
             ax.vlines(index + offset, low, high, color=INK, linewidth=2)
-            ax.text(index + offset, high + 0.012, f"{value:.0%}", ha="center", va="bottom", fontweight="bold")
+            ax.annotate(f"{value:.0%}", (index + offset, high), xytext=(0, 5), textcoords="offset points",
+                        ha="center", va="bottom", fontweight="bold")  # fmt: skip
     ax.set(title="Test accuracy: strict (filled), format forgiven (outlined)", ylabel="% of responses correct")
     ax.set_xticks(range(len(evaluations)), list(evaluations))
     ax.tick_params(axis="x", length=0, labelsize=15)
-    ax.set_ylim(0, min(1.08, 1.15 * max(e.accuracy_lenient_interval[1] for e in evaluations.values()) + 0.03))
+    highest = max(max(e.accuracy_interval[1], e.accuracy_lenient_interval[1]) for e in evaluations.values())
+    ax.set_ylim(0, max(0.2, min(1.09, 1.15 * highest)))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
     samples = {e.num_samples for e in evaluations.values()}
     questions = {len(e.examples) for e in evaluations.values()}
@@ -325,7 +327,7 @@ def plot_advantages(
 
 
 def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
-    """What a warm-up teaches, model after model (base, half-way, done): the format, being right once in k, being right."""
+    """What a warm-up teaches, model after model: to write the format, to be right once in k responses, to be right."""
     k = min(evaluation.ks[-1] for evaluation in evaluations.values())
     rates = {
         "in the format": [e.format_rate for e in evaluations.values()],

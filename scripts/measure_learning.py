@@ -10,8 +10,8 @@ problem. Two controls start from that SFT model as well:
     random reward   the same training, but right or wrong is decided by a coin instead of the task
     extra SFT       more of the same demonstrations, for as many seconds as the reinforcement learning took
 
-Runs lie in OUTPUT_DIR/TASK/seed-N, so that countdown-grpo and countdown-ppo share their SFT models. What is already there
-is not done again: start the same command once more after an interruption. Results: OUTPUT_DIR/learning-RECIPE.json.
+Runs lie in OUTPUT_DIR/TASK/seed-N: countdown-grpo and countdown-ppo share their SFT models. What is there already is
+not done again; after an interruption give the same command once more. Results: OUTPUT_DIR/learning-RECIPE.json.
 """
 
 from __future__ import annotations
@@ -139,8 +139,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{show(pd.concat(tables))}\n", flush=True)
     table = pd.concat(tables, ignore_index=True)
     path = arguments.output_dir / f"learning-{arguments.recipe}.json"
-    content = {"recipe": config.recipe, "hardware": config.hardware, "settings": arguments.settings,
-               "evaluation": config.to_dict()["evaluation"], "rows": json.loads(table.to_json(orient="records"))}  # fmt: skip
+    content = {
+        "recipe": config.recipe, "hardware": config.hardware, "settings": arguments.settings,
+        "evaluation": config.to_dict()["evaluation"], "rows": json.loads(table.to_json(orient="records")),
+    }  # fmt: skip
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     means = table.groupby("model", sort=False)[["accuracy", "difference", "attempts", "tokens", "minutes"]].mean()
     print(f"Mean over {len(arguments.seeds)} seed(s):\n{means.round(3).to_string(na_rep='')}\n\nWritten: {path}")
