@@ -97,11 +97,11 @@ def orphans(notebooks: Path) -> list[Path]:
     return sorted(path for path in numbered if not (notebooks / "src" / f"{path.stem}.py").exists())
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not up to date")
     parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="the folder with src/ (default: notebooks)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         files = build_all(arguments.notebooks)
     except SourceError as error:

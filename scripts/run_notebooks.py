@@ -35,6 +35,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+MATHML_NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -87,10 +88,14 @@ class _MathML(IPythonRenderer):
     """Formulas as MathML, which browsers draw themselves."""
 
     def block_math(self, body: str) -> str:
-        return mathml(body.strip(), display="block")
+        return self._math(body, "block")
 
     def inline_math(self, body: str) -> str:
-        return mathml(body.strip())
+        return self._math(body, "inline")
+
+    def _math(self, body: str, display: str) -> str:
+        # Without the namespace, which HTML does not need and which nbconvert would turn into prefixes in headings.
+        return mathml(body.strip(), display=display).replace(f' xmlns="{MATHML_NAMESPACE}"', "")
 
 
 class OfflineHTML(HTMLExporter):

@@ -3,6 +3,7 @@
 #
 #   bash setup/create_env.sh          everything the notebooks need
 #   bash setup/create_env.sh --dev    the same and what the tests need
+#   bash setup/create_env.sh --print-python    installs nothing; prints which Python the environment has
 #
 # A second run with the same requirements takes about a second. PYTHON=/path/to/python chooses the Python for a new .venv.
 set -euo pipefail
@@ -12,10 +13,12 @@ cd "$repo"
 requirements=setup/requirements
 
 dev=no
+print_python=no
 for argument in "$@"; do
     case $argument in
         --dev) dev=yes ;;
-        *) echo "create_env.sh: unknown option '$argument'. The only option is --dev." >&2; exit 2 ;;
+        --print-python) print_python=yes ;;
+        *) echo "create_env.sh: unknown option '$argument'. The options are --dev and --print-python." >&2; exit 2 ;;
     esac
 done
 
@@ -58,6 +61,7 @@ if ! at_least_311 "$python"; then
     echo "Deactivate this environment, or make one with: conda create -n rl-workshop python=3.12" >&2
     exit 1
 fi
+if [ $print_python = yes ]; then echo "$python"; exit 0; fi
 prefix=$("$python" -c 'import sys; print(sys.prefix)')
 
 # Step 2: what to install. A GPU means vLLM and bitsandbytes; a torch that is there already (Colab) stays.

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The whole workshop on this machine: set-up, then every notebook at tier cpu on the embedded tiny model, then a report.
+# At most 20 minutes on 2 cores, the set-up included, and no network after the set-up. Options go to run_notebooks.py:
+#
+#   bash scripts/run_workshop.sh
+#   bash scripts/run_workshop.sh --hardware smoke --output-dir runs/trial
+#   HF_HUB_OFFLINE=0 bash scripts/run_workshop.sh --hardware auto       may fetch full-size models
+set -euo pipefail
+
+started=$SECONDS
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$repo/setup/create_env.sh"
+python=$(bash "$repo/setup/create_env.sh" --print-python)
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" WANDB_MODE="${WANDB_MODE:-offline}"
+
+"$python" "$repo/setup/check_environment.py"
+echo
+result=0
+"$python" "$repo/scripts/run_notebooks.py" "$@" || result=$?
+minutes=$(((SECONDS - started) / 60)) seconds=$(((SECONDS - started) % 60))
+echo "The workshop took $minutes min $seconds s, the set-up included."
+exit $result

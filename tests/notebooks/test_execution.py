@@ -1,0 +1,123 @@
+"""Notebooks run: each numbered one at tier smoke, in order and in one folder, and the runner's own behaviour."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def run_notebooks(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/run_notebooks.py", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+# The workshop's notebooks
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> tuple[Path, str]:
+    """The output folder and the console output of one run of all notebooks at tier smoke."""
+    folder = tmp_path_factory.mktemp("smoke")
+    return folder, run_notebooks("--hardware", "smoke", "--output-dir", str(folder)).stdout
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs_at_tier_smoke(smoke, notebook):
+    folder, console = smoke
+    status = json.loads((folder / "report" / "status.json").read_text())
+    assert status[notebook.stem]["status"] == "ok", console
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(900)
+def test_the_report_of_the_workshop_needs_no_network(smoke):
+    folder, _ = smoke
+    pages = list((folder / "report").glob("*.html"))
+    assert len(pages) == len(NOTEBOOKS) + 1
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "<script" not in text
+        assert not re.search(r"<(img|link|iframe)[^>]*(src|href)=.https?://", text), page.name
+
+
+# The runner, with small notebooks
+
+
+def notebook(*sources: str, markdown: str = "# A notebook") -> str:
+    parameters = 'RECIPE = "countdown-grpo"\nHARDWARE = "auto"\nOUTPUT_DIR = "runs"\nSEED = 0'
+    code = [{"cell_type": "code", "source": source, "metadata": {}} for source in (parameters, *sources)]
+    code[0]["metadata"]["tags"] = ["parameters"]
+    text = {"cell_type": "markdown", "source": markdown, "metadata": {}, "id": "text"}
+    cells = [text, *({**cell, "id": f"c{i}", "outputs": [], "execution_count": None} for i, cell in enumerate(code))]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+
+
+PREPARE = """\
+import json
+from pathlib import Path
+out = Path(OUTPUT_DIR)
+(out / "figures").mkdir()
+(out / "figures" / "00_the-curve.png").write_bytes(b"png")
+results = {"GRPO <b>": {"accuracy": 0.61, "interval": [0.57, 0.65], "questions": 500}}
+(out / "results.json").write_text(json.dumps(results))
+(out / "seen.txt").write_text(f"{HARDWARE} {SEED}")"""
+
+
+@pytest.mark.component
+def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
+    formula = r"# A formula $\frac{r - \mu}{\sigma}$ and \$72"
+    (tmp_path / "00_prepare.ipynb").write_text(notebook(PREPARE, markdown=formula))
+    (tmp_path / "01_read.ipynb").write_text(notebook('print(open(OUTPUT_DIR + "/seen.txt").read())'))
+    (tmp_path / "02_fails.ipynb").write_text(notebook("x = 1", "def share(part):\n    return part / 0\n\nshare(3)"))
+    (tmp_path / "04_later.ipynb").write_text(notebook("print('never')"))
+    out = tmp_path / "out"
+    options = ("--notebooks", str(tmp_path), "--output-dir", str(out), "--hardware", "smoke")
+    result = run_notebooks(*options, "--seed", "7")
+
+    assert result.returncode == 1
+    assert re.search(r"^\[2/4\] 01_read: ok after \d+ s, \d+ s in all$", result.stdout, re.M)
+    assert "02_fails failed in cell" in result.stdout
+    assert "return part / 0" in result.stdout and "ZeroDivisionError" in result.stdout
+    assert "[4/4]" not in result.stdout
+    assert (out / "seen.txt").read_text() == "smoke 7"
+
+    status = json.loads((out / "report" / "status.json").read_text())
+    assert [status[name]["status"] for name in sorted(status)] == ["ok", "ok", "failed", "not run"]
+    assert "smoke 7" in (out / "report" / "01_read.html").read_text()
+    page = (out / "report" / "00_prepare.html").read_text()
+    assert "<mfrac>" in page and "$72" in page and "<script" not in page
+    index = (out / "report" / "index.html").read_text()
+    assert "<td>GRPO &lt;b&gt;</td><td>61.0%</td><td>57.0% to 65.0%</td><td>500</td>" in index
+    assert "<figcaption>00 the curve</figcaption>" in index and "data:image/png;base64,cG5n" in index
+
+    # Mended, it goes on where it stopped, in the same folder.
+    (tmp_path / "02_fails.ipynb").write_text(notebook("x = 1"))
+    mended = run_notebooks(*options, "--only", "2,04")
+    assert mended.returncode == 0, mended.stdout
+    status = json.loads((out / "report" / "status.json").read_text())
+    assert {entry["status"] for entry in status.values()} == {"ok"} and len(status) == 4
+
+
+@pytest.mark.component
+def test_a_kernel_that_dies_is_reported(tmp_path):
+    (tmp_path / "00_dies.ipynb").write_text(notebook("import os", "os._exit(9)"))
+    result = run_notebooks("--notebooks", str(tmp_path), "--output-dir", str(tmp_path / "out"))
+    assert result.returncode == 1
+    assert "lack of memory" in result.stdout and "Traceback" not in result.stdout
+
+
+@pytest.mark.component
+def test_a_number_without_notebook_is_an_error(tmp_path):
+    (tmp_path / "00_first.ipynb").write_text(notebook())
+    result = run_notebooks("--notebooks", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--only", "00,17")
+    assert result.returncode == 1
+    assert "17" in result.stdout and "00" in result.stdout and not (tmp_path / "out").exists()

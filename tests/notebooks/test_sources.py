@@ -1,0 +1,177 @@
+"""Every notebook keeps the house rules, and the generated editions are what their source gives."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jupytext
+import pytest
+from latex2mathml.converter import convert
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOTEBOOKS = REPOSITORY / "notebooks"
+SOURCES = sorted((NOTEBOOKS / "src").glob("[0-9][0-9]_*.py"))
+MOST_LINES = 25
+PARAMETERS = ("RECIPE", "HARDWARE", "OUTPUT_DIR", "SEED")
+
+specification = importlib.util.spec_from_file_location("build_notebooks", REPOSITORY / "scripts" / "build_notebooks.py")
+build_notebooks = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(build_notebooks)
+
+every_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+
+
+def code_cells(source: Path) -> list:
+    return [cell for cell in jupytext.read(source, fmt="py:percent").cells if cell.cell_type == "code"]
+
+
+def test_the_notebooks_are_what_their_sources_give():
+    files = build_notebooks.build_all(NOTEBOOKS)
+    assert [str(path) for path in build_notebooks.stale_files(files)] == []
+    assert [str(path) for path in build_notebooks.orphans(NOTEBOOKS)] == []
+
+
+@every_notebook
+def test_no_cell_is_longer_than_25_lines(source):
+    long = [cell.source for cell in code_cells(source) if len(cell.source.splitlines()) > MOST_LINES]
+    assert long == [], f"move the code into lab_utils and call it, or split the cell ({MOST_LINES} lines at most)"
+
+
+@every_notebook
+def test_the_parameters_cell_has_every_parameter_as_a_literal(source):
+    (parameters,) = [cell for cell in code_cells(source) if "parameters" in cell.metadata.get("tags", [])]
+    for name in PARAMETERS:
+        assert re.search(rf"^{name} = (\"[^\"]*\"|\d+)( *#.*)?$", parameters.source, re.M), f"{name} = <literal>"
+
+
+@every_notebook
+def test_there_is_an_exercise_and_a_self_check(source):
+    exercises = [cell for cell in code_cells(source) if "# YOUR CODE HERE" in cell.source]
+    assert exercises, "no cell has the line '# YOUR CODE HERE'"
+    assert all("# >>> solution" in cell.source for cell in exercises), "an exercise has no solution"
+    assert any(re.search(r"\bchecks\.check_\w+\(", cell.source) for cell in code_cells(source)), "no self-check"
+
+
+@every_notebook
+def test_the_learner_edition_shows_no_solution(source):
+    exercise = build_notebooks.build(source, build_notebooks.blanked)
+    for cell in code_cells(source):
+        for solution in re.findall(r"# >>> solution\n(.*?)# <<< solution", cell.source, re.DOTALL):
+            assert json.dumps(solution)[1:-1] not in exercise
+    assert "NotImplementedError" in exercise and "<<< solution" not in exercise
+
+
+@every_notebook
+def test_the_formulas_become_mathml(source):
+    """The report draws formulas as MathML. A dollar sign that means money is written \\$."""
+    for cell in jupytext.read(source, fmt="py:percent").cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"```.*?```|`[^`]*`", "", cell.source, flags=re.DOTALL)
+            for block, inline in re.findall(r"(?<!\\)\$\$(.+?)\$\$|(?<![\\$])\$(?!\$)(.+?)(?<!\\)\$", text, re.DOTALL):
+                assert convert(block or inline).startswith("<math")
+
+
+# The generator
+
+SOURCE = """\
+# %% [markdown]
+# # A notebook
+
+# %% tags=["parameters"]
+SEED = 0
+
+# %%
+def advantages(rewards):
+    # YOUR CODE HERE
+    # >>> solution
+    mean = sum(rewards) / len(rewards)
+    return [reward - mean for reward in rewards]
+    # <<< solution
+
+
+advantages([1, 2])
+
+# %%
+advantages([1, 2])
+
+# %%
+advantages([1, 2])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "00_demo.py").write_text(SOURCE)
+    return tmp_path
+
+
+def run_build(folder: Path, *arguments: str) -> int:
+    return build_notebooks.main(["--notebooks", str(folder), *arguments])
+
+
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["cells"]
+
+
+def test_the_two_editions(folder):
+    assert run_build(folder) == 0
+    complete, learner = cells(folder / "00_demo.ipynb"), cells(folder / "exercises" / "00_demo.ipynb")
+    assert "".join(complete[2]["source"]) == (
+        "def advantages(rewards):\n    # YOUR CODE HERE\n    mean = sum(rewards) / len(rewards)\n"
+        "    return [reward - mean for reward in rewards]\n\n\nadvantages([1, 2])"
+    )
+    assert "".join(learner[2]["source"]) == (
+        "def advantages(rewards):\n    # YOUR CODE HERE\n"
+        '    raise NotImplementedError("Write this part, then run the cell again.")\n\n\nadvantages([1, 2])'
+    )
+    assert complete[1]["metadata"] == {"tags": ["parameters"]}
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in complete[1:])
+
+
+def test_a_second_build_changes_nothing_and_ids_are_unique(folder):
+    run_build(folder)
+    first = (folder / "00_demo.ipynb").read_bytes()
+    (folder / "00_demo.ipynb").unlink()
+    run_build(folder)
+    assert (folder / "00_demo.ipynb").read_bytes() == first
+    ids = [cell["id"] for cell in cells(folder / "00_demo.ipynb")]
+    assert len(set(ids)) == len(ids) == 5
+
+
+def test_a_change_to_one_cell_keeps_the_ids_of_the_others(folder):
+    run_build(folder)
+    before = [cell["id"] for cell in cells(folder / "00_demo.ipynb")]
+    (folder / "src" / "00_demo.py").write_text(SOURCE.replace("# # A notebook", "# # Another title"))
+    run_build(folder)
+    after = [cell["id"] for cell in cells(folder / "00_demo.ipynb")]
+    assert before[1:] == after[1:] and before[0] != after[0]
+
+
+def test_check_names_what_is_stale_and_what_has_no_source(folder, capsys):
+    run_build(folder)
+    assert run_build(folder, "--check") == 0
+    (folder / "exercises" / "00_demo.ipynb").write_text("{}")
+    (folder / "07_gone.ipynb").write_text("{}")
+    (folder / "Untitled.ipynb").write_text("{}")
+    assert run_build(folder, "--check") == 1
+    told = capsys.readouterr().err
+    assert "exercises/00_demo.ipynb" in told and "07_gone.ipynb" in told and "Untitled" not in told
+    assert run_build(folder) == 1
+    assert (folder / "07_gone.ipynb").exists(), "a file that is not ours to write is never removed"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        SOURCE.replace("    # <<< solution\n", ""),
+        SOURCE.replace("    # >>> solution\n", ""),
+        SOURCE.replace("    # <<< solution", "# <<< solution"),
+    ],
+)
+def test_a_marker_without_its_partner_is_an_error(folder, broken, capsys):
+    (folder / "src" / "00_demo.py").write_text(broken)
+    assert run_build(folder) == 1
+    assert "00_demo.py" in capsys.readouterr().err
+    assert not (folder / "00_demo.ipynb").exists()
