@@ -385,8 +385,9 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.description, unit="step", dynamic_ncols=True
-            )
+                total=state.max_steps, initial=state.global_step, desc=self.description, unit="step",
+                dynamic_ncols=True, mininterval=0.5,
+            )  # fmt: skip
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -21,6 +21,7 @@ from lab_utils.evaluation import (
     wilson_interval,
 )
 from lab_utils.generation import Completion
+from lab_utils.models import load_model, load_tokenizer
 from lab_utils.tasks import load_task
 
 pytestmark = pytest.mark.unit
@@ -120,9 +121,9 @@ def test_bootstrap_interval_covers_the_truth():
 
 
 def test_bootstrap_interval_equals_the_normal_one_on_a_large_sample():
-    values = np.random.default_rng(1).random(3000)
-    mean, half_width = values.mean(), 1.96 * values.std() / sqrt(3000)
-    assert bootstrap_interval(values) == pytest.approx((mean - half_width, mean + half_width), abs=5e-4)
+    values = np.random.default_rng(1).random(1000)
+    mean, half_width = values.mean(), 1.96 * values.std() / sqrt(1000)
+    assert bootstrap_interval(values) == pytest.approx((mean - half_width, mean + half_width), abs=1e-3)
 
 
 @pytest.mark.parametrize("values", [[], [[1.0], [0.0]], 0.5])
@@ -136,12 +137,12 @@ def test_bootstrap_interval_refuses_what_is_not_a_list_of_scores(values):
 
 def test_paired_bootstrap_equals_the_normal_approximation():
     rng = np.random.default_rng(0)
-    a = rng.random(2000)
-    b = a + rng.normal(0.006, 0.1, size=2000)
+    a = rng.random(1000)
+    b = a + rng.normal(0.006, 0.1, size=1000)
     difference, low, high, p = paired_bootstrap(a, b)
-    mean, error = (b - a).mean(), (b - a).std() / sqrt(2000)
+    mean, error = (b - a).mean(), (b - a).std() / sqrt(1000)
     assert difference == pytest.approx(mean)
-    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=2e-4)
+    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=4e-4)
     assert p == pytest.approx(2 * (1 - NormalDist().cdf(abs(mean) / error)), abs=0.01)
 
 
@@ -294,3 +295,13 @@ def test_results_table_refuses_different_questions(task, rows, evaluation):
     other = judge(task, rows[::-1], [[completion(WRONG)] * 4] * 2)
     with pytest.raises(ValueError, match="not asked the same questions"):
         results_table({"base": other, "GRPO": evaluation})
+
+
+@pytest.mark.component
+def test_evaluate_gives_the_same_answers_again(task, rows):
+    model, tokenizer = load_model("tiny"), load_tokenizer("tiny")
+    settings = {"num_samples": 2, "max_new_tokens": 12, "batch_size": 2}
+    first = evaluate(model, tokenizer, task, rows, seed=1, **settings)
+    assert first.examples == evaluate(model, tokenizer, task, rows, seed=1, **settings).examples
+    assert first.examples != evaluate(model, tokenizer, task, rows, seed=2, **settings).examples
+    assert first.settings["max_new_tokens"] == 12 and first.num_samples == 2
