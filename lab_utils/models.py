@@ -17,7 +17,7 @@ from transformers import (
 )
 
 if TYPE_CHECKING:
-    from .config import ModelConfig
+    from .config import ModelSettings
 
 TINY_MODEL = Path(__file__).parent / "assets" / "tiny-qwen2"
 END_OF_TURN = "<|im_end|>"
@@ -50,7 +50,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str | Path, settings: ModelConfig | None = None) -> PreTrainedModel:
+def load_model(name: str | Path, settings: ModelSettings | None = None) -> PreTrainedModel:
     """Load a causal language model for training or sampling.
 
     Args:
@@ -90,7 +90,7 @@ def load_model(name: str | Path, settings: ModelConfig | None = None) -> PreTrai
     return model
 
 
-def lora_config(settings: ModelConfig) -> LoraConfig | None:
+def lora_config(settings: ModelSettings) -> LoraConfig | None:
     """Return the LoRA adapter of a configuration (Hu et al. 2021, arXiv 2106.09685), or None for full fine-tuning."""
     if settings.lora is None:
         return None

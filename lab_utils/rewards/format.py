@@ -1,19 +1,11 @@
-"""Rewards for the response format, whatever the answer says.
-
-The regular expressions see only text that holds each tag exactly once; so their work is in proportion to its length.
-"""
+"""Rewards for the response format, whatever the answer says."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..tasks import Completion, completion_text
-
-REASONING_TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-THINK_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-STRICT_FORMAT = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n?", re.DOTALL)
-THINK_FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+from ..tasks.formats import REASONING_TAGS, has_in_order, has_reasoning_format, has_think_format
 
 
 def strict_format_reward(completions: list[Completion], **columns: Any) -> list[float]:
@@ -26,8 +18,7 @@ def strict_format_reward(completions: list[Completion], **columns: Any) -> list[
     >>> strict_format_reward(["<reasoning>48 + 24</reasoning> <answer>72</answer>"])
     [0.0]
     """
-    texts = map(completion_text, completions)
-    return [0.5 if has_each_once(text, REASONING_TAGS) and STRICT_FORMAT.fullmatch(text) else 0.0 for text in texts]
+    return [0.5 if has_reasoning_format(completion_text(completion)) else 0.0 for completion in completions]
 
 
 def soft_format_reward(completions: list[Completion], **columns: Any) -> list[float]:
@@ -64,21 +55,4 @@ def format_reward(completions: list[Completion], **columns: Any) -> list[float]:
     >>> format_reward(["<think>9 * 8\n= 72</think>\n<answer>72</answer>", "<think>9 * 8 <answer>72</answer>"])
     [1.0, 0.0]
     """
-    texts = map(completion_text, completions)
-    return [1.0 if has_each_once(text, THINK_TAGS) and THINK_FORMAT.fullmatch(text) else 0.0 for text in texts]
-
-
-def has_each_once(text: str, tags: tuple[str, ...]) -> bool:
-    """Say whether each tag stands in the text exactly once."""
-    return all(text.count(tag) == 1 for tag in tags)
-
-
-def has_in_order(text: str, tags: tuple[str, ...]) -> bool:
-    """Say whether the tags stand in the text one after the other."""
-    position = 0
-    for tag in tags:
-        found = text.find(tag, position)
-        if found < 0:
-            return False
-        position = found + len(tag)
-    return True
+    return [1.0 if has_think_format(completion_text(completion)) else 0.0 for completion in completions]

@@ -14,6 +14,7 @@ from itertools import combinations
 from ..answers import extract_xml_answer
 from ..expressions import ExpressionError, evaluate, numbers_used
 from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
+from .formats import has_think_format
 
 LARGEST_NUMBER = 20  # synthetic problems draw their numbers from 1..20 and
 LARGEST_RESULT = 100  # every result on the way stays a whole number in 1..100, as the tiny model can calculate
@@ -94,9 +95,7 @@ class Countdown(Task):
         return extract_xml_answer(completion_text(completion))
 
     def has_format(self, completion: Completion) -> bool:
-        from ..rewards import format_reward
-
-        return format_reward([completion]) == [1.0]
+        return has_think_format(completion_text(completion))
 
     def is_correct(self, completion: Completion, row: Row) -> bool:
         return is_solution(self.extract(completion), row)

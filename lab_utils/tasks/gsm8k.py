@@ -11,6 +11,7 @@ import re
 
 from ..answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match
 from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
+from .formats import has_reasoning_format, has_think_format
 from .word_problems import generate_problem
 
 SYSTEM_PROMPTS = {
@@ -42,12 +43,10 @@ class GSM8K(Task):
         return extract_hash_answer(text) if self.response_format == "hash" else extract_xml_answer(text)
 
     def has_format(self, completion: Completion) -> bool:
-        from ..rewards import format_reward, strict_format_reward
-
         if self.response_format == "hash":
             return self.extract(completion) is not None
-        reward = strict_format_reward if self.response_format == "reasoning" else format_reward
-        return reward([completion])[0] > 0
+        text = completion_text(completion)
+        return has_reasoning_format(text) if self.response_format == "reasoning" else has_think_format(text)
 
     def is_correct(self, completion: Completion, row: Row) -> bool:
         return numbers_match(self.extract(completion), self.gold(row))

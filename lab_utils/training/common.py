@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import functools
+import inspect
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from .. import rewards as reward_functions
 from ..config import RunConfig
 from ..tasks import Task, load_task
 from ..tracking import MetricsCallback, ProgressCallback, RunDirectory, wandb_environment
@@ -23,7 +26,7 @@ def task_of(config: RunConfig) -> Task:
 
 
 def trainer_arguments(config: RunConfig, run: RunDirectory, settings: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the keyword arguments that SFTConfig and GRPOConfig share; `names` are copied from the stage's settings."""
+    """Return the arguments that SFTConfig and GRPOConfig share; `names` are copied from the stage's settings."""
     on_gpu = torch.cuda.is_available()
     arguments = {name: getattr(settings, name) for name in names}
     return arguments | {
@@ -38,6 +41,27 @@ def trainer_arguments(config: RunConfig, run: RunDirectory, settings: Any, names
         "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
     }
+
+
+def rewards_of(config: RunConfig, reward_funcs: Sequence[Callable] | None, max_length: int) -> list[Callable]:
+    """Return the reward functions of a run, yours or those that the configuration names; one that fails is named.
+
+    A reward that scales with length, one with a parameter `max_length`, gets the run's longest completion.
+    """
+
+    def named(function: Callable) -> Callable:
+        scale = {"max_length": max_length} if "max_length" in inspect.signature(function).parameters else {}
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            try:
+                return function(*args, **kwargs, **scale)
+            except Exception as error:
+                raise ValueError(f"The reward function {function.__name__!r} raised {type(error).__name__}: {error}. A "
+                                 "reward must be a number for any completion, however broken its text is.") from error
+        return call
+
+    return list(map(named, reward_funcs or [getattr(reward_functions, name) for name in config.rewards]))
 
 
 def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
@@ -61,6 +85,14 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     trainer.add_callback(MetricsCallback(run, tensorboard=config.tracking.tensorboard))
     trainer.add_callback(ProgressCallback(description))
     checkpoint = run.last_checkpoint() if resume else None
+    if checkpoint is not None and is_finished(checkpoint) and run.model_dir.is_dir():
+        return run  # the Trainer would take one more step
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(run.model_dir))
     return run
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Say whether a checkpoint is that of the last step of its run."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"]

@@ -9,13 +9,12 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from .. import rewards as reward_functions
 from ..config import RunConfig
 from ..generation import rollout
 from ..models import load_model, load_tokenizer, lora_config
 from ..tasks import Task, completion_text
 from ..tracking import RunDirectory
-from .common import filter_long_prompts, run_trainer, task_of, trainer_arguments
+from .common import filter_long_prompts, rewards_of, run_trainer, task_of, trainer_arguments
 
 COPIED = ("learning_rate", "lr_scheduler_type", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm",
           "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -34,7 +33,7 @@ def grpo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
 
 
 class RecordingGRPOTrainer(GRPOTrainer):
-    """A GRPOTrainer that also logs accuracy and attempts, keeps sample completions, and refuses rewards that are no numbers."""
+    """A GRPOTrainer that logs accuracy and attempts, keeps sample completions, and refuses rewards that are not finite."""
 
     def __init__(self, *args, task: Task, run: RunDirectory, log_completions_steps: int, **kwargs):
         super().__init__(*args, **kwargs)
@@ -50,8 +49,10 @@ class RecordingGRPOTrainer(GRPOTrainer):
                 f"The reward function {name!r} returned None, NaN or infinity for "
                 f"{int((~torch.isfinite(values)).sum())} of {len(values)} completions. A reward must be a finite "
                 "number for every completion: return 0.0 where there is nothing to reward.")
-        local = slice(self.accelerator.process_index * len(prompts), (self.accelerator.process_index + 1) * len(prompts))
-        self._record(inputs, completions, (rewards_per_function @ self.reward_weights.to(rewards_per_function))[local])
+        scores = rewards_per_function @ self.reward_weights.to(rewards_per_function)  # of all processes
+        first = self.accelerator.process_index * len(prompts)
+        self.scores_B = scores[first:first + len(prompts)]
+        self._record(inputs, completions, self.scores_B)
         return rewards_per_function
 
     def _record(self, rows: list[dict], completions: list, rewards: torch.Tensor) -> None:
@@ -85,14 +86,14 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     Returns:
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder.
     """
-    run = RunDirectory.create(config, output_dir, resume)
     task = task_of(config)
     start = model or config.model.name
     tokenizer = load_tokenizer(start)
+    run = RunDirectory.create(config, output_dir, resume)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
     trainer = RecordingGRPOTrainer(
         model=load_model(start, config.model),
-        reward_funcs=list(reward_funcs or [getattr(reward_functions, name) for name in config.rewards]),
+        reward_funcs=rewards_of(config, reward_funcs, config.grpo.max_completion_length),
         args=grpo_arguments(config, run),
         train_dataset=filter_long_prompts(dataset, tokenizer, config.grpo.max_prompt_length),
         processing_class=tokenizer,

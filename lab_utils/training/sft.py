@@ -46,14 +46,15 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     Returns:
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder.
     """
-    run = RunDirectory.create(config, output_dir, resume)
     task = task_of(config)
     start = model or config.model.name
     tokenizer = load_tokenizer(start)
+    run = RunDirectory.create(config, output_dir, resume)
+    dataset = task.dataset("train", config.sft.train_limit or config.task.train_limit, config.task.source)
     trainer = SFTTrainer(
         model=load_model(start, config.model),
         args=sft_arguments(config, run),
-        train_dataset=demonstrations(task, task.dataset("train", config.sft.train_limit, config.task.source)),
+        train_dataset=demonstrations(task, dataset),
         processing_class=tokenizer,
         peft_config=lora_config(config.model),
         callbacks=list(callbacks),
