@@ -33,7 +33,7 @@ def grpo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
 
 
 class RecordingGRPOTrainer(GRPOTrainer):
-    """A GRPOTrainer that logs accuracy and attempts, keeps sample completions, and refuses rewards that are not finite."""
+    """GRPOTrainer that also logs accuracy and attempts, keeps sample completions, and refuses rewards that are NaN."""
 
     def __init__(self, *args, task: Task, run: RunDirectory, log_completions_steps: int, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,0 +1,412 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with a critic, on top of TRL's GRPOTrainer.
+
+GRPO asks of a completion: was it better than its group? PPO asks of every token: did things get better or worse here?
+A *critic* predicts, before each token, the return still to come, and generalised advantage estimation (GAE, Schulman et
+al. 2015, arXiv 1506.02438) turns its predictions into one advantage a token. The functions below are the algorithm; the
+trainer puts them where GRPOTrainer computes its group advantages, and inherits everything else: sampling, rewards, the
+clipped policy loss, LoRA, logging, checkpoints.
+
+Shapes: B completions, T completion tokens (padded), D hidden size. `mask_BT` is true where there is a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from trl import GRPOConfig
+from trl.trainer.utils import use_adapter
+
+from ..config import PPOSettings, RunConfig
+from ..generation import rollout
+from ..models import load_model, load_tokenizer, lora_config
+from ..tracking import RunDirectory
+from .common import filter_long_prompts, rewards_of, run_trainer, task_of, trainer_arguments
+from .grpo import VLLM_COPIED, RecordingGRPOTrainer
+
+COPIED = ("learning_rate", "lr_scheduler_type", "max_grad_norm", "num_train_epochs", "max_steps",
+          "gradient_accumulation_steps", "num_generations", "max_completion_length", "temperature", "top_p", "beta",
+          "epsilon", "gradient_checkpointing", "logging_steps")
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+# --- The algorithm ---------------------------------------------------------------------------------------------------
+
+
+def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean over the tokens that are there; 0 where there is none."""
+    mask_BT = mask_BT.bool()
+    return x_BT.masked_fill(~mask_BT, 0).sum() / mask_BT.sum().clamp(min=1)
+
+
+def masked_variance(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Variance (divided by n) over the tokens that are there."""
+    return masked_mean((x_BT - masked_mean(x_BT, mask_BT)) ** 2, mask_BT)
+
+
+def masked_whiten(x_BT: Tensor, mask_BT: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over the tokens that are there; 0 elsewhere, and where all are equal."""
+    whitened_BT = (x_BT - masked_mean(x_BT, mask_BT)) / (masked_variance(x_BT, mask_BT) + epsilon).sqrt()
+    return whitened_BT.masked_fill(~mask_BT.bool(), 0)
+
+
+def token_rewards(scores_B: Tensor, logps_BT: Tensor, ref_logps_BT: Tensor | None, mask_BT: Tensor,
+                  beta: float) -> Tensor:
+    """Spread a completion's score and its distance from the reference over its tokens.
+
+    Every token costs beta · (log π − log π_ref), a sample of the KL divergence; the last one earns the score (Ouyang et
+    al. 2022, arXiv 2203.02155, equation 2). A completion without tokens earns nothing.
+
+    Args:
+        scores_B: weighted sum of the reward functions.
+        logps_BT, ref_logps_BT: log-probabilities of the tokens under policy and reference (None without a reference).
+        beta: KL coefficient.
+
+    Returns:
+        (B, T), 0 at padding.
+    """
+    mask_BT = mask_BT.bool()
+    left_BT = mask_BT.flip(1).cumsum(1).flip(1)  # tokens from here to the end
+    rewards_BT = scores_B[:, None] * (mask_BT & (left_BT == 1))
+    if ref_logps_BT is not None:
+        rewards_BT = rewards_BT - beta * (logps_BT - ref_logps_BT).masked_fill(~mask_BT, 0)
+    return rewards_BT
+
+
+def generalized_advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float,
+                           lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2015, arXiv 1506.02438, equation 16), for one completion a row.
+
+        δ_t = r_t + γ V_{t+1} − V_t          how much better than expected was this token?
+        A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}
+
+    After the last token V and A are 0. λ = 1 waits for the actual return (no bias, much noise), λ = 0 trusts the
+    critic's next prediction. Masked tokens do not exist: their content never matters.
+
+    Returns:
+        advantages and returns (A + V, what the critic should have said), both (B, T) and 0 where masked.
+    """
+    mask_BT = mask_BT.bool()
+    advantages_BT = torch.zeros_like(values_BT)
+    next_value_B = next_advantage_B = torch.zeros_like(values_BT[:, 0])
+    for t in reversed(range(values_BT.shape[1])):
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
+        advantage_B = delta_B + gamma * lam * next_advantage_B
+        next_advantage_B = torch.where(mask_BT[:, t], advantage_B, next_advantage_B)
+        next_value_B = torch.where(mask_BT[:, t], values_BT[:, t], next_value_B)
+        advantages_BT[:, t] = advantage_B
+    return advantages_BT.masked_fill(~mask_BT, 0), (advantages_BT + values_BT).masked_fill(~mask_BT, 0)
+
+
+def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor,
+               epsilon: float) -> tuple[Tensor, Tensor]:
+    """Half the squared error of the critic, clipped like the policy's ratio (as in OpenAI's PPO, baselines/ppo2).
+
+    A prediction that has moved by more than epsilon since the rollout gains nothing from moving on.
+
+    Returns:
+        The mean loss over tokens, and the share of tokens where the clipped term counted.
+    """
+    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-epsilon, epsilon)
+    error_BT, clipped_error_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
+    loss = 0.5 * masked_mean(torch.maximum(error_BT, clipped_error_BT), mask_BT)
+    return loss, masked_mean((clipped_error_BT > error_BT).float(), mask_BT)
+
+
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """1 − Var(returns − values) / Var(returns): 1 for perfect, 0 for constant values; NaN if all returns are equal."""
+    variance = masked_variance(returns_BT, mask_BT)
+    explained = 1 - masked_variance(returns_BT - values_BT, mask_BT) / variance
+    return torch.where(variance > 0, explained, torch.nan)
+
+
+# --- The critic ------------------------------------------------------------------------------------------------------
+
+
+class Critic(nn.Module):
+    """Predicts the return still to come: one linear layer on hidden states, which starts at 0.
+
+    The hidden states are the policy's own final ones, or with `backbone` those of a model of the critic's own.
+    """
+
+    def __init__(self, hidden_size: int, backbone: nn.Module | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(hidden_size, 1)  # float32 whatever the policy's dtype
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T)."""
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            return self.head(hidden_BTD.float()).squeeze(-1)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The weights that training changes, without a frozen backbone's."""
+        return {name: weight.detach().contiguous() for name, weight in self.named_parameters() if weight.requires_grad}
+
+
+# --- The trainer -----------------------------------------------------------------------------------------------------
+
+
+class PPOTrainer(RecordingGRPOTrainer):
+    """A GRPOTrainer whose advantages come from a critic.
+
+    `_get_per_token_logps_and_entropies` also computes values, `_generate_and_score_completions` returns one advantage a
+    token, and `_compute_loss` adds the value loss. What this relies on in TRL is checked by the tests named
+    test_trl_contract in tests/test_ppo.py.
+    """
+
+    _tag_names = ["trl", "ppo"]
+    _name = "PPO"
+    _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
+
+    def __init__(self, *args, settings: PPOSettings, critic_backbone: nn.Module | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.settings = settings
+        # TRL adds the KL to the loss; here it is part of the rewards. Because args.beta > 0, TRL has made the reference
+        # (a copy of the model, or its LoRA adapters switched off). From here on TRL's beta is 0: only ours counts.
+        self.beta = 0.0
+        critic = Critic(self.model.config.hidden_size, critic_backbone).to(self.model.device)
+        # Part of the model, so that optimiser, gradient clipping, data parallelism and zero_grad take it along.
+        self.model.add_module("critic", critic)
+        self.critic = critic
+
+    # Stage 1: a rollout. TRL samples and scores it; we turn scores into one advantage a token.
+
+    def _generate(self, prompts: list):
+        with self._critic_taken_off():  # vLLM is sent every weight of the model by name
+            return super()._generate(prompts)
+
+    def _generate_and_score_completions(self, inputs):
+        rollout = super()._generate_and_score_completions(inputs)
+        settings, mask_BT = self.settings, rollout["completion_mask"].bool()
+        with torch.no_grad():
+            # TRL computes the old log-probabilities, and our critic then the values, unless every rollout is used for
+            # one step only: the ratio is 1 then and needs none. The values are needed all the same.
+            if "old_per_token_logps" not in rollout:
+                rollout["old_per_token_logps"] = self._forward(self.model, rollout)
+            values_BT, ref_logps_BT = self.values_BT, self._reference_logps(rollout) if settings.beta > 0 else None
+
+        rewards_BT = token_rewards(self.scores_B, rollout["old_per_token_logps"], ref_logps_BT, mask_BT, settings.beta)
+        advantages_BT, returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, settings.lam)
+
+        _, actual_returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, lam=1.0)
+        self._log("explained_variance", explained_variance(values_BT, actual_returns_BT, mask_BT))
+        self._log("values/mean", masked_mean(values_BT, mask_BT))
+        self._log("returns/mean", masked_mean(returns_BT, mask_BT))
+        self._log("advantages/mean", masked_mean(advantages_BT, mask_BT))
+        self._log("advantages/std", masked_variance(advantages_BT, mask_BT).sqrt())
+        if ref_logps_BT is not None:
+            self._log("kl", masked_mean(rollout["old_per_token_logps"] - ref_logps_BT, mask_BT))
+
+        if settings.whiten_advantages:
+            advantages_BT = masked_whiten(advantages_BT, mask_BT)
+        return rollout | {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
+
+    # Stage 2: the updates. TRL's clipped policy loss with our advantages, plus the value loss.
+
+    def _compute_loss(self, model, inputs):
+        policy_loss = super()._compute_loss(model, inputs)
+        mask_BT = inputs["completion_mask"].bool()
+        log_ratio_BT = (self.logps_BT - inputs["old_per_token_logps"]).detach()
+        critic_loss, clip_fraction = value_loss(self.values_BT, inputs["old_values"], inputs["returns"], mask_BT,
+                                                self.settings.epsilon_value)
+        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1  # as TRL scales its own
+        self._log("policy_loss", policy_loss.detach() * accumulation)
+        self._log("value_loss", critic_loss.detach())
+        self._log("clip_ratio/value", clip_fraction)
+        # Non-negative and less noisy than the mean of −log ratio (Schulman 2020, joschu.net/blog/kl-approx.html).
+        self._log("approx_kl", masked_mean(log_ratio_BT.exp() - 1 - log_ratio_BT, mask_BT))
+        if self._critic_warms_up():
+            policy_loss = 0.0 * policy_loss
+        return policy_loss + self.settings.vf_coef * critic_loss / accumulation
+
+    # One forward pass gives log-probabilities and values.
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
+                                           **kwargs):
+        """TRL's forward pass of the policy, from which the critic reads the final hidden states."""
+        hidden: list[Tensor] = []
+
+        def keep(module, arguments, output):  # state t of the completion is the one that predicts its token t
+            hidden.append(output.last_hidden_state[:, -logits_to_keep - 1:-1])
+
+        hook = _backbone(self.accelerator.unwrap_model(model)).register_forward_hook(keep)
+        try:
+            outputs = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep,
+                                                                 batch_size=batch_size, **kwargs)
+        finally:
+            hook.remove()
+        if self.critic.backbone is not None:
+            rows = batch_size or len(input_ids)
+            with self.accelerator.autocast():
+                hidden = [self.critic.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
+                          .last_hidden_state[:, -logits_to_keep - 1:-1]
+                          for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True)]
+        elif self._critic_warms_up():
+            hidden = [states.detach() for states in hidden]
+        self.logps_BT, self.values_BT = outputs[0], self.critic(torch.cat(hidden))
+        return outputs
+
+    def _forward(self, model: nn.Module, rollout: dict, forward: Callable | None = None) -> Tensor:
+        forward = forward or self._get_per_token_logps_and_entropies
+        return forward(model, torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
+                       torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1),
+                       rollout["completion_ids"].shape[1], batch_size=self.args.per_device_train_batch_size)[0]
+
+    def _reference_logps(self, rollout: dict) -> Tensor:
+        forward = super()._get_per_token_logps_and_entropies  # the critic does not look at the reference
+        if self.ref_model is not None:
+            return self._forward(self.ref_model, rollout, forward)
+        model = self.accelerator.unwrap_model(self.model)
+        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+            return self._forward(self.model, rollout, forward)
+
+    def _critic_warms_up(self) -> bool:
+        return self.state.global_step < self.settings.critic_warmup_steps
+
+    def _log(self, name: str, value: Tensor) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics[name].append(self.accelerator.gather(value.detach()).nanmean().item())
+
+    # The critic's own learning rate, and its file in checkpoints.
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            super().create_optimizer(model)
+            weights = [weight for weight in self.critic.parameters() if weight.requires_grad]
+            for group in self.optimizer.param_groups:
+                group["params"] = [weight for weight in group["params"] if all(weight is not w for w in weights)]
+            self.optimizer.add_param_group(
+                {"params": weights, "lr": self.settings.critic_learning_rate, "weight_decay": 0.0})
+        return self.optimizer
+
+    @contextmanager
+    def _critic_taken_off(self) -> Iterator[None]:
+        """The model as it was before it had a critic: what is saved, loaded and sent to vLLM."""
+        model = self.accelerator.unwrap_model(self.model)
+        del model.critic
+        try:
+            yield
+        finally:
+            model.add_module("critic", self.critic)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self._critic_taken_off():
+            super()._save(output_dir, state_dict)
+        save_file(self.critic.trained_state(), Path(output_dir or self.args.output_dir) / VALUE_HEAD_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with self._critic_taken_off():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.critic.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_HEAD_FILE), strict=False)
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The part of a causal language model below its output layer, LoRA adapters included."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+
+
+# --- The stage -------------------------------------------------------------------------------------------------------
+
+
+def ppo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
+    """Translate a run's `ppo` settings to TRL's configuration.
+
+    A rollout of batch_size completions is split into mini-batches; gradient_accumulation_steps of them make an
+    optimiser step, and ppo_epochs passes over the rollout make
+
+        ppo_epochs × batch_size / (mini_batch_size × gradient_accumulation_steps)
+
+    optimiser steps a rollout. A resumed run begins with a new rollout, so checkpoints are written between rollouts
+    only: save_steps is rounded up to whole rollouts.
+    """
+    ppo = config.ppo
+    names = COPIED + (VLLM_COPIED if ppo.use_vllm else ())
+    steps_per_rollout = ppo.ppo_epochs * ppo.batch_size // (ppo.mini_batch_size * ppo.gradient_accumulation_steps)
+    return GRPOConfig(
+        **trainer_arguments(config, run, ppo, names),
+        warmup_steps=ppo.warmup_ratio,
+        reward_weights=list(config.rewards.values()),
+        per_device_train_batch_size=ppo.mini_batch_size,
+        steps_per_generation=ppo.batch_size // ppo.mini_batch_size,
+        num_iterations=ppo.ppo_epochs,
+        loss_type="bnpo",  # the mean over the tokens of a mini-batch
+        scale_rewards="none",
+        save_steps=math.ceil(ppo.save_steps / steps_per_rollout) * steps_per_rollout,
+    )
+
+
+def load_critic(folder: str | Path, model: nn.Module) -> Critic:
+    """Read the value head that a PPO run saved beside its model; `model` is that model, loaded with `load_model`."""
+    critic = Critic(model.config.hidden_size)
+    critic.load_state_dict(load_file(Path(folder) / VALUE_HEAD_FILE))
+    return critic.to(model.device)
+
+
+@torch.no_grad()
+def token_values(model: nn.Module, critic: Critic, prompt_ids: list[int], completion_ids: list[int]) -> Tensor:
+    """What the critic expects before each token of a completion: (T,), the first before anything is written."""
+    ids = torch.tensor([prompt_ids + completion_ids], device=model.device)
+    hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return critic(hidden[:, len(prompt_ids) - 1:-1])[0]
+
+
+def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None = None, resume: bool = False,
+          reward_funcs: Sequence[Callable] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
+    """Train with PPO on the task's prompts.
+
+    Args:
+        config: the run's configuration; this stage reads `task`, `model`, `rewards` and `ppo`.
+        output_dir: the run directory to write.
+        model: the start model, for example an SFT run's `model` folder; `config.model.name` when None.
+        resume: go on from the run directory's last checkpoint.
+        reward_funcs: your own reward functions, weighted by `config.rewards` in this order, in place of the named ones.
+
+    Returns:
+        The run directory; the trained model (an adapter with LoRA) is in its `model` folder. The critic is there too,
+        as value_head.safetensors; loading the model does not need it.
+    """
+    run = RunDirectory.create(config, output_dir, resume)
+    trainer = make_trainer(config, run, model or config.model.name, reward_funcs=reward_funcs, callbacks=callbacks)
+    return run_trainer(trainer, config, run, resume, "PPO")
+
+
+def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
+                 reward_funcs: Sequence[Callable] | None = None,
+                 callbacks: Sequence[TrainerCallback] = ()) -> PPOTrainer:
+    """Return the trainer of a run from the model `start`, ready to train; see `train`."""
+    tokenizer = load_tokenizer(start)
+    task = task_of(config)
+    dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    return PPOTrainer(
+        model=load_model(start, config.model),
+        reward_funcs=rewards_of(config, reward_funcs),
+        args=ppo_arguments(config, run),
+        train_dataset=filter_long_prompts(dataset, tokenizer, config.ppo.max_prompt_length),
+        processing_class=tokenizer,
+        peft_config=lora_config(config.model),
+        rollout_func=None if config.ppo.use_vllm else rollout,
+        callbacks=list(callbacks),
+        task=task,
+        run=run,
+        log_completions_steps=config.ppo.log_completions_steps,
+        settings=config.ppo,
+        critic_backbone=critic_backbone(start, config) if config.ppo.separate_critic else None,
+    )
+
+
+def critic_backbone(start: str | Path, config: RunConfig) -> nn.Module:
+    """Load the start model once more, without its output layer, for the critic; with LoRA where the policy has it."""
+    model, lora = load_model(start, config.model), lora_config(config.model)
+    if lora is None or isinstance(model, PeftModel):
+        return _backbone(model)
+    return get_peft_model(model.base_model, dataclasses.replace(lora, task_type=None))
