@@ -38,6 +38,12 @@ def _check_tensor(call: str, got: Tensor, wanted: Sequence, hint: str) -> None:
         _fail(call, [round(x, 4) for x in got.flatten().tolist()], expected.flatten().tolist(), hint)
 
 
+def _is_number(got: Any, wanted: float, tolerance: float = 1e-4) -> bool:
+    """Say whether `got` is a number, or a tensor of one, and equals `wanted`."""
+    one = isinstance(got, (int, float)) or (isinstance(got, Tensor) and got.numel() == 1)
+    return one and abs(float(got) - wanted) < tolerance
+
+
 # --- 00 Start here ---------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +159,30 @@ def check_strict_format_reward(reward: RewardFunction) -> None:
     _ok(f"{len(cases)} completions scored, as text and as messages.")
 
 
+# --- 04 SFT warm-up --------------------------------------------------------------------------------------------------
+
+
+def check_completion_loss(completion_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Check `completion_loss(logps, labels)`: (T, V) log-probabilities, (T,) labels -> mean of the labelled tokens."""
+    half, quarter, sixth = [0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [1 / 6, 1 / 6, 2 / 3]
+    cases = [
+        ([half, quarter, sixth], [-100, 0, 1], 0.6931,
+         "Row t predicts token t + 1: token 1 is a 0, and row 0 gives it 0.5; token 2 is a 1, and row 1 gives it 0.5."),
+        ([half, quarter, sixth], [-100, -100, 2], 1.3863,
+         "One token has a label: divide by the number of labelled tokens, and leave -100 out."),
+        ([half, quarter, sixth], [2, 2, 2], 1.3863,
+         "Nothing predicts the first token, so its label does not count. Rows 0 and 1 give the others 0.25 each."),
+        ([half, half, half, half], [-100, 1, -100, 0], 1.0397, "-100 can come after a label: choose by label."),
+    ]  # fmt: skip
+    for probabilities, labels, wanted, hint in cases:
+        got = completion_loss(torch.tensor(probabilities).log(), torch.tensor(labels))
+        rounded = [[round(p, 2) for p in row] for row in probabilities]
+        call = f"completion_loss of probabilities {rounded} and labels {labels}"
+        if not _is_number(got, wanted, tolerance=1e-3):
+            _fail(call, got, wanted, hint)
+    _ok(f"{len(cases)} examples, each token predicted by the row before it.")
+
+
 # --- 05 GRPO from scratch --------------------------------------------------------------------------------------------
 
 
@@ -195,3 +225,111 @@ def check_clipped_loss(clipped_loss: Callable[[Tensor, Tensor, Tensor, float], T
         ratios = [[round(ratio, 2) for ratio in row] for row in torch.tensor(change).exp().tolist()]
         _check_tensor(f"clipped_loss with ratio {ratios}, advantage {advantages}, epsilon 0.2", got, wanted, hint)
     _ok(f"{len(cases)} cases, clipped only where it pays to go on.")
+
+
+# --- 06 GRPO training ------------------------------------------------------------------------------------------------
+
+
+def check_share_without_signal(share_without_signal: Callable[[list[float], int], float]) -> None:
+    """Check `share_without_signal(rewards, num_generations)`: the share of groups in which all rewards are equal."""
+    cases = [
+        ([1, 0, 0, 0, 0, 0, 0, 0], 4, 0.5, "Two groups: in the first one reward differs, in the second none does."),
+        ([1, 1, 1, 1], 4, 1.0, "All right is no signal either: nobody was better than the others."),
+        ([0, 0, 1, 1], 2, 1.0, "Compare within a group, not across groups: each of these two is constant."),
+        ([0, 1, 0, 1], 4, 0.0, "Here the group has four completions: use num_generations."),
+        ([1.1, 1.1, 0.1, 0.1, 1.1, 0.1], 2, 2 / 3, "Rewards are any numbers, not only 0 and 1."),
+        ([0.1, 0.1, 0.1, 0.0], 4, 0.0, "Also a small difference, here in the format, is a signal."),
+    ]
+    for rewards, num_generations, wanted, hint in cases:
+        got = share_without_signal(list(rewards), num_generations)
+        if not _is_number(got, wanted):
+            _fail(f"share_without_signal({rewards}, {num_generations})", got, wanted, hint)
+    _ok(f"{len(cases)} batches.")
+
+
+# --- 07 PPO training -------------------------------------------------------------------------------------------------
+
+
+def check_gae(gae: Callable[[list[float], list[float], float, float], Sequence[float]]) -> None:
+    """Check `gae(rewards, values, gamma, lam)`: one advantage a token, against the sum that defines it."""
+    cases = [
+        ([0, 0, 1], [0, 0, 0], 1.0, 1.0, "The critic expects nothing, and 1 comes at the end: every token gets 1."),
+        ([0, 0, 1], [0.25, 0.5, 0.75], 1.0, 1.0,
+         "With gamma = lam = 1 the advantage is the return that came less the value."),
+        ([0, 0, 1], [0.25, 0.5, 0.75], 1.0, 0.0,
+         "With lam = 0 only the next prediction counts: r + V(next) - V. After the last token V is 0."),
+        ([0, 0, 0, 0, 1], [0.25, 0.5, 0.25, 0.5, 0.75], 1.0, 0.5,
+         "Go through the tokens from the last to the first: A(t) = delta(t) + gamma * lam * A(t + 1)."),
+        ([0, 0, 1], [0.25, 0.5, 0.75], 0.5, 1.0,
+         "gamma discounts twice: the next value in delta, and the next advantage."),
+        ([-0.5, 0.25, 1], [0.5, 0.5, 0.5], 0.5, 0.5,
+         "Every token can have a reward of its own, for example a KL penalty."),
+        ([1], [0.25], 1.0, 0.5, "A single token: there is no next value and no next advantage."),
+    ]  # fmt: skip
+    for rewards, values, gamma, lam, hint in cases:
+        wanted = _gae_by_definition(rewards, values, gamma, lam)
+        got = gae(list(rewards), list(values), gamma, lam)
+        call = f"gae({rewards}, {values}, gamma={gamma}, lam={lam})"
+        got = [round(float(x), 4) for x in got]
+        if len(got) != len(wanted) or any(abs(a - b) > 1e-3 for a, b in zip(got, wanted, strict=True)):
+            _fail(call, got, [round(x, 4) for x in wanted], hint)
+    _ok(f"{len(cases)} completions, equal to the double sum that defines GAE.")
+
+
+def _gae_by_definition(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """A(t) = sum over l of (gamma lam)^l delta(t + l), with delta(t) = r(t) + gamma V(t + 1) - V(t)."""
+    next_values = [*values[1:], 0.0]
+    deltas = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, next_values, strict=True)]
+    return [sum((gamma * lam) ** i * delta for i, delta in enumerate(deltas[t:])) for t in range(len(deltas))]
+
+
+# --- 08 Evaluation ---------------------------------------------------------------------------------------------------
+
+
+def check_pass_at_k(pass_at_k: Callable[[int, int, int], float]) -> None:
+    """Check `pass_at_k(n, c, k)`: the chance that k of n samples, of which c are right, hold a right one."""
+    cases = [
+        (4, 1, 1, 0.25, "One draw: the share of right samples, c / n."),
+        (4, 1, 2, 0.5, "Draw without putting back: 3 of the 6 pairs hold the right one. 1 - (1 - c/n)**k puts back."),
+        (4, 0, 3, 0.0, "No sample is right."),
+        (4, 4, 2, 1.0, "All samples are right."),
+        (8, 3, 6, 1.0, "Only 5 are wrong, so 6 draws cannot miss. math.comb(5, 6) is 0, and that is what you need."),
+        (8, 2, 4, 11 / 14, "1 - C(n - c, k) / C(n, k) = 1 - 15 / 70."),
+        (1000, 10, 100, 0.6531, "Large n: stay exact. math.comb has no limit, factorials as floats do."),
+    ]
+    for n, c, k, wanted, hint in cases:
+        got = pass_at_k(n, c, k)
+        if not _is_number(got, wanted):
+            _fail(f"pass_at_k(n={n}, c={c}, k={k})", got, round(wanted, 4), hint)
+    _ok(f"{len(cases)} cases, unbiased.")
+
+
+# --- 12 Results ------------------------------------------------------------------------------------------------------
+
+
+def check_conclude(conclude: Callable[[str, float, float, float, int, int], str]) -> None:
+    """Check `conclude(what, difference, low, high, problems, seeds)`: a sentence no bolder than its interval."""
+    cases = [
+        ("GRPO", 0.331, 0.282, 0.380, 500, 1, "better", "The whole interval is above 0: say 'better'."),
+        ("extra SFT", 0.012, -0.011, 0.035, 250, 1, "not shown",
+         "0 lies in the interval, so no difference fits the data as well. Say 'not shown', not 'the same'."),
+        ("random reward", -0.094, -0.121, -0.067, 500, 3, "worse", "The whole interval is below 0: say 'worse'."),
+        ("PPO", 0.020, 0.0, 0.040, 500, 1, "not shown", "An interval that touches 0 does not exclude it."),
+    ]  # fmt: skip
+    for what, difference, low, high, problems, seeds, verdict, hint in cases:
+        got = conclude(what, difference, low, high, problems, seeds)
+        call = f"conclude({what!r}, {difference}, {low}, {high}, {problems}, {seeds})"
+        if not isinstance(got, str):
+            _fail(call, got, "a sentence", "Return a string.")
+        said = [word for word in ("not shown", "better", "worse") if word in got]
+        if said != [verdict]:
+            _fail(call, got, f"a sentence with {verdict!r} and no other verdict", hint)
+        numbers = [f"{100 * abs(x):.1f}" for x in (difference, low, high)] + [str(problems), str(seeds)]
+        missing = [number for number in [what, *numbers] if number not in got]
+        if missing:
+            _fail(call, got, f"a sentence with {missing[0]}",
+                  "A conclusion names what was compared, the difference and both ends of its interval in points with "
+                  "one decimal (33.1), and how many problems and seeds it rests on.")  # fmt: skip
+        if any(word in got.lower() for word in ("prove", "always", "significantly smarter")):
+            _fail(call, got, "the same without 'prove' and 'always'", "One experiment proves nothing for ever.")
+    _ok(f"{len(cases)} conclusions, none of them claims more than its interval.")

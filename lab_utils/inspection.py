@@ -1,20 +1,11 @@
-"""Looking closely at single completions and single claims: side by side, token by token, and does it hold?"""
+"""Looking closely: completions of one problem side by side, and whether what a notebook promises can be seen."""
 
 from __future__ import annotations
 
 import textwrap
 from itertools import zip_longest
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import torch
-from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import RunConfig
-
-if TYPE_CHECKING:
-    from .training.ppo import Critic
 
 
 def side_by_side(texts: dict[str, str], width: int = 110) -> str:
@@ -40,42 +31,3 @@ def expect(config: RunConfig, claim: str, holds: bool) -> None:
         print(f"  skipped  {claim} (a handful of steps teaches nothing)")
     else:
         print(f"  {'yes    ' if holds else 'NOT YET'}  {claim}")
-
-
-class TokenValues(NamedTuple):
-    """What a critic says while a completion is read: before each of its tokens, the return still to come."""
-
-    tokens: list[str]
-    values: list[float]
-
-
-def load_critic(model_dir: str | Path, hidden_size: int) -> Critic:
-    """Load the critic that PPO saved next to its model.
-
-    Raises:
-        ValueError: the folder holds no value head of its own size (a critic with its own backbone is not read here).
-    """
-    from .training.ppo import VALUE_HEAD_FILE, Critic  # imports TRL, which takes seconds
-
-    path = Path(model_dir) / VALUE_HEAD_FILE
-    if not path.is_file():
-        raise ValueError(f"{path.parent} holds no {path.name}: give the model folder of a PPO run (RUN/model).")
-    critic = Critic(hidden_size)
-    critic.load_state_dict(load_file(path))
-    return critic
-
-
-@torch.no_grad()
-def token_values(model: PreTrainedModel, critic: Critic, tokenizer: PreTrainedTokenizerBase,
-                 prompt: list[dict[str, str]], completion_ids: list[int]) -> TokenValues:
-    """Read a completion token by token and ask the critic before each token for the return still to come.
-
-    Args:
-        prompt: the chat messages that the completion answers.
-        completion_ids: T token ids, as in `Completion.token_ids`.
-    """
-    prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    input_ids = torch.tensor([prompt_ids + completion_ids], device=model.device)
-    hidden_1SD = model.base_model(input_ids=input_ids).last_hidden_state
-    values_T = critic.to(model.device)(hidden_1SD)[0, len(prompt_ids) - 1 : -1]  # state t-1 predicts token t
-    return TokenValues([tokenizer.decode([token]) for token in completion_ids], values_T.tolist())

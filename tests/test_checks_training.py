@@ -1,0 +1,195 @@
+"""Tests of the self-checks of notebooks 04, 06, 07, 08 and 12: the solution passes, typical mistakes get their hint."""
+
+import math
+
+import pytest
+import torch
+
+from lab_utils import checks
+from lab_utils.checks import CheckFailed
+from lab_utils.evaluation import pass_at_k
+from lab_utils.inspection import expect, side_by_side
+from lab_utils.training.ppo import generalized_advantages
+
+
+def accepts(check, solution, capsys):
+    check(solution)
+    assert capsys.readouterr().out.startswith("OK: ")
+
+
+def rejects(check, wrong, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        check(wrong)
+
+
+# --- 04 --------------------------------------------------------------------------------------------------------------
+
+
+def completion_loss(logps, labels):
+    return torch.nn.functional.cross_entropy(logps[:-1], labels[1:], ignore_index=-100)
+
+
+def test_completion_loss_accepts(capsys):
+    accepts(checks.check_completion_loss, completion_loss, capsys)
+    accepts(checks.check_completion_loss, lambda logps, labels: float(completion_loss(logps, labels)), capsys)
+
+
+def without_shift(logps, labels):
+    return torch.nn.functional.cross_entropy(logps, labels, ignore_index=-100)
+
+
+def over_all_tokens(logps, labels):
+    return completion_loss(logps, labels) * (labels[1:] != -100).float().mean()
+
+
+def from_the_first_label_on(logps, labels):
+    first = max(1, int((labels != -100).nonzero()[0]))
+    return -logps[range(first - 1, len(labels) - 1), labels[first:].clamp(min=0)].mean()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (without_shift, "Row t predicts"),
+        (over_all_tokens, "divide by the number of labelled"),
+        (from_the_first_label_on, "choose by label"),
+        (lambda logps, labels: -completion_loss(logps, labels), "Row t predicts"),
+        (lambda logps, labels: logps, "Row t predicts"),
+    ],
+)
+def test_completion_loss_rejects(wrong, hint):
+    rejects(checks.check_completion_loss, wrong, hint)
+
+
+# --- 06 --------------------------------------------------------------------------------------------------------------
+
+
+def share_without_signal(rewards, size, same=lambda group: max(group) == min(group)):
+    groups = [rewards[start : start + size] for start in range(0, len(rewards), size)]
+    return sum(map(same, groups)) / len(groups)
+
+
+def test_share_without_signal_accepts(capsys):
+    accepts(checks.check_share_without_signal, share_without_signal, capsys)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda rewards, size: share_without_signal(rewards, size, lambda group: not any(group)), "All right is no"),
+        (lambda rewards, size: share_without_signal(rewards, 2), "the group has four|in the first one"),
+        (lambda rewards, size: float(max(rewards) == min(rewards)), "Two groups"),
+        (lambda rewards, size: share_without_signal([round(r) for r in rewards], size), "small difference"),
+        (lambda rewards, size: None, "Two groups"),
+    ],
+)
+def test_share_without_signal_rejects(wrong, hint):
+    rejects(checks.check_share_without_signal, wrong, hint)
+
+
+# --- 07 --------------------------------------------------------------------------------------------------------------
+
+
+def gae(rewards, values, gamma, lam):
+    advantages, next_value, next_advantage = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        next_advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
+        next_value = value
+        advantages.insert(0, next_advantage)
+    return advantages
+
+
+def test_gae_accepts_the_loop_and_the_trainers_own(capsys):
+    accepts(checks.check_gae, gae, capsys)
+    accepts(
+        checks.check_gae,
+        lambda rewards, values, gamma, lam: generalized_advantages(
+            torch.tensor([rewards], dtype=torch.float64), torch.tensor([values], dtype=torch.float64),
+            torch.ones(1, len(rewards)), gamma, lam,
+        )[0][0],
+        capsys,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda r, v, gamma, lam: [a + b for a, b in zip(gae(r, v, gamma, lam), v, strict=True)], "the return that"),
+        (lambda r, v, gamma, lam: gae(r, v, gamma, 1.0), "only the next prediction"),
+        (lambda r, v, gamma, lam: gae(r, v, gamma, 0.0), "every token gets 1"),
+        (lambda r, v, gamma, lam: gae(r, v, 1.0, gamma * lam), "gamma discounts twice"),
+        (lambda r, v, gamma, lam: gae([0] * (len(r) - 1) + r[-1:], v, gamma, lam), "reward of its own"),
+        (lambda r, v, gamma, lam: gae(r, v, gamma, lam)[:-1], "every token gets 1"),
+    ],
+)
+def test_gae_rejects(wrong, hint):
+    rejects(checks.check_gae, wrong, hint)
+
+
+# --- 08 --------------------------------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_accepts_the_formula_and_ours(capsys):
+    accepts(checks.check_pass_at_k, lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k), capsys)
+    accepts(checks.check_pass_at_k, pass_at_k, capsys)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda n, c, k: 1 - (1 - c / n) ** k, "without putting back"),
+        (lambda n, c, k: float(c > 0), "One draw"),
+        (lambda n, c, k: c / n, "without putting back"),
+        (lambda n, c, k: pass_at_k(n, c, k) if n < 100 else 1.0, "Large n"),
+    ],
+)
+def test_pass_at_k_rejects(wrong, hint):
+    rejects(checks.check_pass_at_k, wrong, hint)
+
+
+# --- 12 --------------------------------------------------------------------------------------------------------------
+
+
+def conclude(what, difference, low, high, problems, seeds):
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
+    return (f"{what}: {verdict} ({100 * difference:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}; "
+            f"{problems} problems, {seeds} seed(s))")  # fmt: skip
+
+
+def test_conclude_accepts(capsys):
+    accepts(checks.check_conclude, conclude, capsys)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda what, d, low, high, n, s: conclude(what, d, d, d, n, s), "one decimal|0 lies"),
+        (lambda what, d, low, high, n, s: conclude(what, d, low or 1e-9, high, n, s), "touches 0"),
+        (lambda *facts: conclude(*facts) + " This proves it.", "proves nothing"),
+        (lambda *facts: conclude(*facts).split("(")[0], "both ends of its interval"),
+        (lambda *facts: None, "Return a string"),
+    ],
+)
+def test_conclude_rejects(wrong, hint):
+    rejects(checks.check_conclude, wrong, hint)
+
+
+# --- What the notebooks print ----------------------------------------------------------------------------------------
+
+
+def test_columns_stand_side_by_side_and_wrap():
+    text = side_by_side({"before": "a b\nc", "after": "one two three four"}, width=23)
+    assert text.splitlines() == [
+        "before     │ after",
+        "────────── │ ──────────",
+        "a b        │ one two",
+        "c          │ three four",
+    ]
+
+
+@pytest.mark.parametrize(("hardware", "word"), [("smoke", "skipped"), ("cpu", "NOT YET")])
+def test_a_claim_is_skipped_at_tier_smoke(hardware, word, capsys):
+    from lab_utils.config import load
+
+    expect(load("countdown-grpo", hardware), "accuracy rises", holds=False)
+    assert capsys.readouterr().out.split("accuracy")[0].strip() == word
