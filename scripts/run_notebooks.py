@@ -33,9 +33,11 @@ from latex2mathml.converter import convert as mathml
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 MATHML_NAMESPACE = "http://www.w3.org/1998/Math/MathML"
+STDERR_STYLE = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: #f5f5f5; }'
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -99,7 +101,12 @@ class _MathML(IPythonRenderer):
 
 
 class OfflineHTML(HTMLExporter):
-    """nbconvert's page without its scripts, which come from the network and which executed notebooks do not need."""
+    """nbconvert's page without its scripts, which come from the network and which executed notebooks do not need.
+
+    Of a progress bar only the last state is shown, and on grey: standard error is not only for errors.
+    """
+
+    preprocessors = [CoalesceStreamsPreprocessor]
 
     @pass_context
     def markdown2html(self, context, source: str) -> str:
@@ -107,7 +114,8 @@ class OfflineHTML(HTMLExporter):
 
     def from_notebook_node(self, notebook, resources=None, **kwargs):
         html, resources = super().from_notebook_node(notebook, resources, **kwargs)
-        return re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL), resources
+        html = re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
+        return html.replace("</head>", f"<style>{STDERR_STYLE}</style></head>", 1), resources
 
 
 def write_page(copy: Path) -> None:

@@ -90,11 +90,12 @@ pip() { "$python" -m pip "$@"; }
 install() { pip install -qq --disable-pip-version-check "$@"; }  # -qq: errors only
 
 # Step 3: torch. On Linux the package index has the CUDA build (several GB), so a machine without a GPU asks PyTorch's own
-# index for the CPU build first. If that index cannot be reached, pip goes on after a retry and takes what it finds elsewhere.
+# index for the CPU build first. If that index cannot be reached, pip goes on after a retry and takes what it finds elsewhere;
+# --no-deps makes that one look-up, not one for each dependency (step 4 installs those).
 started=$SECONDS
 if [ -z "$torch_found" ] && [ $gpu = no ] && [ "$(uname -s)" = Linux ]; then
     say "torch, CPU build (about 200 MB): a minute or less ..."
-    install --retries 1 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu "$torch_pin" \
+    install --no-deps --retries 1 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu "$torch_pin" \
         || say "that did not work; the next step takes torch from the standard index"
     say "torch $(torch_version): $((SECONDS - started)) s"
 fi

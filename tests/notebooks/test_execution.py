@@ -76,7 +76,8 @@ results = {"GRPO <b>": {"accuracy": 0.61, "interval": [0.57, 0.65], "questions":
 def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
     formula = r"# A formula $\frac{r - \mu}{\sigma}$ and \$72"
     (tmp_path / "00_prepare.ipynb").write_text(notebook(PREPARE, markdown=formula))
-    (tmp_path / "01_read.ipynb").write_text(notebook('print(open(OUTPUT_DIR + "/seen.txt").read())'))
+    progress = "import sys\nfor share in ('10%', '100%'):\n    sys.stderr.write(chr(13) + share)"
+    (tmp_path / "01_read.ipynb").write_text(notebook('print(open(OUTPUT_DIR + "/seen.txt").read())', progress))
     (tmp_path / "02_fails.ipynb").write_text(notebook("x = 1", "def share(part):\n    return part / 0\n\nshare(3)"))
     (tmp_path / "04_later.ipynb").write_text(notebook("print('never')"))
     out = tmp_path / "out"
@@ -92,7 +93,8 @@ def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
 
     status = json.loads((out / "report" / "status.json").read_text())
     assert [status[name]["status"] for name in sorted(status)] == ["ok", "ok", "failed", "not run"]
-    assert "smoke 7" in (out / "report" / "01_read.html").read_text()
+    page = (out / "report" / "01_read.html").read_text()
+    assert "smoke 7" in page and "<pre>100%" in page.replace("\r", ""), "only the last state of a progress bar is shown"
     page = (out / "report" / "00_prepare.html").read_text()
     assert "<mfrac>" in page and "$72" in page and "<script" not in page
     index = (out / "report" / "index.html").read_text()
