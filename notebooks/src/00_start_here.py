@@ -1,0 +1,269 @@
+# %% [markdown]
+# # 00 · Start here
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** what machine you have and which hardware tier fits it; what this workshop will show you; how to
+# > ask a language model one question and judge its answer.
+# >
+# > **Time** 1 minute on a CPU, 2 on a GPU · **Needs** nothing else
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% [markdown]
+# ## Is everything here?
+#
+# The next cell prints a table: what was looked for, what was found, what is needed. Each line should end in `OK`. A
+# line that says `MISSING` also says what to run; a `note` is advice and stops nothing.
+
+# %%
+from lab_utils.environment import check_environment
+
+assert check_environment(), "Mend the lines that say MISSING, then run this cell again."
+
+# %% [markdown]
+# ## Which machine do you have?
+#
+# Two choices make a run. The **recipe** says what is learned: the task, the rewards, the algorithm. The **hardware
+# tier** says how it fits your machine: which model, how many completions at once. The cell below has both, together
+# with the folder for results and the seed. You may change them; every notebook has this cell.
+
+# %% tags=["parameters"]
+RECIPE = "countdown-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %%
+from lab_utils import config
+
+settings = config.load(RECIPE, HARDWARE)
+print(f"This notebook runs at tier {settings.hardware!r}: {config.load_tier(settings.hardware).description}.")
+print(f"model     {settings.model.name}\nproblems  {settings.task.source}\nstages    {', '.join(settings.stages)}")
+
+fitting, reason = config.detect_hardware()
+print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
+
+# %% [markdown]
+# The tier `cpu` uses a **tiny model** that comes with the workshop. It has the architecture of Qwen2 and about a
+# million parameters, so that it trains in minutes on a laptop. Everything else is what you would use for a model a
+# thousand times as large: the same trainer, the same rewards, the same evaluation.
+
+# %% [markdown]
+# ## What you will see at the end
+#
+# You will take this model through three stages, and measure it on the same test problems after each.
+#
+# 1. **Base** (this notebook). It can calculate, try and check, but it does not know how to answer you.
+# 2. **SFT**, supervised fine-tuning (notebook 04). It imitates examples and learns the format of an answer. Many of
+#    the examples give up too early, and it learns that too.
+# 3. **GRPO**, reinforcement learning (notebook 06). It tries, gets a reward for right answers, and does more of what
+#    was rewarded. Nobody shows it how.
+#
+# The final figure, in notebook 12, has three panels: right answers while training, attempts per response while
+# training, and a bar for each of the three stages. You draw the first bar in this notebook.
+#
+# ## The task: Countdown
+#
+# You get some numbers and a target. Use each number exactly once, with `+ - * /` and brackets, to reach the target.
+# It is a good task for reinforcement learning: easy to check, hard to guess, and there are several ways to be right.
+#
+# Judge one by hand: reach 45 with 3, 6 and 7. Does `(7 * 6) + 3` do it? Two functions help. `evaluate` calculates
+# exactly (no rounding, no `eval`), `numbers_used` lists the numbers. You will see 45, and the list of the three
+# numbers.
+
+# %%
+from lab_utils.expressions import ExpressionError, evaluate, numbers_used
+
+print(evaluate("(7 * 6) + 3"))
+print(numbers_used("(7 * 6) + 3"))
+
+# %% [markdown]
+# Text that is no expression makes both raise an `ExpressionError`. You will see its message.
+
+# %%
+try:
+    evaluate("7 * 6 + 3 = 45")
+except ExpressionError as error:
+    print(error)
+
+# %% [markdown]
+# ## Exercise: be the judge
+#
+# *Difficulty: easy · importance: high · spend up to 5 minutes*
+#
+# Write `solves`. Reinforcement learning does exactly what the judge rewards, so the judge must be right: each number
+# once, the exact value, and `False` (not an exception) for text that is no expression.
+
+# %%
+def solves(expression: str, nums: list[int], target: int) -> bool:
+    """Say whether the expression uses each of `nums` exactly once and equals `target`."""
+    # YOUR CODE HERE
+    # >>> solution
+    try:
+        return sorted(numbers_used(expression)) == sorted(nums) and evaluate(expression) == target
+    except ExpressionError:
+        return False
+    # <<< solution
+
+
+# %%
+from lab_utils import checks
+
+checks.check_solves(solves)
+
+# %% [markdown]
+# ## Ask the model
+#
+# A chat model reads a **prompt**, here a system message and a question, and writes a **completion**. The system
+# message asks for a format: thoughts inside `<think>`, the answer inside `<answer>`. You will see both messages of
+# one test problem.
+
+# %%
+from lab_utils.models import load_model, load_tokenizer
+from lab_utils.tasks import load_task
+
+task = load_task(settings.task.name, settings.task.response_format)
+problems = task.dataset("test", min(256, settings.evaluation.limit), settings.task.source)
+model, tokenizer = load_model(settings.model.name, settings.model), load_tokenizer(settings.model.name)
+print(f"The model has {model.num_parameters():,} parameters.\n")
+
+row = problems[0]
+for message in row["prompt"]:
+    print(f"[{message['role']}] {message['content']}")
+
+# %% [markdown]
+# Now it answers. It *samples*: each next token is drawn at random, by the model's probabilities, so another seed
+# gives another completion.
+
+# %%
+from lab_utils.generation import sample
+
+(answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=64, seed=SEED)[0]
+print(answer.text)
+print("-" * 60)
+print("in the format:", task.has_format(answer.text), "· right:", task.is_correct(answer.text, row))
+
+# %% [markdown]
+# That was the tiny model (a GPU tier asks a full-size chat model, which knows what to do). It tries and checks, often
+# with numbers that nobody gave it, and then it just stops. There are no tags: it has never seen any, nor a chat.
+#
+# What it has read is plain text: a question, a line break, attempts, an expression. Ask it in that way. You will see
+# attempts with the given numbers, each with `yes` or `no` (is this the target?), and an expression on the last line.
+
+# %%
+import torch
+
+from lab_utils.generation import end_token_ids, sample_token_ids
+
+
+def ask_in_plain_text(questions: list[str]) -> list[str]:
+    """Continue each question after a line break, without any chat format."""
+    ids = tokenizer([question + "\n" for question in questions])["input_ids"]
+    random = torch.Generator(model.device).manual_seed(SEED)
+    sampled = sample_token_ids(model, ids, [1] * len(ids), end_ids=end_token_ids(model, tokenizer),
+                               max_new_tokens=64, generator=random)
+    return tokenizer.batch_decode([tokens for tokens, _ in sampled], skip_special_tokens=True)
+
+
+print(ask_in_plain_text([row["prompt"][-1]["content"]])[0])
+
+# %% [markdown]
+# ## Measure it
+#
+# One answer says little. Ask all the test problems of this notebook, and count in three ways:
+#
+# - **strict**: the right expression in `<answer>` tags. This is what the workshop means by *right*, in rewards and in
+#   evaluations alike.
+# - **format forgiven**: a right expression on the last line counts as well.
+# - **plain text**: asked in its own way, format forgiven.
+
+# %%
+completions = [one[0].text for one in sample(model, tokenizer, problems["prompt"], max_new_tokens=64, seed=SEED)]
+in_plain_text = ask_in_plain_text([prompt[-1]["content"] for prompt in problems["prompt"]])
+right = {
+    "strict": list(map(task.is_correct, completions, problems)),
+    "format\nforgiven": list(map(task.is_correct_lenient, completions, problems)),
+    "plain\ntext": list(map(task.is_correct_lenient, in_plain_text, problems)),
+}
+for how, answers in right.items():
+    print(f"{' '.join(how.split()):16} {sum(answers):3} right of {len(answers)}")
+
+# %% [markdown]
+# ## The first bar
+#
+# The figure has a bar for each way of counting, with its 95% interval. Few problems make wide intervals; notebook 08
+# asks more. The two dashed places are yours to fill.
+
+# %%
+import matplotlib.pyplot as plt
+from matplotlib.ticker import PercentFormatter
+
+from lab_utils.evaluation import wilson_interval
+from lab_utils.plotting import INK, METHOD_COLOURS
+
+figure, ax = plt.subplots(figsize=(10, 5))
+for x, answers in enumerate(right.values()):
+    share, (low, high) = sum(answers) / len(answers), wilson_interval(sum(answers), len(answers))
+    ax.bar(x, share, 0.7, color=METHOD_COLOURS["base"])
+    ax.vlines(x, low, high, color=INK, linewidth=2)
+    ax.text(x, high + 0.02, f"{share:.0%}", ha="center", fontweight="bold")
+for x, method in ((3, "sft"), (4, "grpo")):
+    ax.bar(x, 0.97, 0.7, fill=False, edgecolor=METHOD_COLOURS[method], linestyle="--", linewidth=2)
+    ax.text(x, 0.5, "?", ha="center", va="center", fontsize=40, color=METHOD_COLOURS[method])
+ax.set_xticks(range(5), [f"base\n{how}" for how in right] + ["SFT\nnotebook 04", "GRPO\nnotebook 06"])
+ax.tick_params(axis="x", length=0)
+ax.set(title="Where you start", ylim=(0, 1), ylabel="% of answers that are right")
+ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+figures = Path(OUTPUT_DIR) / "figures"
+figures.mkdir(parents=True, exist_ok=True)
+figure.savefig(figures / "00_where_you_start.png")
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+
+# %%
+from lab_utils.inspection import expect
+
+if settings.model.name == "tiny":
+    strict, forgiven, plain = (sum(answers) / len(answers) for answers in right.values())
+    expect(settings, "strict accuracy is zero: the base model knows no tags", strict == 0)
+    expect(settings, "asked in plain text it is right now and then, but less than half of the time", 0 < plain < 0.5)
+    expect(settings, "the chat disturbs it: plain text beats the chat with its format forgiven", plain > forgiven)
+
+# %% [markdown]
+# - `MISSING` in the first table: run what the line says, restart the kernel, and start again at the top.
+# - The answer is a jumble of words: the tokenizer and the model do not belong together. Restore them with
+#   `git checkout -- lab_utils/assets`.
+# - Strict accuracy is above zero: you are not looking at the base model. Look at `settings.model.name`.
+#
+# ## Summary
+#
+# - A recipe says what is learned, a tier says how it fits your machine.
+# - The base model can do some of the sums, but it gets no point for them: the answer has to be where we look for it.
+# - A right judge comes first. Everything that follows learns from it.
+#
+# ## Questions
+#
+# 1. Which of the two ways of counting, strict or format forgiven, would you report in a paper, and why?
+# 2. Your judge accepts `7 * 6 + 3` for 45. Should it accept `7 * 6 + 3 + 0`? What would a model learn if it did?
+# 3. The model writes `yes` or `no` after each attempt. How could that help it, if nobody else reads it?
+#
+# Next: [01 · Dataset formatting](01_dataset_formatting.ipynb), where a row becomes a prompt, and a prompt becomes
+# tokens.
