@@ -2,20 +2,21 @@
 
     python scripts/build_tiny_model.py --output-dir lab_utils/assets/tiny-qwen2
 
-It learns to calculate with two numbers up to 100, to try and check Countdown attempts, and to solve templated word problems,
-as plain text. It never sees a chat template, the tags <think> and <answer>, or a problem of a test split. Two CPU cores take
-about 25 minutes. The same seed gives the same model on the same machine and library versions.
+It learns to calculate with two numbers up to 100, to try and check Countdown attempts, and to solve templated word
+problems, as plain text. It never sees a chat template, the tags <think> and <answer>, or a problem of a test split. Two
+quiet CPU cores take about 20 minutes. The same seed gives the same model on the same machine and library versions.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from trl.chat_template_utils import qwen2_5_chat_template
@@ -23,8 +24,8 @@ from trl.chat_template_utils import qwen2_5_chat_template
 from lab_utils.expressions import evaluate
 from lab_utils.tasks import load_task
 from lab_utils.tasks.countdown import LARGEST_RESULT, demonstrate, generate_row
-from lab_utils.tasks.word_problems import generate_problem
 from lab_utils.tasks.gsm8k import worked_steps
+from lab_utils.tasks.word_problems import generate_problem
 
 ROW_LENGTH = 128  # tokens in a packed training row
 WHOLE_TOKENS = [" + ", " - ", " * ", " / ", " = ", ", ", "<think>", "</think>", "<answer>", "</answer>", "<reasoning>",
@@ -63,9 +64,8 @@ def two_number_facts() -> list[str]:
 def make_documents(rng: random.Random, count: int) -> list[str]:
     """Mix Countdown, word problems and arithmetic drills."""
     facts = two_number_facts()
-    makers = {countdown_document: 0.40, word_problem_document: 0.40,
-              lambda rng: "\n".join(rng.sample(facts, 8)): 0.20}
-    chosen = rng.choices(list(makers), weights=list(makers.values()), k=count)
+    makers = [countdown_document, word_problem_document, lambda rng: "\n".join(rng.sample(facts, 8))]
+    chosen = rng.choices(makers, weights=[0.6, 0.3, 0.1], k=count)
     return [make(rng) for make in tqdm(chosen, desc="documents", mininterval=5)]
 
 
@@ -73,19 +73,17 @@ def build_tokenizer(documents: list[str]) -> Qwen2Tokenizer:
     """Train a BPE under Qwen's pre-tokenizer; whole numbers, operators and tags are tokens of their own."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(_regex(QWEN_PATTERN), behavior="isolated"),
+        pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
     bpe.decoder = decoders.ByteLevel()
-    prompts = [message["content"] for name, formats in (("gsm8k", ("reasoning", "think", "hash")), ("countdown", (None,)))
-               for format_ in formats for message in load_task(name, format_).prompt(
-                   {"question": "", "nums": [1, 2, 3], "target": 4})]
-    roles = ["system", "user", "assistant"]
+    tasks = [load_task("countdown"), *(load_task("gsm8k", name) for name in ("reasoning", "think", "hash"))]
+    row = {"question": "", "nums": [1, 2, 3], "target": 6}
+    prompts = [message["content"] for task in tasks for message in task.prompt(row)]
+    roles = ["system", "user", "assistant"]  # of the chat template
     trainer = trainers.BpeTrainer(vocab_size=1024, min_frequency=20, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(documents + (prompts + roles) * 200, trainer)
-    import json
-
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
                                unk_token=None, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
@@ -97,12 +95,6 @@ def build_tokenizer(documents: list[str]) -> Qwen2Tokenizer:
     tokenizer.chat_template = qwen2_5_chat_template
     tokenizer.model_max_length = 512
     return tokenizer
-
-
-def _regex(pattern: str):
-    from tokenizers import Regex
-
-    return Regex(pattern)
 
 
 def pack(tokenizer: Qwen2Tokenizer, documents: list[str]) -> torch.Tensor:
@@ -128,7 +120,8 @@ def arithmetic_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> f
     return (predicted == wanted).float().mean().item()
 
 
-def train(model: Qwen2ForCausalLM, rows: torch.Tensor, steps: int, batch_size: int, learning_rate: float, seed: int) -> None:
+def train(model: Qwen2ForCausalLM, rows: torch.Tensor, steps: int, batch_size: int, learning_rate: float,
+          seed: int) -> None:
     """Train on next-token prediction with AdamW; the rate warms up, stays, and falls to zero over the last third."""
     generator = torch.Generator().manual_seed(seed)
     matrices = [p for p in model.parameters() if p.ndim == 2]
@@ -157,7 +150,7 @@ def train(model: Qwen2ForCausalLM, rows: torch.Tensor, steps: int, batch_size: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output-dir", type=Path, required=True, help="where the model folder is written")
-    parser.add_argument("--steps", type=int, default=4000, help="training steps (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=2600, help="training steps (default %(default)s)")
     parser.add_argument("--documents", type=int, default=200_000, help="documents to draw (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows of a step (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")

@@ -28,7 +28,8 @@ def prompts():
 
 
 def encode(tokenizer, prompts):
-    return [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
+    return [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+            for prompt in prompts]
 
 
 def test_greedy_output_equals_generate(model, tokenizer, prompts):

@@ -91,7 +91,7 @@ def test_demonstrations_have_the_format_and_repeat(name, response_format):
     assert all(task.has_format(text) for text in texts)
     right = [task.is_correct(text, row) for text, row in zip(texts, rows, strict=True)]
     # Countdown's demonstrations give up on purpose; a word problem's always end in the gold answer
-    assert 0.2 < sum(right) / len(right) < 0.6 if name == "countdown" else all(right)
+    assert 0.4 < sum(right) / len(right) < 0.8 if name == "countdown" else all(right)
 
 
 def test_countdown_demonstrations_check_themselves_truthfully():

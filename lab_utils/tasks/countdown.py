@@ -18,8 +18,8 @@ from .formats import has_think_format
 
 LARGEST_NUMBER = 20  # synthetic problems draw their numbers from 1..20 and
 LARGEST_RESULT = 100  # every result on the way stays a whole number in 1..100, as the tiny model can calculate
-HIT_RATE = 0.25  # share of right attempts in demonstrations: often enough for checking to be learned,
-GIVE_UP_RATE = 0.6  # and how often a demonstration gives up after a wrong attempt: RL has something to unlearn
+HIT_RATE = 0.5  # share of right attempts in demonstrations: often enough for searching and checking to be learned,
+GIVE_UP_RATE = 0.7  # and how often a demonstration gives up after a wrong attempt: RL has something to unlearn
 
 
 @lru_cache(maxsize=100_000)
