@@ -1,8 +1,8 @@
 """One sampler for rollouts and evaluation, in which finished completions leave the batch.
 
-`transformers.generate` keeps every row until the longest completion ends. When lengths vary, as they do in reinforcement
-learning, most of that work is thrown away. Here the key-value cache drops finished rows, and the completions of one prompt
-share one prefill.
+`transformers.generate` keeps every row until the longest completion ends. When lengths vary, as they do in
+reinforcement learning, most of that work is thrown away. Here the key-value cache drops finished rows, and the
+completions of one prompt share one prefill.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-SHRINK_AT = 0.75  # compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost
+# Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
+SHRINK_AT = 0.75
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def sample_token_ids(
         generator: source of randomness, torch's global one when None.
 
     Returns:
-        B pairs (token ids, log-probabilities), prompt after prompt. The log-probabilities are those of the model at this
-        temperature, before top-p, as the policy-gradient loss wants them.
+        B pairs (token ids, log-probabilities), prompt after prompt. The log-probabilities are those of the model at
+        this temperature, before top-p, as the policy-gradient loss wants them.
     """
     device = model.device
     width = max(map(len, prompts))

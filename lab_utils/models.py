@@ -1,4 +1,4 @@
-"""Loading models: the tiny one that ships, any Qwen checkpoint from the Hub or a folder, a LoRA adapter on top of one."""
+"""Loading models: the tiny one that ships, any Qwen checkpoint from the Hub or a folder, a LoRA adapter on top."""
 
 from __future__ import annotations
 

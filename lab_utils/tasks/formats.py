@@ -14,7 +14,7 @@ THINK_FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re
 
 
 def has_reasoning_format(text: str) -> bool:
-    r"""Say whether the text is exactly what GSM8K's prompt asks for, every tag on its own line, a final newline or none.
+    r"""Say whether the text is exactly what GSM8K's prompt asks for, each tag on its own line, a final newline or none.
 
     >>> has_reasoning_format("<reasoning>\n48 + 24\n= 72\n</reasoning>\n<answer>\n72\n</answer>")
     True

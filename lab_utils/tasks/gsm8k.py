@@ -83,7 +83,7 @@ class GSM8K(Task):
         """Split GSM8K's `answer` (worked solution ending in `#### N`) into `answer` (N) and `solution`."""
         gold = extract_hash_answer(str(row["answer"])) or extract_last_number(str(row["answer"]))
         if gold is None:
-            raise RowError(f"answer={str(row['answer'])[:60]!r} holds no gold number; it must end with a line '#### N'.")
+            raise RowError(f"answer={str(row['answer'])[:60]!r} holds no gold number; its last line must be '#### N'.")
         kept = {key: row[key] for key in ("hurried",) if key in row}
         return {"question": str(row["question"]), "answer": gold, "solution": str(row["answer"]), **kept}
 

@@ -1,7 +1,7 @@
 """A generator of word problems of one to four steps in GSM8K's own answer format, so that no download is needed.
 
-The templates are in word_problems.yaml. Every number, result and answer is a whole number in 1..100, as the tiny model can
-calculate; a problem belongs to the training or the test split by its template and numbers, whatever the names.
+The templates are in word_problems.yaml. Every number, result and answer is a whole number in 1..100, as the tiny model
+can calculate; a problem belongs to the training or the test split by its template and numbers, whatever the names.
 """
 
 from __future__ import annotations
