@@ -102,25 +102,25 @@ fi
 
 # Step 4: everything else.
 started=$SECONDS
+expect="1 to 2 minutes"
 if [ $keep_torch = yes ]; then
-    say "keeping the installed torch $torch_found ($torch_pin is what the workshop is tested with)"
-    files="-r $requirements/base.txt"
-    if [ $gpu = yes ]; then
-        files="$files $(grep '^bitsandbytes==' $requirements/gpu.txt)"
-        say "vLLM is left out: it needs exactly $torch_pin. Recipes run without it; they sample with transformers."
-    fi
+    say "keeping the installed torch $torch_found (the workshop is tested with $torch_pin)"
     constraint=$prefix/.rl-workshop-constraint
     echo "torch==$torch_found" >"$constraint"
-    files="$files -c $constraint"
+    set -- -r $requirements/base.txt -c "$constraint"
+    if [ $gpu = yes ]; then
+        set -- "$@" "$(grep '^bitsandbytes==' $requirements/gpu.txt)"
+        say "vLLM is left out, because it needs exactly $torch_pin; everything runs without it, sampling is slower"
+    fi
 elif [ $gpu = yes ]; then
-    files="-r $requirements/gpu.txt"
+    set -- -r $requirements/gpu.txt
+    expect="several GB, 5 to 10 minutes"
 else
-    files="-r $requirements/cpu.txt"
+    set -- -r $requirements/cpu.txt
 fi
-if [ $dev = yes ]; then files="$files -r $requirements/dev.txt"; fi
-if [ $gpu = yes ]; then say "packages, with vLLM (several GB): 5 to 10 minutes ..."; else say "packages: 1 to 2 minutes ..."; fi
-# shellcheck disable=SC2086  # a list of options
-install $files
+if [ $dev = yes ]; then set -- "$@" -r $requirements/dev.txt; fi
+say "packages: $expect ..."
+install "$@"
 say "packages: $((SECONDS - started)) s"
 
 # Step 5: this repository, editable, and a Jupyter kernel that exists in this environment only.
