@@ -1,12 +1,12 @@
 """PPO: the algorithm against its definitions, the trainer against hand-written gradients, its hold on TRL, resuming."""
 
 import inspect
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from lab_utils import config as configuration
 from lab_utils.models import load_model
 from lab_utils.tracking import TIMING_COLUMNS, RunDirectory
-from lab_utils.training import ppo
+from lab_utils.training import grpo, ppo
 from lab_utils.training.ppo import (
     explained_variance,
     generalized_advantages,
@@ -169,7 +169,9 @@ def ppo_config(**changes):
 
 
 @pytest.fixture
-def new_trainer(tmp_path):
+def new_trainer(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo, "ROWS", 3)  # several forward passes, of completions of similar length
+
     def build(reward=digits_reward, **changes):
         config = ppo_config(**changes)
         run = RunDirectory.create(config, tmp_path / "run")
@@ -337,7 +339,7 @@ def test_model_loads_without_its_critic_and_with_it(tmp_path, changes, recwarn):
 KILLED_RUN = """
     import os, signal, sys
     from transformers import TrainerCallback
-    from tests.test_ppo import digits_reward, ppo_config
+    from test_ppo import digits_reward, ppo_config
     from lab_utils.training import ppo
 
     class Kill(TrainerCallback):
@@ -355,7 +357,7 @@ KILLED_RUN = """
 def test_a_killed_run_resumes_to_the_same_metrics(tmp_path, changes):
     whole = ppo.train(ppo_config(**changes), tmp_path / "whole", reward_funcs=[digits_reward])
     code = textwrap.dedent(KILLED_RUN).format(changes=changes, path=str(tmp_path / "killed"))
-    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": "."}, capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     resumed = ppo.train(ppo_config(**changes), tmp_path / "killed", reward_funcs=[digits_reward], resume=True)
 

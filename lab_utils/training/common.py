@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
+from trl import GRPOConfig
 
 from .. import rewards as reward_functions
 from ..config import RunConfig
+from ..models import lora_config
 from ..tasks import Task, load_task
 from ..tracking import MetricsCallback, ProgressCallback, RunDirectory, wandb_environment
 
@@ -41,6 +45,24 @@ def trainer_arguments(config: RunConfig, run: RunDirectory, settings: Any, names
         "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
     }
+
+
+def new_adapter(model: PreTrainedModel | PeftModel, config: RunConfig) -> LoraConfig | None:
+    """Return the adapter to add to a start model: none if all weights are trained or it brings its own (on 4 bits)."""
+    return None if isinstance(model, PeftModel) else lora_config(config.model)
+
+
+def steps_per_rollout(arguments: GRPOConfig) -> int:
+    """Return after how many optimiser steps a new rollout falls together with a new step."""
+    micro_batches = arguments.steps_per_generation * arguments.num_iterations
+    return math.lcm(micro_batches, arguments.gradient_accumulation_steps) // arguments.gradient_accumulation_steps
+
+
+def checkpoint_between_rollouts(arguments: GRPOConfig) -> GRPOConfig:
+    """Round `save_steps` up to whole rollouts: a resumed run begins with a new one."""
+    steps = steps_per_rollout(arguments)
+    arguments.save_steps = math.ceil(arguments.save_steps / steps) * steps
+    return arguments
 
 
 def rewards_of(config: RunConfig, reward_funcs: Sequence[Callable] | None, max_length: int) -> list[Callable]:

@@ -6,15 +6,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.functional import pad
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..config import RunConfig
 from ..generation import rollout
-from ..models import load_model, load_tokenizer, lora_config
+from ..models import load_model, load_tokenizer
 from ..tasks import Task, completion_text
 from ..tracking import RunDirectory
-from .common import filter_long_prompts, rewards_of, run_trainer, task_of, trainer_arguments
+from .common import (
+    checkpoint_between_rollouts,
+    filter_long_prompts,
+    new_adapter,
+    rewards_of,
+    run_trainer,
+    steps_per_rollout,
+    task_of,
+    trainer_arguments,
+)
 
 COPIED = ("learning_rate", "lr_scheduler_type", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm",
           "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -23,13 +33,15 @@ COPIED = ("learning_rate", "lr_scheduler_type", "adam_beta1", "adam_beta2", "wei
           "gradient_checkpointing", "logging_steps", "save_steps")
 VLLM_COPIED = ("use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode",
                "vllm_tensor_parallel_size")
+ROWS = 32  # completions in one forward pass on the CPU
 
 
 def grpo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
     """Translate a run's `grpo` settings and reward weights to TRL's configuration."""
     names = COPIED + (VLLM_COPIED if config.grpo.use_vllm else ())
-    return GRPOConfig(**trainer_arguments(config, run, config.grpo, names), warmup_steps=config.grpo.warmup_ratio,
-                      reward_weights=list(config.rewards.values()))
+    return checkpoint_between_rollouts(
+        GRPOConfig(**trainer_arguments(config, run, config.grpo, names), warmup_steps=config.grpo.warmup_ratio,
+                   reward_weights=list(config.rewards.values())))
 
 
 class RecordingGRPOTrainer(GRPOTrainer):
@@ -63,13 +75,40 @@ class RecordingGRPOTrainer(GRPOTrainer):
             gathered = self.accelerator.gather(torch.tensor(values, dtype=torch.float, device=self.accelerator.device))
             metrics[name].append(gathered.mean().item())
         step = self.state.global_step + 1
-        if self.accelerator.is_main_process and (step - 1) % self.log_completions_steps == 0:
+        if self.accelerator.is_main_process and (step - 1) % self.log_completions_steps < steps_per_rollout(self.args):
             self.run.append_completions([
                 {"step": step, "question": row["prompt"][-1]["content"], "gold": self.task.gold(row),
                  "completion": completion_text(completion), "extracted": self.task.extract(completion),
                  "correct": right, "reward": reward}
                 for row, completion, right, reward in zip(rows, completions, correct, rewards.tolist(), strict=True)
             ][:64])
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
+                                           **kwargs):
+        """TRL's forward pass. On the CPU, completions of similar length go together, cut to the longest of them.
+
+        TRL pads every completion to the longest of the rollout, which is most of the work while lengths vary. A GPU
+        does not mind, and data parallelism wants one forward pass a step.
+        """
+        if input_ids.device.type != "cpu":
+            return self._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+        lengths = attention_mask[:, -logits_to_keep:].sum(1)
+        order = lengths.argsort(stable=True)
+        chunks = []
+        for rows in order.split(ROWS):
+            start = int(attention_mask[rows].argmax(1).min())  # where the longest prompt begins
+            cut = logits_to_keep - max(1, int(lengths[rows].max()))
+            used = slice(start, input_ids.shape[1] - cut)
+            outputs = self._forward(model, input_ids[rows, used], attention_mask[rows, used], logits_to_keep - cut,
+                                    **kwargs)
+            chunks.append([output if output is None else pad(output, (0, cut)) for output in outputs])
+        restore = order.argsort()
+        return tuple(None if outputs[0] is None else torch.cat(outputs)[restore]
+                     for outputs in zip(*chunks, strict=True))
+
+    def _forward(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs) -> tuple:
+        return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, batch_size,
+                                                          **kwargs)
 
 
 def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None = None, resume: bool = False,
@@ -91,13 +130,14 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     tokenizer = load_tokenizer(start)
     run = RunDirectory.create(config, output_dir, resume)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    policy = load_model(start, config.model)
     trainer = RecordingGRPOTrainer(
-        model=load_model(start, config.model),
+        model=policy,
         reward_funcs=rewards_of(config, reward_funcs, config.grpo.max_completion_length),
         args=grpo_arguments(config, run),
         train_dataset=filter_long_prompts(dataset, tokenizer, config.grpo.max_prompt_length),
         processing_class=tokenizer,
-        peft_config=lora_config(config.model),
+        peft_config=new_adapter(policy, config),
         rollout_func=None if config.grpo.use_vllm else rollout,
         callbacks=list(callbacks),
         task=task,

@@ -12,7 +12,6 @@ Shapes: B completions, T completion tokens (padded), D hidden size. `mask_BT` is
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +28,20 @@ from ..config import PPOSettings, RunConfig
 from ..generation import rollout
 from ..models import load_model, load_tokenizer, lora_config
 from ..tracking import RunDirectory
-from .common import filter_long_prompts, rewards_of, run_trainer, task_of, trainer_arguments
+from .common import (
+    checkpoint_between_rollouts,
+    filter_long_prompts,
+    new_adapter,
+    rewards_of,
+    run_trainer,
+    task_of,
+    trainer_arguments,
+)
 from .grpo import VLLM_COPIED, RecordingGRPOTrainer
 
 COPIED = ("learning_rate", "lr_scheduler_type", "max_grad_norm", "num_train_epochs", "max_steps",
           "gradient_accumulation_steps", "num_generations", "max_completion_length", "temperature", "top_p", "beta",
-          "epsilon", "gradient_checkpointing", "logging_steps")
+          "epsilon", "gradient_checkpointing", "logging_steps", "save_steps")
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 # --- The algorithm ---------------------------------------------------------------------------------------------------
@@ -192,7 +199,7 @@ class PPOTrainer(RecordingGRPOTrainer):
             # TRL computes the old log-probabilities, and our critic then the values, unless every rollout is used for
             # one step only: the ratio is 1 then and needs none. The values are needed all the same.
             if "old_per_token_logps" not in rollout:
-                rollout["old_per_token_logps"] = self._forward(self.model, rollout)
+                rollout["old_per_token_logps"] = self._logps(self.model, rollout)
             values_BT, ref_logps_BT = self.values_BT, self._reference_logps(rollout) if settings.beta > 0 else None
 
         rewards_BT = token_rewards(self.scores_B, rollout["old_per_token_logps"], ref_logps_BT, mask_BT, settings.beta)
@@ -233,42 +240,43 @@ class PPOTrainer(RecordingGRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                            **kwargs):
-        """TRL's forward pass of the policy, from which the critic reads the final hidden states."""
+        *outputs, self.values_BT = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs)
+        self.logps_BT = outputs[0]
+        return tuple(outputs)
+
+    def _forward(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs):
+        """What GRPO's forward pass returns, and the values: the critic reads the hidden states of the same pass."""
         hidden: list[Tensor] = []
-
-        def keep(module, arguments, output):  # state t of the completion is the one that predicts its token t
-            hidden.append(output.last_hidden_state[:, -logits_to_keep - 1:-1])
-
-        hook = _backbone(self.accelerator.unwrap_model(model)).register_forward_hook(keep)
+        state = slice(-logits_to_keep - 1, -1)  # state t is where the model predicts token t of the completion
+        hook = _backbone(self.accelerator.unwrap_model(model)).register_forward_hook(
+            lambda module, inputs, output: hidden.append(output.last_hidden_state[:, state]))
         try:
-            outputs = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep,
-                                                                 batch_size=batch_size, **kwargs)
+            outputs = super()._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         finally:
             hook.remove()
         if self.critic.backbone is not None:
             rows = batch_size or len(input_ids)
             with self.accelerator.autocast():
                 hidden = [self.critic.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
-                          .last_hidden_state[:, -logits_to_keep - 1:-1]
+                          .last_hidden_state[:, state]
                           for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True)]
         elif self._critic_warms_up():
             hidden = [states.detach() for states in hidden]
-        self.logps_BT, self.values_BT = outputs[0], self.critic(torch.cat(hidden))
-        return outputs
+        return *outputs, self.critic(torch.cat(hidden))
 
-    def _forward(self, model: nn.Module, rollout: dict, forward: Callable | None = None) -> Tensor:
-        forward = forward or self._get_per_token_logps_and_entropies
-        return forward(model, torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
-                       torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1),
-                       rollout["completion_ids"].shape[1], batch_size=self.args.per_device_train_batch_size)[0]
+    def _logps(self, model: nn.Module, rollout: dict) -> Tensor:
+        return self._get_per_token_logps_and_entropies(
+            model, torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
+            torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1), rollout["completion_ids"].shape[1],
+            batch_size=self.args.per_device_train_batch_size)[0]
 
     def _reference_logps(self, rollout: dict) -> Tensor:
-        forward = super()._get_per_token_logps_and_entropies  # the critic does not look at the reference
         if self.ref_model is not None:
-            return self._forward(self.ref_model, rollout, forward)
+            return self._logps(self.ref_model, rollout)
         model = self.accelerator.unwrap_model(self.model)
         with use_adapter(model, "ref" if "ref" in model.peft_config else None):
-            return self._forward(self.model, rollout, forward)
+            return self._logps(self.model, rollout)
 
     def _critic_warms_up(self) -> bool:
         return self.state.global_step < self.settings.critic_warmup_steps
@@ -326,13 +334,11 @@ def ppo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
 
         ppo_epochs × batch_size / (mini_batch_size × gradient_accumulation_steps)
 
-    optimiser steps a rollout. A resumed run begins with a new rollout, so checkpoints are written between rollouts
-    only: save_steps is rounded up to whole rollouts.
+    optimiser steps a rollout.
     """
     ppo = config.ppo
     names = COPIED + (VLLM_COPIED if ppo.use_vllm else ())
-    steps_per_rollout = ppo.ppo_epochs * ppo.batch_size // (ppo.mini_batch_size * ppo.gradient_accumulation_steps)
-    return GRPOConfig(
+    return checkpoint_between_rollouts(GRPOConfig(
         **trainer_arguments(config, run, ppo, names),
         warmup_steps=ppo.warmup_ratio,
         reward_weights=list(config.rewards.values()),
@@ -341,8 +347,7 @@ def ppo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
         num_iterations=ppo.ppo_epochs,
         loss_type="bnpo",  # the mean over the tokens of a mini-batch
         scale_rewards="none",
-        save_steps=math.ceil(ppo.save_steps / steps_per_rollout) * steps_per_rollout,
-    )
+    ))
 
 
 def load_critic(folder: str | Path, model: nn.Module) -> Critic:
@@ -375,8 +380,10 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder. The critic is there too,
         as value_head.safetensors; loading the model does not need it.
     """
+    start = model or config.model.name
+    load_tokenizer(start)  # a model that is not there is named before anything is written
     run = RunDirectory.create(config, output_dir, resume)
-    trainer = make_trainer(config, run, model or config.model.name, reward_funcs=reward_funcs, callbacks=callbacks)
+    trainer = make_trainer(config, run, start, reward_funcs=reward_funcs, callbacks=callbacks)
     return run_trainer(trainer, config, run, resume, "PPO")
 
 
@@ -387,13 +394,14 @@ def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
     tokenizer = load_tokenizer(start)
     task = task_of(config)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    policy = load_model(start, config.model)
     return PPOTrainer(
-        model=load_model(start, config.model),
-        reward_funcs=rewards_of(config, reward_funcs),
+        model=policy,
+        reward_funcs=rewards_of(config, reward_funcs, config.ppo.max_completion_length),
         args=ppo_arguments(config, run),
         train_dataset=filter_long_prompts(dataset, tokenizer, config.ppo.max_prompt_length),
         processing_class=tokenizer,
-        peft_config=lora_config(config.model),
+        peft_config=new_adapter(policy, config),
         rollout_func=None if config.ppo.use_vllm else rollout,
         callbacks=list(callbacks),
         task=task,

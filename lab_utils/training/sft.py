@@ -10,10 +10,10 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..config import RunConfig
-from ..models import END_OF_TURN, load_model, load_tokenizer, lora_config
+from ..models import END_OF_TURN, load_model, load_tokenizer
 from ..tasks import Task
 from ..tracking import RunDirectory
-from .common import run_trainer, task_of, trainer_arguments
+from .common import new_adapter, run_trainer, task_of, trainer_arguments
 
 COPIED = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
           "gradient_accumulation_steps", "max_length", "weight_decay", "max_grad_norm", "gradient_checkpointing",
@@ -51,12 +51,13 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     tokenizer = load_tokenizer(start)
     run = RunDirectory.create(config, output_dir, resume)
     dataset = task.dataset("train", config.sft.train_limit or config.task.train_limit, config.task.source)
+    policy = load_model(start, config.model)
     trainer = SFTTrainer(
-        model=load_model(start, config.model),
+        model=policy,
         args=sft_arguments(config, run),
         train_dataset=demonstrations(task, dataset),
         processing_class=tokenizer,
-        peft_config=lora_config(config.model),
+        peft_config=new_adapter(policy, config),
         callbacks=list(callbacks),
     )
     return run_trainer(trainer, config, run, resume, "SFT")
