@@ -32,6 +32,11 @@ def test_the_notebooks_are_what_their_sources_give():
     assert [str(path) for path in build_notebooks.orphans(NOTEBOOKS)] == []
 
 
+def test_the_table_of_contents_lists_every_notebook():
+    listed = re.findall(r"\]\((\d\d_\w+)\.ipynb\)", (NOTEBOOKS / "README.md").read_text(encoding="utf-8"))
+    assert listed == [source.stem for source in SOURCES]
+
+
 @every_notebook
 def test_no_cell_is_longer_than_25_lines(source):
     long = [cell.source for cell in code_cells(source) if len(cell.source.splitlines()) > MOST_LINES]
