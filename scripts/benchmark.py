@@ -1,20 +1,27 @@
-"""Paired timings: A and B in turn on the same inputs, the ratio pair by pair, so that a drifting machine does not decide.
+"""Paired timings: A and B in turn on the same inputs, the ratio pair by pair: a drifting machine does not decide.
 
     python scripts/benchmark.py generation --model runs/measured/countdown/seed-0/grpo/model
+    python scripts/benchmark.py ppo --model runs/measured/countdown/seed-0/grpo/model
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
+from transformers import TrainerCallback
 
-from lab_utils.generation import end_token_ids, sample_token_ids
+from lab_utils import config as configuration
+from lab_utils.generation import end_token_ids, rollout, sample_token_ids
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.tasks import load_task
+from lab_utils.training import grpo, ppo
 
 
 def timed(function: Callable) -> tuple[float, object]:
@@ -67,6 +74,70 @@ def generation(options: argparse.Namespace) -> None:
     print(f"ratio sampler / generate: {spread(ratios)}")
 
 
+class RolloutClock(TrainerCallback):
+    """Seconds from the start of a rollout to the end of its last update, rollout by rollout."""
+
+    def __init__(self, steps: int):
+        self.steps, self.seconds = steps, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0:
+            self.start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0:
+            self.seconds.append(time.perf_counter() - self.start)
+
+
+def ppo_step(options: argparse.Namespace) -> None:
+    """What a critic costs: a PPO step against a GRPO step with the same completions, mini-batches and epochs."""
+    config = configuration.load("countdown-ppo", options.hardware, options.settings)
+    settings = config.ppo
+    micro_batches = settings.ppo_epochs * settings.batch_size // settings.mini_batch_size
+    steps = micro_batches // settings.gradient_accumulation_steps
+    shared = {"max_steps": steps * (options.rollouts + 1), "save_steps": 10**6}
+    same = ("learning_rate", "gradient_accumulation_steps", "num_generations", "max_completion_length", "beta",
+            "epsilon")
+    config = dataclasses.replace(
+        config,
+        tracking=dataclasses.replace(config.tracking, tensorboard=False),
+        ppo=dataclasses.replace(settings, **shared),
+        grpo=dataclasses.replace(
+            config.grpo, **shared, **{name: getattr(settings, name) for name in same},
+            per_device_train_batch_size=settings.mini_batch_size, num_iterations=settings.ppo_epochs,
+            steps_per_generation=settings.batch_size // settings.mini_batch_size))
+
+    sampled: list[tuple[float, dict]] = []  # seconds and completions of the rollouts of a pair
+
+    def sample(prompts, trainer):
+        seconds, found = timed(lambda: rollout(prompts, trainer))
+        sampled.append((seconds, found))
+        return found
+
+    updates: dict[str, list[float]] = {"GRPO": [], "PPO": []}
+    sampling: list[float] = []
+    for pair in range(options.pairs):
+        order = [("GRPO", grpo), ("PPO", ppo)]
+        for name, stage in order if pair % 2 == 0 else order[::-1]:
+            replay = iter([found for _, found in sampled])  # the second of a pair gets the completions of the first
+            clock = RolloutClock(steps)
+            function = (lambda prompts, trainer, replay=replay: next(replay)) if sampled else sample
+            with mock.patch.object(stage, "rollout", function), tempfile.TemporaryDirectory() as folder:
+                stage.train(config, f"{folder}/run", model=options.model, callbacks=[clock])
+            first = function is sample
+            updates[name] += [total - (seconds if first else 0) for total, (seconds, _)
+                              in zip(clock.seconds[1:], sampled[1:], strict=True)]  # the first rollout warms up
+        sampling += [seconds for seconds, _ in sampled[1:]]
+        sampled.clear()
+    alone = [p / g for p, g in zip(updates["PPO"], updates["GRPO"], strict=True)]
+    whole = [(p + s) / (g + s) for p, g, s in zip(updates["PPO"], updates["GRPO"], sampling, strict=True)]
+    print(f"{settings.batch_size} completions a rollout, {steps} updates of it, {len(whole)} pairs")
+    print(f"seconds of sampling {spread(sampling)}")
+    for name, seconds in updates.items():
+        print(f"seconds of updates, {name:4} {spread(seconds)}")
+    print(f"ratio PPO / GRPO: {spread(whole)} with sampling, {spread(alone)} without")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
@@ -79,6 +150,13 @@ def main() -> None:
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.add_argument("--pairs", type=int, default=7)
     command.set_defaults(run=generation)
+    command = commands.add_parser("ppo", help=ppo_step.__doc__, allow_abbrev=False)
+    command.add_argument("--model", required=True, help="a model that knows the format: RUN/model")
+    command.add_argument("--hardware", default="cpu")
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+    command.add_argument("--rollouts", type=int, default=3, help="timed rollouts of each run")
+    command.add_argument("--pairs", type=int, default=3, help="pairs of runs")
+    command.set_defaults(run=ppo_step)
     options = parser.parse_args()
     options.run(options)
 
