@@ -51,13 +51,13 @@ OUTPUT_DIR = "outputs"
 SEED = 0
 
 # %%
-from lab_utils import config
+from lab_utils.config import detect_hardware, load, load_tier
 
-settings = config.load(RECIPE, HARDWARE)
-print(f"This notebook runs at tier {settings.hardware!r}: {config.load_tier(settings.hardware).description}.")
-print(f"model     {settings.model.name}\nproblems  {settings.task.source}\nstages    {', '.join(settings.stages)}")
+config = load(RECIPE, HARDWARE)
+print(f"This notebook runs at tier {config.hardware!r}: {load_tier(config.hardware).description}.")
+print(f"model     {config.model.name}\nproblems  {config.task.source}\nstages    {', '.join(config.stages)}")
 
-fitting, reason = config.detect_hardware()
+fitting, reason = detect_hardware()
 print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
 
 # %% [markdown]
@@ -139,9 +139,9 @@ checks.check_solves(solves)
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.tasks import load_task
 
-task = load_task(settings.task.name, settings.task.response_format)
-problems = task.dataset("test", min(256, settings.evaluation.limit), settings.task.source)
-model, tokenizer = load_model(settings.model.name, settings.model), load_tokenizer(settings.model.name)
+task = load_task(config.task.name, config.task.response_format)
+problems = task.dataset("test", min(256, config.evaluation.limit or 256), config.task.source)
+model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
 print(f"The model has {model.num_parameters():,} parameters.\n")
 
 row = problems[0]
@@ -241,17 +241,17 @@ figure.savefig(figures / "00_where_you_start.png")
 # %%
 from lab_utils.inspection import expect
 
-if settings.model.name == "tiny":
+if config.model.name == "tiny":
     strict, forgiven, plain = (sum(answers) / len(answers) for answers in right.values())
-    expect(settings, "strict accuracy is zero: the base model knows no tags", strict == 0)
-    expect(settings, "asked in plain text it is right now and then, but less than half of the time", 0 < plain < 0.5)
-    expect(settings, "the chat disturbs it: plain text beats the chat with its format forgiven", plain > forgiven)
+    expect(config, "strict accuracy is zero: the base model knows no tags", strict == 0)
+    expect(config, "asked in plain text it is right now and then, but less than half of the time", 0 < plain < 0.5)
+    expect(config, "the chat disturbs it: plain text beats the chat with its format forgiven", plain > forgiven)
 
 # %% [markdown]
 # - `MISSING` in the first table: run what the line says, restart the kernel, and start again at the top.
 # - The answer is a jumble of words: the tokenizer and the model do not belong together. Restore them with
 #   `git checkout -- lab_utils/assets`.
-# - Strict accuracy is above zero: you are not looking at the base model. Look at `settings.model.name`.
+# - Strict accuracy is above zero: you are not looking at the base model. Look at `config.model.name`.
 #
 # ## Summary
 #
