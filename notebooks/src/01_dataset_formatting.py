@@ -1,0 +1,372 @@
+# %% [markdown]
+# # 01 · Dataset formatting
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** to turn rows of GSM8K and Countdown into chat prompts and tokens; what the chat templates of
+# > Qwen2.5 and Qwen3 add; which tokens the loss sees; to extract answers, strictly and leniently; to load your own
+# > data.
+# >
+# > **Time** 1 minute on a CPU, 2 on a GPU · **Needs** nothing else
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "gsm8k-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %% [markdown]
+# ## From a row to tokens
+#
+# A model reads and writes tokens. A dataset has rows. Four steps lead from one to the other: **row → messages → text
+# → tokens**. Most silent failures of fine-tuning happen on this way: a prompt that differs between training and test,
+# a template applied twice or never, an answer that the extraction cannot find. So look at every step once.
+#
+# Start with one row of each task. GSM8K has word problems. Its `answer` is the number alone, which the rewards need,
+# and its `solution` is worked out step by step; the `<<...>>` marks are for a calculator, and `####` marks the
+# answer. On tier `cpu` the problems are synthetic, in the same format.
+
+# %%
+from lab_utils.config import load
+from lab_utils.tasks import load_task
+
+config = load(RECIPE, HARDWARE)
+gsm8k, countdown = load_task("gsm8k"), load_task("countdown")
+gsm8k_rows = gsm8k.dataset("train", min(2000, config.task.train_limit or 2000), config.task.source)
+countdown_rows = countdown.dataset("train", len(gsm8k_rows), config.task.source)
+
+row = gsm8k_rows[0]
+for column in ("question", "solution", "answer"):
+    print(f"{column.upper()}\n{row[column]}\n")
+print("COUNTDOWN\n", {column: countdown_rows[0][column] for column in ("nums", "target")}, sep="")
+
+# %% [markdown]
+# ## Step 1: messages
+#
+# A chat is a list of messages, each with a role. The *system* message says how to answer, the *user* message asks.
+# The task writes them, in one place (`lab_utils/tasks`), so that training, evaluation and this notebook cannot
+# differ.
+#
+# GSM8K has three response formats, one for each of our recipes. You will see how each asks for its own.
+
+# %%
+for response_format in gsm8k.response_formats:
+    system, user = load_task("gsm8k", response_format).prompt(row)
+    print(f"--- {response_format}\n{system['content']}\n")
+print(f"--- the user message, always the same\n{user['content']}")
+
+# %% [markdown]
+# ## Step 2: text
+#
+# The **chat template** of a tokenizer joins the messages to one text. `<|im_start|>` and `<|im_end|>` mark a turn.
+# `add_generation_prompt=True` opens the assistant's turn, so that the model knows whose turn it is.
+#
+# TRL applies the template only when a prompt is a list of messages. Give it a plain string and the model gets free
+# text: it never ends its turn, the reward stays at zero, and there is no error. You will see the text of our
+# Countdown row.
+
+# %%
+from lab_utils.models import load_tokenizer
+
+tokenizer = load_tokenizer(config.model.name)
+prompt = countdown.prompt(countdown_rows[0])
+print(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+# %% [markdown]
+# Every model family brings its own template. TRL ships those of Qwen2.5 and Qwen3, so you can compare them without a
+# download. First, a question without a system message. You will see that Qwen2.5 adds one of its own, and Qwen3
+# doesn't. Two models that you compare must get the same system message, so always write one yourself.
+
+# %%
+from trl.chat_template_utils import qwen2_5_chat_template, qwen3_chat_template
+
+templates = {"Qwen2.5": qwen2_5_chat_template, "Qwen3": qwen3_chat_template}
+
+
+def show(messages: list[dict[str, str]], **options) -> None:
+    for name, template in templates.items():
+        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+        print(f"--- {name}\n{text}")
+
+
+show([{"role": "user", "content": "What is 9 * 8?"}], add_generation_prompt=True)
+
+# %% [markdown]
+# Now a whole exchange, as in supervised fine-tuning. Qwen3 knows thinking, and its template takes `<think>` apart and
+# writes it again with line breaks of its own. An answer without thoughts gets an empty `<think>` block. You will see
+# both.
+
+# %%
+question = {"role": "user", "content": "What is 9 * 8?"}
+show([question, {"role": "assistant", "content": "<think>9 * 8 = 72</think><answer>72</answer>"}])
+
+# %%
+show([question, {"role": "assistant", "content": "The answer is 72."}])
+
+# %% [markdown]
+# So the same demonstration reaches Qwen3 with other white space. That is why our `format_reward` allows white space
+# between and around the tags. One more switch: `enable_thinking=False` makes Qwen3's prompt end with an empty block,
+# and the model then answers at once. You will see the ends of both prompts.
+
+# %%
+for thinking in (True, False):
+    options = {"chat_template": qwen3_chat_template, "add_generation_prompt": True, "enable_thinking": thinking}
+    text = tokenizer.apply_chat_template([question], tokenize=False, **options)
+    print(f"enable_thinking={thinking}: ...{text[-45:]!r}")
+
+# %% [markdown]
+# ## Step 3: tokens
+#
+# The tokenizer cuts the text into pieces, each with a number. You will see the user message of the Countdown row. In
+# the tiny model's vocabulary each number up to 100 is one token, so a sum is a fact to remember. Qwen's own
+# tokenizers cut numbers into single digits.
+
+# %%
+ids = tokenizer(prompt[-1]["content"])["input_ids"]
+print(" | ".join(tokenizer.decode([token]) for token in ids))
+print(ids)
+
+# %% [markdown]
+# ## Which tokens does the loss see?
+#
+# Supervised fine-tuning shows the model a prompt and a completion. The model reads both, but it should learn to
+# *write* only the completion. So the **labels** are a copy of the tokens in which the prompt is replaced by -100,
+# which PyTorch's cross-entropy ignores. A toy: prompt `[5, 6, 7]` and completion `[8, 9]` give the labels `[-100,
+# -100, -100, 8, 9]`.
+#
+# ## Exercise 1: labels
+#
+# *Difficulty: easy · importance: high · spend up to 3 minutes*
+
+# %%
+def make_labels(prompt_ids: list[int], completion_ids: list[int]) -> list[int]:
+    """Return the labels of prompt and completion together: -100 wherever the loss must not look."""
+    # YOUR CODE HERE
+    # >>> solution
+    return [-100] * len(prompt_ids) + completion_ids
+    # <<< solution
+
+
+# %%
+from lab_utils import checks
+
+checks.check_make_labels(make_labels)
+
+# %% [markdown]
+# Now the same for a real demonstration. `demonstration` writes what the model will imitate in notebook 04. The figure
+# shows every token of the chat: grey ones are only read, coloured ones are learned. Note the last coloured ones: the
+# model also has to learn to end its turn.
+
+# %%
+demonstration = {"role": "assistant", "content": countdown.demonstration(countdown_rows[0])}
+prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+all_ids = tokenizer.apply_chat_template([*prompt, demonstration], return_dict=True)["input_ids"]
+assert all_ids[: len(prompt_ids)] == prompt_ids, "the template changed the prompt when the completion was added"
+
+completion_ids = all_ids[len(prompt_ids) :]
+labels = [-100] * len(prompt_ids) + completion_ids
+print(f"{len(all_ids)} tokens: {len(prompt_ids)} of the prompt, {len(completion_ids)} of the completion")
+print(demonstration["content"])
+
+# %%
+import matplotlib.pyplot as plt
+
+from lab_utils.plotting import METHOD_COLOURS
+
+tokens = [tokenizer.decode([token]).strip(" ").replace("\n", "↵") or "·" for token in all_ids]
+figure, ax = plt.subplots(figsize=(13, 4))
+x, y, width = 0.0, 0.0, 112  # in characters
+for token, label in zip(tokens, labels, strict=True):
+    if x + len(token) > width:
+        x, y = 0.0, y - 1.0
+    colour, ink = ("#E3E3E3", "#333333") if label == -100 else (METHOD_COLOURS["sft"], "white")
+    ax.text(x, y, token, family="monospace", fontsize=13, color=ink, bbox={"pad": 3, "color": colour})
+    x += len(token) + 1.4
+ax.set(xlim=(-1, width), ylim=(y - 0.7, 0.7), title="Read (grey) and learned (coloured)")
+ax.axis("off")
+figures = Path(OUTPUT_DIR) / "figures"
+figures.mkdir(parents=True, exist_ok=True)
+figure.savefig(figures / "01_loss_mask.png")
+
+# %% [markdown]
+# ## From a completion back to an answer
+#
+# The way back is **extraction**: find the answer in what the model wrote. A *strict* extractor wants the format that
+# the prompt asked for. A *lenient* one takes the last number it can find. They answer different questions: can the
+# model use the format, and can it do the maths? The same model can score far apart on the two, so the workshop
+# reports both.
+#
+# ## Exercise 2: extract the answer after `####`
+#
+# *Difficulty: medium · importance: high · spend up to 10 minutes*
+#
+# GSM8K marks its answer with `#### `. Return the number after the first such mark as text, or `None`. Think of commas
+# (`1,000`), of negative numbers, and of text that follows.
+
+# %%
+import re
+
+
+def extract_hash_answer(text: str) -> str | None:
+    """Return the number after the first '#### ' as it is written, or None."""
+    # YOUR CODE HERE
+    # >>> solution
+    match = re.search(r"#### (-?[0-9,]*[0-9])", text)
+    return match[1] if match else None
+    # <<< solution
+
+
+# %%
+checks.check_extract_hash_answer(extract_hash_answer)
+
+# %% [markdown]
+# The next cell runs the three extractors of `lab_utils.answers` over some completions for a problem whose answer is
+# 72. In the table, ✓ is 72, ✗ is another number, and – means that nothing was found. You will see that lenient is not
+# always kinder: it takes a number from a remark after the answer.
+
+# %%
+import pandas as pd
+
+from lab_utils import answers
+
+completions = [
+    "48 + 24 = 72\n#### 72",
+    "<answer>72</answer>",
+    "<answer>\n$72.00\n</answer>",
+    "The answer is 72.",
+    "<answer>71</answer> No: <answer>72</answer>",
+    "#### 72\nShe had 48 in April.",
+    "<answer>72",
+    "I do not know.",
+]
+extractors = [answers.extract_hash_answer, answers.extract_xml_answer, answers.extract_last_number]
+verdict = {True: "✓", False: "✗", None: "–"}
+pd.DataFrame(
+    {f.__name__: [verdict[(found := f(text)) and answers.numbers_match(found, "72")] for text in completions]
+     for f in extractors},
+    index=[repr(text) for text in completions],
+)  # fmt: skip
+
+# %% [markdown]
+# Comparing is a step of its own. `numbers_match` compares values, exactly: `$72.00` is 72, and `1,000` is 1000.
+# Words, units and two numbers match nothing. You will see one `True` and four `False`.
+
+# %%
+for text in ("$1,000.00", "1,000 clips", "10 00", "1000.1", "banana"):
+    print(f"{text!r:15} is 1000: {answers.numbers_match(text, '1000')}")
+
+# %% [markdown]
+# ## Your own data
+#
+# `dataset` loads from three kinds of sources and gives the same columns each time: `"synthetic"`, `"hub"`, or the
+# path of a JSON Lines file. Write two rows of your own and load them. You will see the columns that the trainers
+# need.
+
+# %%
+import json
+
+own = Path(OUTPUT_DIR) / "01_own_rows.jsonl"
+rows = [
+    {"question": "A box holds 12 pens. How many pens are in 6 boxes?", "answer": "6 * 12 = 72 pens.\n#### 72"},
+    {"question": "Ada reads 9 pages a day. How many pages in 8 days?", "answer": "#### 72"},
+]
+own.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+for loaded in gsm8k.dataset("train", source=str(own)):
+    print({column: loaded[column] for column in ("question", "answer")}, "and", [c for c in loaded if c not in rows[0]])
+
+# %% [markdown]
+# A row that cannot be used stops the loading at once, before any model is loaded. The message says where the row is,
+# what is wrong and what to do. You will see it for a third row, which has no number as its answer.
+
+# %%
+from lab_utils.tasks import RowError
+
+with own.open("a", encoding="utf-8") as lines:
+    lines.write(json.dumps({"question": "How many?", "answer": "It depends."}) + "\n")
+try:
+    gsm8k.dataset("train", source=str(own))
+except RowError as error:
+    print(error)
+
+# %% [markdown]
+# ## The real thing: how long are the prompts?
+#
+# A prompt and its completion share the model's memory, so a run sets limits: `max_prompt_length` and
+# `max_completion_length`, in tokens. Longer prompts are left out of training. Before you train, look at how long
+# yours are. The figure shows the prompts of both tasks, with everything that the template adds, and the limit of this
+# recipe.
+
+# %%
+def prompt_lengths(dataset) -> list[int]:
+    texts = tokenizer.apply_chat_template(dataset["prompt"][:], add_generation_prompt=True, tokenize=False)
+    return [len(ids) for ids in tokenizer(texts)["input_ids"]]
+
+
+limit = config.grpo.max_prompt_length
+lengths = {"GSM8K": prompt_lengths(gsm8k_rows), "Countdown": prompt_lengths(countdown_rows)}
+for name, values in lengths.items():
+    too_long = sum(value > limit for value in values)
+    print(f"{name:9} {min(values)} to {max(values)} tokens; {too_long} of {len(values)} longer than {limit}")
+
+# %%
+from matplotlib.ticker import PercentFormatter
+
+from lab_utils.plotting import INK, OTHER_COLOURS
+
+figure, axes = plt.subplots(2, 1, figsize=(10, 6), sharex=True)
+bins = range(0, max(limit, *map(max, lengths.values())) + 4, max(1, limit // 64))
+for ax, (name, values), colour in zip(axes, lengths.items(), OTHER_COLOURS, strict=False):
+    ax.hist(values, bins, weights=[1 / len(values)] * len(values), color=colour)
+    ax.axvline(limit, color=INK, linestyle="--", linewidth=2)
+    ax.set_title(name, color=colour, fontweight="bold")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+axes[0].text(limit, axes[0].get_ylim()[1] * 0.95, f"max_prompt_length = {limit} ", ha="right", va="top", color=INK)
+axes[1].set_xlabel("tokens of a prompt, the template's own included")
+figure.supylabel("% of prompts", fontsize=14)
+figure.savefig(figures / "01_prompt_lengths.png")
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+#
+# Both distributions lie left of the dashed line, and the coloured tokens begin after `assistant` and end with the end
+# of the turn.
+#
+# - Many prompts are beyond the line: raise `grpo.max_prompt_length`, or you train on the short problems only.
+# - The cell with the `assert` stops: the template rewrites the prompt when a completion follows. Train on a template
+#   that doesn't; TRL ships one for each model family (`..._training.jinja`).
+# - An extractor finds nothing in answers that look right to you: print them with `repr`. A line break or a second tag
+#   is easily overlooked.
+#
+# ## Summary
+#
+# - Row → messages → text → tokens. The task writes the messages, the template writes the text.
+# - Templates differ in what they add. Write the system message yourself, and look at the text once.
+# - The loss sees the completion, the end of the turn included, and not the prompt.
+# - Strict extraction measures format and maths together, lenient extraction measures mostly maths. Report both.
+#
+# ## Questions
+#
+# 1. Why must a reward never be lenient where the prompt asks for a format? What would the model learn?
+# 2. Someone measures Qwen2.5 and Qwen3 without a system message. What else differs between the two measurements,
+#    apart from the models?
+# 3. What would happen in fine-tuning if the labels left out the token that ends the turn?
+#
+# Next: [02 · Reward design](02_reward_design.ipynb), where answers become numbers that a model can learn from.
