@@ -69,6 +69,8 @@ METRICS = {
     "frac_reward_zero_std": ("Groups without a signal", "% with equal rewards"),
     "completions/clipped_ratio": ("Responses cut off", "% of responses"),
     "clip_ratio/region_mean": ("Clipped ratios", "% of tokens"),
+    "explained_variance": ("What the critic explains", "explained variance"),
+    "value_loss": ("Loss of the critic", "squared error / 2"),
 }
 PERCENT = {"accuracy", "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/region_mean"}
 
@@ -131,7 +133,7 @@ def _draw_metric(
     ends = []
     for (label, frames), colour in zip(groups.items(), colours(list(groups)), strict=True):
         frames = [frame.assign(minutes=frame["seconds"] / 60).set_index("step", drop=False) for frame in frames]
-        frames = [frame[frame[metric].notna()] for frame in frames if metric in frame]
+        frames = [frame[frame[metric].notna()] for frame in frames if metric in frame and frame[metric].notna().any()]
         if not frames:
             continue
         for frame in frames:

@@ -1,0 +1,31 @@
+"""The stages by name, and a stage's run wherever it is needed: what a notebook asks for that builds on another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import RunConfig
+from ..tracking import RunDirectory
+from . import grpo, ppo, sft
+
+TRAIN = {"sft": sft.train, "grpo": grpo.train, "ppo": ppo.train}
+
+
+def finished_run(config: RunConfig, folder: str | Path, stage: str) -> RunDirectory:
+    """Return the run FOLDER/STAGE. Where there is no trained model in it, train that stage and those before it first.
+
+    Args:
+        config: the run's configuration; `config.stages` says which stages come before.
+        folder: one run directory per stage lies in it, as scripts/train.py leaves them.
+    """
+    run = RunDirectory(Path(folder) / stage)
+    if not run.model_dir.is_dir():
+        print(f"There is no trained model in {run.path} yet, so it is trained now.")
+        TRAIN[stage](config, run.path, model=start_model(config, folder, stage), resume=True)
+    return run
+
+
+def start_model(config: RunConfig, folder: str | Path, stage: str) -> str:
+    """Return the model from which a stage starts: that of the stage before it in FOLDER, or the recipe's own."""
+    before = config.stages[: config.stages.index(stage)]
+    return str(finished_run(config, folder, before[-1]).model_dir) if before else config.model.name

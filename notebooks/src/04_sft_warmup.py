@@ -1,0 +1,285 @@
+# %% [markdown]
+# # 04 · SFT warm-up
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** what supervised fine-tuning teaches and what it cannot; to take the loss on the completion
+# > only; LoRA and 4-bit in numbers; when to stop.
+# >
+# > **Time** 2 minutes on a CPU, 10 on a GPU · **Needs** nothing else; the notebooks that follow start from its model
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "countdown-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %%
+from lab_utils.config import load
+from lab_utils.tasks import load_task
+
+config = load(RECIPE, HARDWARE, {"seed": SEED})
+task = load_task(config.task.name, config.task.response_format)
+train_rows = task.dataset("train", limit=500 if config.hardware != "smoke" else 64, source=config.task.source)
+runs = Path(OUTPUT_DIR) / task.name
+figures = Path(OUTPUT_DIR) / "figures"
+print(f"Task {task.name}, model {config.model.name}, tier {config.hardware} ({config.hardware_reason})")
+
+# %% [markdown]
+# ## What supervised fine-tuning does, and what it does not
+#
+# Supervised fine-tuning (SFT) shows the model demonstrations and raises the probability of each of their tokens. The
+# model learns to *imitate*: the format, the style, the habits, and the mistakes. Nothing in the loss says which
+# demonstrations end with a right answer.
+#
+# Here SFT is a **warm-up**. The base model can calculate, but it has never seen a chat. After the warm-up it answers
+# in the format, so that a reward can be given at all. Getting *right* more often is left to reinforcement learning.
+# The demonstrations are imperfect on purpose. Read a few.
+
+# %%
+for row in train_rows.select(range(3)):
+    print(row["prompt"][-1]["content"], "\n", task.demonstration(row), sep="", end="\n\n")
+
+right = [task.is_correct(task.demonstration(row), row) for row in train_rows]
+print(f"{sum(right) / len(right):.0%} of {len(right)} demonstrations end with a right answer.")
+
+# %% [markdown]
+# Every calculation in them is right, and so is every `yes` and `no`. But after a `no` they often give up and answer
+# with the failed attempt. Also, whoever wrote them knew a solution and hit the target more often than a model can by
+# trying. So imitation cannot do better than this share, and will do worse. Keep it in mind.
+#
+# ## The loss is taken on the completion only
+#
+# A training example is one row of tokens: the prompt, then the completion. The model need not learn to write prompts.
+# So the tokens of the prompt get the label **-100** (you wrote that in notebook 01), and the loss leaves them out.
+# Here is one real example.
+
+# %%
+import torch
+
+from lab_utils.models import load_model, load_tokenizer
+
+tokenizer = load_tokenizer(config.model.name)
+row = train_rows[0]
+chat = [*row["prompt"], {"role": "assistant", "content": task.demonstration(row)}]
+prompt_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+input_ids = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+completion_ids = input_ids[len(prompt_ids):]
+print(f"{len(prompt_ids)} tokens of prompt and {len(completion_ids)} of completion. Where the two meet:")
+print(*([tokenizer.decode([token]) for token in part] for part in (prompt_ids[-3:], completion_ids)), sep=" | ")
+
+# %% [markdown]
+# The completion ends with `<|im_end|>`. That token has a label, too: it is how the model learns to stop.
+#
+# Now a toy that you can work out by hand: four tokens, a vocabulary of three. Row *t* of the table holds the model's
+# probabilities for the token that comes **after** token *t*. Two tokens have a label.
+
+# %%
+toy_probabilities = torch.tensor([[0.2, 0.6, 0.2], [0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
+toy_labels = torch.tensor([-100, -100, 0, 2])
+by_hand = -(toy_probabilities[1, 0].log() + toy_probabilities[2, 2].log()) / 2
+print(f"token 2 is a 0, and row 1 gives it {toy_probabilities[1, 0]:.2f}")
+print(f"token 3 is a 2, and row 2 gives it {toy_probabilities[2, 2]:.2f}")
+print(f"loss = -(ln {toy_probabilities[1, 0]:.2f} + ln {toy_probabilities[2, 2]:.2f}) / 2 = {by_hand:.4f}")
+
+# %% [markdown]
+# ## Exercise: the loss of one example
+#
+# *Difficulty: medium · importance: high · spend up to 10 minutes*
+#
+# `logps` holds log-probabilities, shape (T, V), as in the table above. `labels` has shape (T,). Return the mean of
+# minus the log-probability over the tokens that have a label. Mind the shift by one.
+
+# %%
+def completion_loss(logps, labels):
+    """Mean of minus the log-probability of the labelled tokens: (T, V) log-probabilities, (T,) labels -> one number."""
+    # YOUR CODE HERE
+    # >>> solution
+    targets = labels[1:]  # row t predicts token t + 1
+    learned = targets != -100
+    return -logps[:-1][learned].gather(1, targets[learned, None]).mean()
+    # <<< solution
+
+
+completion_loss(toy_probabilities.log(), toy_labels)
+
+# %%
+from lab_utils import checks
+
+checks.check_completion_loss(completion_loss)
+
+# %% [markdown]
+# The same on the real example. transformers computes it, too, when you pass `labels`: the first two numbers should be
+# the same. The third counts every token of the prompt as well. Which of them would you want to bring down?
+
+# %%
+base = load_model(config.model.name)
+ids = torch.tensor(input_ids)
+labels = torch.tensor([-100] * len(prompt_ids) + completion_ids)
+with torch.no_grad():
+    yours = completion_loss(base(ids[None]).logits[0].log_softmax(-1), labels)
+    print(f"yours:                             {yours:.4f}")
+    print(f"transformers, completion only:     {base(ids[None], labels=labels[None]).loss:.4f}")
+    print(f"transformers, prompt included:     {base(ids[None], labels=ids[None]).loss:.4f}")
+
+# %% [markdown]
+# ## LoRA: train a small update instead of all weights
+#
+# LoRA freezes a weight matrix of shape (out, in) and learns an update of rank *r*: two thin matrices with r · (in +
+# out) numbers together. For the model that you are using, r = 16 gives:
+
+# %%
+from peft import LoraConfig, get_peft_model
+
+lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+adapted = get_peft_model(load_model(config.model.name), lora)
+q_proj = adapted.get_base_model().model.layers[0].self_attn.q_proj
+print(f"one layer by hand: 16 · ({q_proj.in_features} + {q_proj.out_features}) = "
+      f"{16 * (q_proj.in_features + q_proj.out_features):,}, counted: "
+      f"{sum(weight.numel() for weight in q_proj.parameters() if weight.requires_grad):,}")
+trainable, total = adapted.get_nb_trainable_parameters()
+print(f"whole model:       {trainable:,} of {total:,} numbers are trained ({trainable / total:.1%})")
+
+# %% [markdown]
+# On a model as small as the workshop's tiny one, r = 16 is no small update: its matrices are not much wider than
+# that. The same update of a model of half a billion parameters is a sliver. You can count it without downloading the
+# model, from its shape:
+
+# %%
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+shape = Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                    num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True)  # Qwen2.5-0.5B
+with torch.device("meta"):  # shapes without memory
+    half_billion = get_peft_model(Qwen2ForCausalLM(shape), LoraConfig(r=16, target_modules="all-linear"))
+trainable, total = half_billion.get_nb_trainable_parameters()
+print(f"Qwen2.5-0.5B: {trainable:,} of {total:,} are trained ({trainable / total:.1%})")
+frozen = total - trainable
+print(f"its frozen weights: {2 * frozen / 1e9:.2f} GB in bfloat16, {0.5 * frozen / 1e9:.2f} GB in 4 bits")
+for tier in ("cpu", "a10g"):
+    model = load("gsm8k-sft-ppo", tier).model
+    print(f"recipe gsm8k-sft-ppo on {tier}: {model.name}, LoRA {model.lora is not None}, 4-bit {model.load_in_4bit}")
+
+# %% [markdown]
+# LoRA saves memory for gradients and optimiser states; **4-bit** storage of the frozen weights (QLoRA) saves more. It
+# needs bitsandbytes and a GPU. On the `cpu` tier all weights of the tiny model are trained, without either.
+#
+# ## The real run
+#
+# Before you start it: what will have changed afterwards, the format, the accuracy, or both? The cell trains with
+# TRL's `SFTTrainer`. If you run it a second time it finds the finished run. To train again, delete the folder.
+
+# %%
+from lab_utils.training import sft
+
+run = sft.train(config, runs / "sft", resume=True)
+print(f"{run.metrics()['step'].max()} steps in {run.metrics()['seconds'].max():.0f} s; the model is in {run.model_dir}")
+
+# %%
+from lab_utils.plotting import plot_rates, plot_sft
+
+plot_sft(run, figures / "04_sft_loss.png")
+
+# %% [markdown]
+# You should see the loss fall steeply while the format is learned, then slowly. It does not go to zero: which attempt
+# comes next, and whether to give up, is random in the demonstrations, and no model can predict a coin.
+#
+# If you don't: a loss that jumps up and stays there means a learning rate that is too high. A loss that starts near
+# its end means that you are training a model that has seen the demonstrations already.
+#
+# ## Before and after
+#
+# Now sample from the base model, from the checkpoints that the run has kept, and from the final model, on test
+# problems that are in nobody's training data.
+
+# %%
+from lab_utils.evaluation import evaluate, readable, results_table
+
+test_rows = task.dataset("test", limit=min(64, config.evaluation.limit or 64), source=config.task.source)
+checkpoints = sorted(run.checkpoints_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+models = {"base": config.model.name, **{f"step {path.name.split('-')[1]}": path for path in checkpoints}}
+warm_up = {
+    label: evaluate(load_model(path, config.model), tokenizer, task, test_rows, temperature=1.0, seed=SEED,
+                    num_samples=max(2, config.evaluation.num_samples), max_new_tokens=config.evaluation.max_new_tokens)
+    for label, path in models.items()
+}  # fmt: skip
+readable(results_table(warm_up)).T
+
+# %%
+plot_rates(warm_up, figures / "04_warm_up.png")
+
+# %%
+from lab_utils.inspection import side_by_side
+
+first, last = warm_up["base"], list(warm_up.values())[-1]
+print(test_rows[0]["prompt"][-1]["content"], "\n")
+texts = {label: e.examples[0]["completions"][0]["text"] for label, e in (("base", first), ("SFT", last))}
+print(side_by_side(texts))
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+
+# %%
+from lab_utils.inspection import expect
+
+expect(config, "after the warm-up nearly every response has the format", last.format_rate > 0.9)
+expect(config, "most responses are still wrong", last.accuracy < 0.5)
+expect(config, "but one of several responses is often right", last.pass_at[last.ks[-1]] > last.accuracy + 0.2)
+
+# %% [markdown]
+# The format rate goes from nothing to nearly all. Accuracy rises with it, as a right answer counts only in the
+# format, and then it stays low. Between the lines of the figure lies the room for reinforcement learning: problems
+# that the model solves *sometimes*.
+#
+# - A low format rate: too few steps, or a learning rate that is too low.
+# - Hardly any right answers, even in many responses: look at the text. Is it `7 * 6 = 42`, or `7 * 6 = 48`?
+#   Arithmetic must be sound before reinforcement learning begins; a reward selects, it does not teach facts.
+# - Nearly all right: then there is little left to learn. Warm up less, or take harder problems.
+#
+# ## When to stop
+#
+# A reward teaches only where some responses to a problem are right and others are wrong. Count those problems:
+
+# %%
+for label, evaluation in warm_up.items():
+    share = evaluation.per_problem
+    print(f"{label:>9}: all wrong {(share == 0).mean():4.0%}, mixed {((share > 0) & (share < 1)).mean():4.0%}, "
+          f"all right {(share == 1).mean():4.0%}  (of {evaluation.num_samples} responses each)")
+
+# %% [markdown]
+# Stop the warm-up when the format is there and many problems are *mixed*. Too early, and nearly all are wrong: no
+# signal. Too late, with perfect demonstrations, and nearly all are right: no headroom. More SFT on *these*
+# demonstrations makes a better imitator of giving up, not a better solver. Notebook 08 measures exactly that.
+#
+# ## Summary
+# - SFT raises the probability of the demonstrations' tokens, whatever they are worth. It teaches the format in a
+#   minute.
+# - The loss counts the completion only: labels of -100 hide the prompt. The end-of-turn token has a label.
+# - LoRA trains r · (in + out) numbers a matrix; 4-bit weights belong to GPUs.
+# - Stop when the format is learned and the model is right sometimes, not always.
+#
+# ## Questions
+# 1. If you forgot to mask the prompt, the loss in the figure would look *better*. Why, and why is the model not?
+# 2. What would the model do if `<|im_end|>` had the label -100?
+# 3. Suppose that every demonstration ended with a right answer. What would SFT reach, and what would be left for RL?
+#
+# Next: [05 · GRPO from scratch](05_grpo_from_scratch.ipynb), then [06 · GRPO training](06_grpo_training.ipynb), which
+# starts from the model that you have just trained.

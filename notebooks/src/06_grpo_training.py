@@ -1,0 +1,276 @@
+# %% [markdown]
+# # 06 · GRPO training
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** to train with TRL's GRPOTrainer; to read reward, length, entropy and the groups without a
+# > signal while it runs; what changes on a GPU with vLLM.
+# >
+# > **Time** 5 minutes on a CPU, 1 hour on a GPU · **Needs** notebook 04 in the same OUTPUT_DIR (its model is trained
+# > here if it is missing)
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "countdown-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %%
+from lab_utils.config import load
+from lab_utils.tasks import load_task
+from lab_utils.tracking import show_completions
+from lab_utils.training import grpo
+from lab_utils.training.stages import start_model
+
+config = load(RECIPE, HARDWARE, {"seed": SEED})
+task = load_task(config.task.name, config.task.response_format)
+runs = Path(OUTPUT_DIR) / task.name
+figures = Path(OUTPUT_DIR) / "figures"
+start = start_model(config, runs, "grpo")  # notebook 04's model; trained now where it is missing
+print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), start: {start}")
+
+# %% [markdown]
+# ## One step of GRPO
+#
+# In notebook 05 you computed each part by hand. TRL's `GRPOTrainer` does the same, step after step: **sample** a
+# group of completions for each of some problems, **score** them with the reward functions, turn the scores of a group
+# into **advantages**, **update** the policy, and throw the completions away. The next step samples from the new
+# policy.
+#
+# Nothing says how to solve a problem. What helped becomes more likely, that is all.
+
+# %%
+settings = config.grpo
+completions = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+print(f"each step:     {completions // settings.num_generations} problems × {settings.num_generations} completions")
+print(f"steps:         {settings.max_steps if settings.max_steps > 0 else 'as many as the problems give'}")
+print(f"reward:        {' + '.join(f'{weight:g} · {name}' for name, weight in config.rewards.items())}")
+print(f"learning rate: {settings.learning_rate:g} ({settings.lr_scheduler_type}), clip ±{settings.epsilon}, "
+      f"KL coefficient {settings.beta:g}, temperature {settings.temperature:g}")
+print(f"longest:       {settings.max_completion_length} tokens")
+
+# %% [markdown]
+# ## Which groups teach?
+#
+# An advantage is a comparison within a group. Where all completions earn the same, every advantage is 0 and the group
+# teaches nothing, whether all are right or all are wrong. Take a problem that the model solves with probability *p*,
+# a reward of 1 or 0, and groups of *G*:
+#
+# - the share of groups without a signal is $p^G + (1 - p)^G$,
+# - the spread of the rewards, which the update lives on, has the variance $p (1 - p)$.
+#
+# Check a row by hand, say the one with $p = 0.5$.
+
+# %%
+import pandas as pd
+
+p = pd.Series([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
+without_signal = {f"no signal, G = {G}": p**G + (1 - p) ** G for G in (2, 4, 16)}
+pd.DataFrame({"p": p, "variance p(1-p)": p * (1 - p), **without_signal}).round(3)
+
+# %% [markdown]
+# Too hard teaches as little as too easy. Larger groups help with the hard problems: one lucky completion is enough.
+#
+# ## Exercise: the share of groups without a signal
+#
+# *Difficulty: easy · importance: high · spend up to 10 minutes*
+#
+# `rewards` is a flat list in which the completions of a group stand one after the other, as TRL keeps them. Return
+# the share of groups whose rewards are all equal. TRL logs it as `frac_reward_zero_std`. By hand: `[1, 0, 0, 0, 0, 0,
+# 0, 0]` in groups of 4 gives 0.5.
+
+# %%
+def share_without_signal(rewards, num_generations):
+    """Share of the groups of `num_generations` rewards in which all rewards are equal."""
+    # YOUR CODE HERE
+    # >>> solution
+    groups = [rewards[start : start + num_generations] for start in range(0, len(rewards), num_generations)]
+    return sum(max(group) == min(group) for group in groups) / len(groups)
+    # <<< solution
+
+
+share_without_signal([1, 0, 0, 0, 0, 0, 0, 0], 4)
+
+# %%
+from lab_utils import checks
+
+checks.check_share_without_signal(share_without_signal)
+
+# %% [markdown]
+# ## The real run
+#
+# Write down your guess first: will the responses become longer or shorter? The progress bar shows the mean reward,
+# the accuracy on the problems of the step, and the mean length. To watch the same numbers as curves:
+#
+# ```bash
+# tensorboard --logdir OUTPUT_DIR
+# ```
+#
+# If you interrupt the cell and run it again, it goes on from its last checkpoint. A finished run is not trained
+# again: delete its folder for that.
+
+# %%
+run = grpo.train(config, runs / "grpo", model=start, resume=True)
+metrics = run.metrics()
+print(f"{metrics['step'].max()} steps in {metrics['seconds'].max() / 60:.1f} minutes; the model is in {run.model_dir}")
+
+# %%
+from lab_utils.plotting import plot_training
+
+plot_training({"GRPO": run}, figures / "06_training.png")
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+
+# %%
+from lab_utils.inspection import expect, side_by_side
+
+tenth = max(1, len(metrics) // 10)
+before, after = metrics.head(tenth).mean(), metrics.tail(tenth).mean()
+for name in ("reward", "accuracy", "completions/mean_length", "attempts"):
+    print(f"{name:<25} {before[name]:6.2f} → {after[name]:6.2f}   (first and last {tenth} steps)")
+expect(config, "accuracy has risen by more than 20 points", after["accuracy"] - before["accuracy"] > 0.2)
+expect(config, "responses have become longer", after["completions/mean_length"] > before["completions/mean_length"])
+expect(config, "and make more attempts", after["attempts"] > before["attempts"])
+
+# %% [markdown]
+# Reward and accuracy climb together, steeply at first. The responses become longer *because* the model makes more
+# attempts: it no longer gives up after a wrong one. Nobody asked for that. The reward is for the answer only, and
+# trying again is what earns it.
+#
+# If you don't see that, look first at whether `reward` and `accuracy` go apart. A reward that rises alone is being
+# earned by something else than right answers (notebook 03). If both stay where they were, look at the next figure.
+#
+# ## Is the run healthy?
+
+# %%
+plot_training(
+    {"GRPO": run}, figures / "06_health.png",
+    metrics=("entropy", "frac_reward_zero_std", "completions/clipped_ratio", "grad_norm"),
+)  # fmt: skip
+
+# %% [markdown]
+# How to read them:
+#
+# - **Entropy** is how undecided the policy is at a token. It falls as the policy learns what pays. A fall to almost
+#   nothing within a few steps is a collapse: all completions of a group become the same, and learning ends.
+# - **Groups without a signal** (your exercise) may rise in the end, because more and more groups are right
+#   throughout. Near 100% from the start means that nothing can be learned: the problems are too hard, or the reward
+#   never fires.
+# - **Responses cut off** reached the longest length and hold no answer. When lengths grow, watch this: a limit that
+#   is too low punishes thinking.
+# - **Gradient norm** should stay in one order of magnitude. Spikes together with a falling reward mean: lower the
+#   learning rate.
+#
+# One more number is special here. The **clip ratio** is the share of tokens whose probability ratio has left 1 ± ε:
+
+# %%
+print(f"optimiser steps per rollout: {config.grpo.num_iterations}")
+print(f"largest clip ratio of the run: {metrics['clip_ratio/region_mean'].max():.4f}")
+
+# %% [markdown]
+# Where each rollout is used for one update only, the policy that learns *is* the policy that sampled: all ratios are
+# 1 and nothing is clipped. Clipping matters with several updates a rollout (`num_iterations`,
+# `steps_per_generation`). The loss is no guide either: it is near 0 by construction, as the advantages of a group add
+# up to 0.
+#
+# ## Read what it wrote
+#
+# Curves can hide what text shows. Question, gold, response and extracted answer: two completions of one group, from
+# the first step, the middle and the end.
+
+# %%
+recorded = run.completions()["step"].unique()
+for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
+    print(show_completions(run, step=step, n=2), end="\n\n\n")
+
+# %% [markdown]
+# The run directory keeps such samples of some steps. Your function on their rewards, next to what TRL logged for all
+# completions of the step (the samples are the first groups only, so the two need not be the same):
+
+# %%
+logged = metrics.set_index("step")["frac_reward_zero_std"]
+for step, rows in run.completions().groupby("step"):
+    yours = share_without_signal(rows["reward"].tolist(), settings.num_generations)
+    groups = len(rows) // settings.num_generations
+    print(f"step {step:>4}: {yours:4.0%} of {groups} groups; logged for the whole step: {logged[step]:4.0%}")
+
+# %% [markdown]
+# ## Before and after, side by side
+#
+# The first test problems, not chosen by hand, answered by the model before and after.
+
+# %%
+from lab_utils.generation import sample
+from lab_utils.models import load_model, load_tokenizer
+
+test_rows = task.dataset("test", limit=3, source=config.task.source)
+responses = {
+    label: sample(load_model(path, config.model), load_tokenizer(path), [row["prompt"] for row in test_rows], seed=SEED,
+                  max_new_tokens=config.evaluation.max_new_tokens)
+    for label, path in (("before GRPO", start), ("after GRPO", run.model_dir))
+}  # fmt: skip
+for i, row in enumerate(test_rows):
+    texts = {label: answers[i][0].text for label, answers in responses.items()}
+    verdicts = {label: "right" if task.is_correct(text, row) else "wrong" for label, text in texts.items()}
+    print(row["prompt"][-1]["content"])
+    print(side_by_side({f"{label}: {verdicts[label]}": text for label, text in texts.items()}), "\n")
+
+# %% [markdown]
+# Three problems prove nothing. Notebook 08 asks hundreds of problems several times each, with intervals and controls.
+#
+# ## The same cell on a GPU
+#
+# A recipe says what is learned, a tier says how it fits. `grpo.train` reads both from the configuration; on a GPU the
+# completions come from vLLM in the same process. Nothing in this notebook changes but `HARDWARE`.
+
+# %%
+def shown(tier):
+    tier = load(RECIPE, tier)
+    names = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+             "max_completion_length", "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization")  # fmt: skip
+    return {"model": tier.model.name, "LoRA": tier.model.lora is not None, "problems": tier.task.source,
+            **{f"grpo.{name}": getattr(tier.grpo, name) for name in names}}  # fmt: skip
+
+
+pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
+
+# %% [markdown]
+# As a script, with any setting changed on the command line:
+#
+# ```bash
+# python scripts/train.py --recipe countdown-grpo --hardware a100 --set grpo.beta=0.001 --output-dir outputs/mine
+# ```
+#
+# ## Summary
+# - A step samples groups, scores them, compares within each group, updates once. The reward is the only teacher.
+# - Accuracy rises because the model searches longer, and it searches longer because that is what the reward pays for.
+# - Read reward *and* accuracy, length *and* truncation, entropy, groups without a signal. Never the loss.
+# - Groups in which all are right or all are wrong teach nothing.
+#
+# ## Questions
+# 1. The base model of this run had learned to calculate. What would the curves look like if it had not?
+# 2. You double `num_generations` and halve the number of problems a step. What gets better, what gets worse?
+# 3. Set `{"grpo.learning_rate": ...}` to three times its value in `load`, and another `OUTPUT_DIR`. Which of the
+#    curves warns you first?
+#
+# Next: [07 · PPO training](07_ppo_training.ipynb) gives every token its own advantage; [08 ·
+# Evaluation](08_evaluation.ipynb) measures what you have won.

@@ -1,0 +1,289 @@
+# %% [markdown]
+# # 07 · PPO training
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** to compute generalised advantages by hand; what a critic is and whether yours is any good; to
+# > train with PPO and see what the critic expects token by token.
+# >
+# > **Time** 6 minutes on a CPU, 1 hour on a GPU · **Needs** notebook 04 in the same OUTPUT_DIR (its model is trained
+# > here if it is missing)
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "countdown-ppo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %%
+from lab_utils.config import load
+from lab_utils.models import load_model, load_tokenizer
+from lab_utils.tasks import load_task
+from lab_utils.tracking import RunDirectory
+from lab_utils.training import ppo
+from lab_utils.training.stages import start_model
+
+config = load(RECIPE, HARDWARE, {"seed": SEED})
+task = load_task(config.task.name, config.task.response_format)
+runs = Path(OUTPUT_DIR) / task.name
+figures = Path(OUTPUT_DIR) / "figures"
+start = start_model(config, runs, "ppo")  # notebook 04's model; trained now where it is missing
+print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), start: {start}")
+
+# %% [markdown]
+# ## From one advantage a completion to one a token
+#
+# GRPO compares whole completions: if one is better than its group, *every* token of it is reinforced, the lucky ones
+# and the clumsy ones alike. PPO wants to know where things went well. It trains a second network, the **critic**, to
+# predict before each token the **return** that is still to come. A token after which the prediction rises was good;
+# one after which it falls was bad. No group is needed for that: the critic is what each completion is compared with.
+#
+# Here the critic is a single linear layer on the hidden states that the policy has anyway. It starts at zero: before
+# training it expects nothing, whatever it reads.
+#
+# ## Five tokens by hand
+#
+# A completion of five tokens earns 1 at its end. The critic's values before each token are made up here. The
+# **surprise** of a token is its reward, plus the value after it, less the value before it:
+#
+# $$\delta_t = r_t + \gamma V_{t+1} - V_t$$
+#
+# Follow one row by hand. The token `no` lowers the value, so its surprise is negative, although the completion turns
+# out right.
+
+# %%
+import pandas as pd
+
+tokens = ["7*6=42", "no", "7+6=13", "yes", "<end>"]
+rewards = [0.0, 0.0, 0.0, 0.0, 1.0]
+values = [0.3, 0.4, 0.2, 0.5, 0.9]
+next_values = [*values[1:], 0.0]  # nothing comes after the end
+example = pd.DataFrame({"token": tokens, "reward": rewards, "value before": values, "value after": next_values})
+example["surprise"] = (example["reward"] + example["value after"] - example["value before"]).round(2)
+example
+
+# %% [markdown]
+# **Generalised advantage estimation** (GAE) adds up the surprises that follow, each further one counting less by γλ:
+#
+# $$A_t = \delta_t + \gamma \lambda A_{t+1}$$
+#
+# With λ = 0 a token is judged by its own surprise alone. That is precise if the critic is right, and nonsense if it
+# is not. With λ = 1 it is judged by what came in the end, less what was expected. That needs no good critic, but a
+# token is then praised for the luck of all later ones. Values near 1 are usual.
+#
+# ## Exercise: GAE
+#
+# *Difficulty: medium · importance: high · spend up to 15 minutes*
+#
+# Return one advantage a token. After the last token both the value and the advantage are 0. It is easiest from the
+# last token to the first.
+
+# %%
+def gae(rewards, values, gamma, lam):
+    """Advantages of the tokens of one completion: A_t = delta_t + gamma * lam * A_{t+1}."""
+    # YOUR CODE HERE
+    # >>> solution
+    advantages = []
+    next_value = next_advantage = 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        delta = reward + gamma * next_value - value
+        next_advantage = delta + gamma * lam * next_advantage
+        next_value = value
+        advantages.append(next_advantage)
+    return advantages[::-1]
+    # <<< solution
+
+
+# %%
+from lab_utils import checks
+
+checks.check_gae(gae)
+
+# %% [markdown]
+# Your function on the five tokens, for three values of λ, next to the trainer's own (`generalized_advantages`). The
+# last line is a bridge to GRPO: if the critic says the same for every token, namely the mean of the group, then λ = 1
+# gives each token the reward less the group's mean. That is GRPO's advantage, before it is divided by the spread.
+
+# %%
+import torch
+
+from lab_utils.training.ppo import generalized_advantages
+
+table = pd.DataFrame({f"λ = {lam}": gae(rewards, values, 1.0, lam) for lam in (0.0, 0.95, 1.0)}, index=tokens)
+ours, _ = generalized_advantages(torch.tensor([rewards]), torch.tensor([values]), torch.ones(1, 5), gamma=1.0, lam=0.95)
+print(table.round(3), "\n")
+print(f"largest difference to the trainer's at λ = 0.95: {abs(table['λ = 0.95'] - ours[0].numpy()).max():.1e}")
+print("group mean 0.25 as value, λ = 1:", gae(rewards, [0.25] * 5, 1.0, 1.0))
+
+# %% [markdown]
+# ## What PPO needs besides
+#
+# The policy is updated as in GRPO, by the clipped ratio, only with these advantages. Next to it the critic learns to
+# predict the returns, by a squared error. A rollout may serve several passes (`ppo_epochs`) in mini-batches. The
+# sizes must fit:
+
+# %%
+settings = config.ppo
+updates = settings.ppo_epochs * settings.batch_size // (settings.mini_batch_size * settings.gradient_accumulation_steps)
+print(f"rollout:        {settings.batch_size} completions, {settings.num_generations} of each problem")
+print(f"updates of it:  {settings.ppo_epochs} epoch(s) × {settings.batch_size} / ({settings.mini_batch_size} × "
+      f"{settings.gradient_accumulation_steps}) = {updates}")
+print(f"learning rates: policy {settings.learning_rate:g}, critic {settings.critic_learning_rate:g}")
+print(f"γ = {settings.gamma:g}, λ = {settings.lam:g}, clip ±{settings.epsilon:g}, KL coefficient {settings.beta:g}")
+
+# %% [markdown]
+# The critic has a learning rate of its own. It starts from zero and has far more to learn than the policy, which
+# already speaks. With the policy's rate it hardly moves, and PPO is left with advantages as noisy as the rewards
+# themselves.
+#
+# ## The real run
+#
+# The same start, the same problems, the same rewards as in notebook 06. Your guess first: will it be faster than
+# GRPO?
+
+# %%
+run = ppo.train(config, runs / "ppo", model=start, resume=True)
+metrics = run.metrics()
+print(f"{metrics['step'].max()} steps in {metrics['seconds'].max() / 60:.1f} minutes; the model is in {run.model_dir}")
+
+# %%
+from lab_utils.plotting import plot_training
+
+plot_training({"PPO": run}, figures / "07_training.png")
+
+# %% [markdown]
+# ## Has the critic learned anything?
+#
+# **Explained variance** says which share of the differences between returns the critic has foreseen: 1 is perfect, 0
+# is no better than always saying the mean, and below 0 is worse than that.
+
+# %%
+shown = ("explained_variance", "value_loss", "entropy", "grad_norm")
+plot_training({"PPO": run}, figures / "07_critic.png", metrics=shown)
+
+# %% [markdown]
+# ## What it expects, token by token
+#
+# Take test problems, sample responses from the trained model, and ask the critic before each token what will come.
+# The grey line is the critic before training. The cell picks the first right and the first wrong response with at
+# least two attempts.
+
+# %%
+from lab_utils.generation import sample
+
+model, tokenizer = load_model(run.model_dir, config.model), load_tokenizer(run.model_dir)
+rows = task.dataset("test", limit=min(64, config.evaluation.limit or 64), source=config.task.source)
+longest = settings.max_completion_length
+responses = [one[0] for one in sample(model, tokenizer, rows["prompt"], seed=SEED, max_new_tokens=longest)]
+right = [task.is_correct(response.text, row) for response, row in zip(responses, rows, strict=True)]
+several = [task.attempts(response.text) > 1 for response in responses]
+candidates = {wanted: [i for i, r in enumerate(right) if r == wanted and several[i]] for wanted in (True, False)}
+chosen = [(found or [0])[0] for found in candidates.values()]  # an untrained model may have none: then the first one
+
+# %%
+from lab_utils.plotting import plot_token_values
+
+untrained = ppo.Critic(model.config.hidden_size).to(model.device)
+critics = {"before training": untrained, "after training": ppo.load_critic(run.model_dir, model)}
+prompts = tokenizer.apply_chat_template(list(rows["prompt"]), add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def expectations(critic, i):
+    return ppo.token_values(model, critic, prompts[i], responses[i].token_ids).tolist()
+
+
+plot_token_values(
+    [[tokenizer.decode([token]) for token in responses[i].token_ids] for i in chosen],
+    {label: [expectations(critic, i) for i in chosen] for label, critic in critics.items()},
+    [f"A {'right' if right[i] else 'wrong'} response, gold {task.gold(rows[i])}" for i in chosen],
+    figures / "07_values.png",
+)
+
+# %% [markdown]
+# Two responses can mislead. Over all of them: what does the critic expect right after the model has written `yes`,
+# after `no`, and before anything is written?
+
+# %%
+from lab_utils.inspection import expect
+
+after = {"yes": [], "no": [], "start": []}
+for i, response in enumerate(responses):
+    expected = expectations(critics["after training"], i)
+    words = ["start", *(tokenizer.decode([token]).strip() for token in response.token_ids)]
+    for word, value in zip(words, expected, strict=False):  # the value after a word is the one before the next
+        if word in after:
+            after[word].append(value)
+means = {word: sum(found) / len(found) if found else float("nan") for word, found in after.items()}
+for word, mean in means.items():
+    print(f"after {word!r}: {mean:.2f} (mean of {len(after[word])})")
+print(f"mean reward if every right answer earned 1: {sum(right) / len(right):.2f}")
+if task.name == "countdown":
+    expect(config, "after 'yes' the critic expects more than at the start", means["yes"] > means["start"])
+    expect(config, "after 'no' it expects less than after 'yes'", means["no"] < means["yes"])
+expect(config, "explained variance ends above 0.3", metrics["explained_variance"].tail(5).mean() > 0.3)
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+#
+# The explained variance starts at zero and rises within the first steps. The value line climbs at `yes`, and falls
+# where the completion closes with an answer that missed: the critic has learned to read the checks. It cannot know
+# more than the text so far tells, so at the first token it can only judge how hard the problem is.
+#
+# - Explained variance stays near zero: the critic's learning rate is too low, or it cannot see the reason (its hidden
+#   states hold no trace of it).
+# - It starts high and sinks: the policy changes faster than the critic can follow. More epochs for the critic, or a
+#   lower policy rate.
+# - Accuracy rises although the critic is poor: with λ near 1 the reward does the work, and the critic only takes out
+#   noise.
+
+# %% [markdown]
+# ## GRPO and PPO, from the same start
+#
+# If you have run notebook 06 in this folder, its curve is drawn as well.
+
+# %%
+methods = {"PPO": run}
+if RunDirectory(runs / "grpo").metrics_path.is_file():
+    methods = {"GRPO": RunDirectory(runs / "grpo"), **methods}
+else:
+    print("There is no run of notebook 06 here, so PPO stands alone.")
+plot_training(methods, figures / "07_grpo_and_ppo.png", x="minutes")
+
+# %% [markdown]
+# Be careful with what you conclude. It is one seed of each, with hyperparameters chosen for this task, on a model so
+# small that generating is cheap. The critic costs little here because it shares the policy's forward pass; with a
+# model of its own it doubles the memory. `scripts/measure_learning.py` repeats both with several seeds.
+#
+# ## Summary
+#
+# - A critic predicts the return before each token. GAE turns its surprises into one advantage a token.
+# - λ trades the critic's errors (λ small) against the noise of what really came (λ large).
+# - Explained variance tells whether the critic is of use. It needs its own learning rate.
+# - GRPO replaces the critic by the mean of a group. PPO needs no group.
+#
+# ## Questions
+#
+# 1. A perfect critic of a deterministic world: what are all advantages with λ = 0, and why is there then nothing to
+#    learn?
+# 2. `num_generations` is still set above. What is it good for in PPO, if no group is compared?
+# 3. Where along a completion does the critic know the outcome? What would it need to know it earlier?
+#
+# Next: [08 · Evaluation](08_evaluation.ipynb).

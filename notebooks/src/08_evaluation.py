@@ -1,0 +1,304 @@
+# %% [markdown]
+# # 08 · Evaluation
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** to compare base, SFT, GRPO and PPO honestly: strict and lenient accuracy, pass@k, intervals,
+# > paired tests, and the controls that a claim needs.
+# >
+# > **Time** 4 minutes on a CPU, 30 on a GPU · **Needs** notebooks 04 and 06 in the same OUTPUT_DIR (what is missing
+# > is trained first); 07 if you want PPO in the comparison
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "countdown-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %%
+from lab_utils.config import load
+from lab_utils.tasks import load_task
+from lab_utils.tracking import RunDirectory
+from lab_utils.training.stages import finished_run
+
+config = load(RECIPE, HARDWARE, {"seed": SEED})
+if config.hardware == "cpu":  # fewer questions than the recipe asks, so that the notebook takes minutes
+    config = load(RECIPE, "cpu", {"seed": SEED, "evaluation.limit": 250})
+task = load_task(config.task.name, config.task.response_format)
+runs = Path(OUTPUT_DIR) / task.name
+figures = Path(OUTPUT_DIR) / "figures"
+sources = {"base": config.model.name, "SFT": finished_run(config, runs, "sft")}
+sources["GRPO"] = finished_run(config, runs, "grpo")
+if (runs / "ppo" / "model").is_dir():
+    sources["PPO"] = RunDirectory(runs / "ppo")
+print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources)}.")
+
+# %% [markdown]
+# ## Two ways to be right
+#
+# **Strict**: the right answer, in the format that was asked for. This is `task.is_correct`, the one definition that
+# the reward uses, too. **Lenient**: the right answer wherever it stands. The difference between the two is what the
+# format costs. A model can gain a lot of strict accuracy without solving one problem more, just by learning where to
+# put its answers. Always report both.
+#
+# Judge these four responses yourself before you run the cell: reach 45 with 3, 6 and 7.
+
+# %%
+countdown, row = load_task("countdown"), {"nums": [3, 6, 7], "target": 45}
+for text in (
+    "<think>7 * 6 = 42, 42 + 3 = 45 yes</think><answer>(7 * 6) + 3</answer>",
+    "(7 * 6) + 3",
+    "<think>7 * 6 = 42, 42 + 3 = 45 yes</think><answer>45</answer>",
+    "<think>7 * 6 = 42, 42 + 3 = 45 yes</think><answer>(7 * 6) + 3",
+):
+    strict, lenient = countdown.is_correct(text, row), countdown.is_correct_lenient(text, row)
+    print(f"strict {strict!s:<5} lenient {lenient!s:<5} {text}")
+
+# %% [markdown]
+# ## Several samples: pass@k and maj@k
+#
+# A model that samples answers differently each time. Ask every question *n* times, and *c* answers are right.
+#
+# - **Accuracy** (pass@1) is the mean of c / n: how reliable is one answer?
+# - **pass@k**: is at least one of *k* answers right? This is what the model *can* do. Reinforcement learning needs
+#   it: what never happens is never rewarded.
+# - **maj@k**: is the most frequent of *k* answers right? This one needs no judge.
+#
+# By hand: of n = 4 answers c = 1 is right. Draw k = 2 of the four without putting any back. There are 6 pairs, and 3
+# of them hold the right one: pass@2 = 0.5. In general, draws that miss are draws from the n − c wrong ones only:
+#
+# $$\text{pass@}k = 1 - \frac{\binom{n-c}{k}}{\binom{n}{k}}$$
+#
+# ## Exercise: pass@k
+#
+# *Difficulty: easy · importance: high · spend up to 10 minutes*
+#
+# Write the formula. (The tempting 1 − (1 − c/n)^k puts the draws back, and is too small.)
+
+# %%
+import math
+
+
+def pass_at_k(n, c, k):
+    """Probability that at least one of k samples is right, drawn from n samples of which c are right."""
+    # YOUR CODE HERE
+    # >>> solution
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+    # <<< solution
+
+
+print(pass_at_k(4, 1, 2))
+
+# %%
+from lab_utils import checks
+
+checks.check_pass_at_k(pass_at_k)
+
+# %% [markdown]
+# ## How sure can you be?
+#
+# 5 of 10 right is no 50%. It is anything between the two ends of an interval that holds the truth in 95 of 100
+# experiments. Wilson's interval for single answers, and how it shrinks with the number of questions, all of them half
+# right:
+
+# %%
+from lab_utils.evaluation import wilson_interval
+
+for n in (10, 50, 250, 500, 1319):
+    low, high = wilson_interval(n // 2, n)
+    print(f"{n // 2:>4} of {n:>4}: {low:.1%} to {high:.1%}  (± {50 * (high - low):.1f} points)")
+
+# %% [markdown]
+# The last row is the size of GSM8K's test set. A gain smaller than the half width of the interval is not shown by it.
+#
+# ## The real evaluation
+#
+# Each model answers the same test problems several times. None of these problems, not even with its numbers in
+# another order, is in the training data. Results that lie there already are read, not made again.
+
+# %%
+from lab_utils.evaluation import Evaluation, evaluate_run, readable, results_table
+
+
+def evaluation_of(label, source):
+    """The saved evaluation of a model; made and saved where there is none."""
+    path = source.evaluation_path if isinstance(source, RunDirectory) else runs / label / "eval.json"
+    if not path.exists():
+        evaluate_run(source, config).save(path)
+    return Evaluation.load(path)
+
+
+evaluations = {label: evaluation_of(label, source) for label, source in sources.items()}
+readable(results_table(evaluations))
+
+# %%
+from lab_utils.plotting import plot_accuracy_bars, plot_pass_at_k
+
+plot_accuracy_bars(evaluations, figures / "08_accuracy.png")
+
+# %%
+plot_pass_at_k(evaluations, figures / "08_pass_at_k.png")
+
+# %%
+before, after = evaluations["SFT"], evaluations["GRPO"]
+k = after.ks[-1]
+yours = {label: sum(pass_at_k(e.num_samples, int(c), k) for c in e.scores().sum(axis=1)) / len(e.examples)
+         for label, e in evaluations.items()}  # fmt: skip
+print(f"pass@{k} by your function: " + ", ".join(f"{label} {value:.1%}" for label, value in yours.items()))
+for label, e in evaluations.items():
+    print(f"{label:>5}: maj@{k} {e.maj_at[k]:.1%}, maj@1 {e.maj_at[1]:.1%}")
+
+# %% [markdown]
+# The curves of pass@k answer a question that accuracy cannot: did training make the model solve **more** problems, or
+# the same problems **more reliably**? Where two curves meet at the right end, the weaker model finds the same
+# solutions if it may try often enough.
+#
+# On Countdown voting is of little use to a weak model: there are many ways to be wrong, but also several to be right,
+# and they do not vote together.
+#
+# ## Is the difference real? Compare in pairs
+#
+# Both models answered the *same* questions. Some are easy for both. So look at the difference question by question,
+# and redraw the questions at random many times (a **bootstrap**): how does the mean difference vary?
+
+# %%
+from lab_utils.evaluation import mcnemar, paired_bootstrap
+
+paired = paired_bootstrap(before.per_problem, after.per_problem)
+print(f"GRPO less SFT: {100 * paired.difference:+.1f} points, p {'<' if paired.p_value < 1e-3 else '='} "
+      f"{max(paired.p_value, 1e-3):.3f}")
+print(f"95% interval, paired:               {100 * paired.low:+.1f} to {100 * paired.high:+.1f}")
+half = math.hypot(*((e.accuracy_interval[1] - e.accuracy_interval[0]) / 2 for e in (before, after)))
+print(f"as if the questions had differed:   {100 * (paired.difference - half):+.1f} to "
+      f"{100 * (paired.difference + half):+.1f}")  # fmt: skip
+
+# %% [markdown]
+# With one answer a question, right or wrong, there is an older test that you can do in your head. **McNemar** looks
+# only at the questions on which the models disagree. If they were equally good, each would win half of those, like a
+# fair coin. Here it is on the first answer to each question:
+
+# %%
+only_sft, only_rl, p_value = mcnemar(before.scores()[:, 0], after.scores()[:, 0])
+print(f"right only with SFT: {only_sft}, right only with GRPO: {only_rl} → p = {p_value:.2g}")
+
+# %% [markdown]
+# ## Was it the reward?
+#
+# A difference after training is no proof that the *reward* made it. Perhaps any training would have done: longer
+# training, or the mere drift of the policy. Two **controls** start from the same SFT model:
+#
+# - **random reward**: the same GRPO, but a coin decides what is right. The format reward stays.
+# - **extra SFT**: more of the same demonstrations, for as many seconds.
+#
+# To save your time they take a quarter of the steps of notebook 06. So compare them with GRPO's curve at the *same*
+# step, not with its end. `scripts/measure_learning.py --controls` runs them in full, with several seeds.
+
+# %%
+import random
+
+from lab_utils import rewards
+from lab_utils.training import grpo, sft
+
+
+def random_reward(completions, **columns):
+    """1.0 or 0.0 by the toss of a coin."""
+    return [float(random.random() < 0.5) for _ in completions]
+
+
+steps = max(2, config.grpo.max_steps // 4) if config.grpo.max_steps > 0 else 50
+same = {"seed": SEED, "evaluation.limit": config.evaluation.limit}
+short = load(RECIPE, config.hardware, {**same, "grpo.max_steps": steps})
+correctness = ("equation_reward", "correctness_reward", "cosine_scaled_accuracy_reward")
+by_coin = [random_reward if name in correctness else getattr(rewards, name) for name in config.rewards]
+start = finished_run(config, runs, "sft").model_dir
+coin = grpo.train(short, runs / "grpo-random", model=start, reward_funcs=by_coin, resume=True)
+
+# %%
+seconds = coin.metrics()["seconds"].max()
+warm_up = RunDirectory(runs / "sft").metrics()
+sft_steps = max(1, round(seconds * warm_up["step"].max() / warm_up["seconds"].max()))
+more = load(RECIPE, config.hardware, {**same, "sft.max_steps": sft_steps})
+extra = RunDirectory(runs / "sft-extra")
+if not extra.model_dir.is_dir():
+    sft.train(more, extra.path, model=start, resume=True)
+print(f"random reward: {steps} steps in {seconds:.0f} s; extra SFT: {extra.metrics()['step'].max()} steps")
+
+# %%
+from lab_utils.plotting import plot_training
+
+plot_training({"GRPO": sources["GRPO"], "random reward": coin}, figures / "08_control.png")
+
+# %%
+controls = {"SFT": before, "random reward": evaluation_of("random", coin)}
+controls |= {"extra SFT": evaluation_of("extra", extra), "GRPO": after}
+readable(results_table(controls))
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+
+# %%
+from lab_utils.inspection import expect
+
+table = results_table(controls)
+curve = sources["GRPO"].metrics().set_index("step")["accuracy"]
+expect(config, "the base model has no strict accuracy to speak of", evaluations["base"].accuracy < 0.05)
+expect(config, "GRPO beats SFT, and the paired interval lies above 0", table.loc["GRPO", "difference_low"] > 0)
+expect(config, "pass@k has not fallen by more than 5 points", after.pass_at[k] > before.pass_at[k] - 0.05)
+expect(config, f"after {steps} steps GRPO's curve is above the coin's", curve.loc[:steps].tail(3).mean() >
+       coin.metrics()["accuracy"].tail(3).mean() + 0.05)
+expect(config, "a random reward adds less than 5 points", table.loc["random reward", "difference"] < 0.05)
+expect(config, "extra SFT adds less than half of what GRPO adds", table.loc["extra SFT", "difference"] <
+       table.loc["GRPO", "difference"] / 2)
+
+# %% [markdown]
+# The strict and lenient bars of the base model differ most: much of the first jump is the format. From SFT to GRPO
+# both rise together, so that is a gain in solving. The coin should gain nothing.
+#
+# - The random reward helps as much as the real one: then the reward was not the reason. Look for what both have in
+#   common. This has happened in published work.
+# - Extra SFT helps as much: then you have stopped the warm-up too early.
+# - pass@k falls while accuracy rises: the model has narrowed down to a few patterns. Fewer steps, or a KL term.
+#
+# ## What can be concluded, and what cannot
+#
+# You can say: *on problems of this kind, drawn like the training problems, this run solves more than its start, by
+# about the interval above, and a random reward under a short budget does not.* The test problems are new, the
+# comparison is paired, and the judge is the same for all.
+#
+# You cannot say that GRPO is better than PPO, or the other way round: one run of each, and another seed may turn it
+# around. You cannot say that the model "reasons" better in general: it has learned one habit that pays on one task.
+# The interval covers the choice of *questions*, not the choice of seed, of hyperparameters, or of the model. And the
+# controls here were shorter than the run that they are to explain.
+#
+# ## Summary
+#
+# - Report strict *and* lenient accuracy, the number of questions and samples, and an interval.
+# - pass@k shows what a model can do, accuracy how reliably it does it.
+# - Two models, the same questions: compare in pairs.
+# - A control with a random reward tells learning from drifting. Equal compute tells method from budget.
+#
+# ## Questions
+#
+# 1. A paper reports a gain of a few points on GSM8K, greedy, one run each. What else would you want to know?
+# 2. Why does the bootstrap redraw *questions* and not answers?
+# 3. pass@1 doubles and pass@64 stays the same. Has the model learned anything? For whom does it matter?
+#
+# Next: [12 · Results](12_results.ipynb) puts it all into one story.

@@ -1,0 +1,230 @@
+# %% [markdown]
+# # 12 · Results
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** to tell the story of your runs in figures, from their run directories alone, and to write a
+# > conclusion that claims no more than they show.
+# >
+# > **Time** 1 minute on a CPU or a GPU · **Needs** notebooks 04, 06 and 08 in the same OUTPUT_DIR; 07 if you want PPO
+# > in the figures
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "countdown-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %%
+from lab_utils.config import load
+from lab_utils.evaluation import Evaluation, evaluate_run, paired_bootstrap, readable, results_table
+from lab_utils.tasks import load_task
+from lab_utils.tracking import RunDirectory
+
+config = load(RECIPE, HARDWARE, {"seed": SEED})
+task = load_task(config.task.name, config.task.response_format)
+runs = Path(OUTPUT_DIR) / task.name
+figures = Path(OUTPUT_DIR) / "figures"
+folders = {"SFT": "sft", "GRPO": "grpo", "PPO": "ppo", "random reward": "grpo-random", "extra SFT": "sft-extra"}
+trained = {label: RunDirectory(runs / name) for label, name in folders.items() if (runs / name / "model").is_dir()}
+missing = [label for label in ("SFT", "GRPO") if label not in trained]
+if missing:
+    raise RuntimeError(f"There is no trained model of {' and '.join(missing)} in {runs}. "
+                       "Run the notebooks 04, 06 and 08 first, with the same OUTPUT_DIR.")  # fmt: skip
+print(f"Found in {runs}: {', '.join(trained)}.")
+
+# %% [markdown]
+# ## A run directory tells everything
+#
+# Nothing is trained here. Each stage has left a directory with its resolved settings, the versions that it ran with,
+# its metrics, samples and its evaluation. Whoever gets these directories can draw every figure below and check every
+# number. First the facts that belong under any result: what was run, for how long, with what.
+
+# %%
+import pandas as pd
+
+facts = {}
+for label, run in trained.items():
+    settings, environment = run.config(), run.environment()
+    facts[label] = {
+        "recipe": settings.recipe, "model": settings.model.name, "seed": settings.seed,
+        "steps": run.metrics()["step"].max(), "minutes": round(run.metrics()["seconds"].max() / 60, 1),
+        "trl": environment["packages"]["trl"], "torch": environment["packages"]["torch"],
+        "machine": environment["gpus"] or f"{environment['cpu_count']} CPU cores",
+    }  # fmt: skip
+pd.DataFrame(facts).T
+
+# %% [markdown]
+# ## The evaluations
+#
+# Notebook 08 saved them. Where one is missing, it is made now, on as many questions as the others have.
+
+# %%
+saved = [run.evaluation() for run in trained.values() if run.evaluation_path.exists()]
+questions = len(saved[0].examples) if saved else min(250, config.evaluation.limit or 250)
+asked = load(RECIPE, HARDWARE, {"seed": SEED, "evaluation.limit": questions})
+base_path = runs / "base" / "eval.json"
+if not base_path.exists():
+    evaluate_run(config.model.name, asked).save(base_path)
+evaluations = {"base": Evaluation.load(base_path)}
+for label, run in trained.items():
+    evaluations[label] = run.evaluation() if run.evaluation_path.exists() else evaluate_run(run, asked)
+methods = {label: e for label, e in evaluations.items() if label in ("base", "SFT", "GRPO", "PPO")}
+readable(results_table(evaluations))
+
+# %% [markdown]
+# ## The story in one figure
+#
+# From left to right: training pays off, it does so because the model tries more often, and it holds on problems that
+# the model has never seen.
+
+# %%
+from lab_utils.plotting import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_story, plot_training
+
+learners = {label: run for label, run in trained.items() if label in ("GRPO", "PPO")}
+plot_story(learners, methods, figures / "12_story.png")
+
+# %% [markdown]
+# ## The same in detail
+#
+# Training by the minute: methods differ in what a step costs.
+
+# %%
+plot_training(learners, figures / "12_training.png", x="minutes")
+
+# %% [markdown]
+# Accuracy with its interval. How much of each jump is format, how much is solving?
+
+# %%
+plot_accuracy_bars(methods, figures / "12_accuracy.png")
+
+# %% [markdown]
+# What the models can do if they may try often:
+
+# %%
+plot_pass_at_k(methods, figures / "12_pass_at_k.png")
+
+# %% [markdown]
+# And what has changed in a response: how many attempts it makes, and how many of those responses are right.
+
+# %%
+plot_attempts({label: e for label, e in methods.items() if label != "base"}, figures / "12_attempts.png")
+
+# %% [markdown]
+# ## For others to read
+#
+# `OUTPUT_DIR/results.json` holds the table for people who do not run notebooks. The report of
+# `scripts/run_notebooks.py` shows it on its first page.
+
+# %%
+import json
+
+table = results_table({"SFT": evaluations["SFT"], **evaluations})  # SFT first: the others are compared with it
+results = {}
+for label in evaluations:
+    row, e = table.loc[label], evaluations[label]
+    difference = (f"{100 * row.difference:+.1f} [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}]"
+                  if label != "SFT" else "")  # fmt: skip
+    results[label] = {
+        "accuracy": row.accuracy, "interval": [row.low, row.high], "format forgiven": f"{row.lenient:.1%}",
+        f"pass@{e.ks[-1]}": f"{e.pass_at[e.ks[-1]]:.1%}", "points more than SFT": difference,
+        "attempts": f"{row.attempts:.2f}", "questions × samples": f"{len(e.examples)} × {e.num_samples}",
+    }  # fmt: skip
+(Path(OUTPUT_DIR) / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+print(json.dumps(results.get("GRPO"), indent=1))
+
+# %% [markdown]
+# ## Exercise: an honest conclusion
+#
+# *Difficulty: easy · importance: high · spend up to 15 minutes*
+#
+# Write a function that turns a comparison into a sentence. It says `better` or `worse` only if the whole interval is
+# on one side of 0, else `not shown`: that is not the same as "no difference". It names what was compared, the
+# difference and both ends of the interval in points with one decimal, the number of problems, and the number of
+# seeds.
+
+# %%
+def conclude(what, difference, low, high, problems, seeds):
+    """A sentence on a paired difference (shares, not points) that claims no more than its interval allows."""
+    # YOUR CODE HERE
+    # >>> solution
+    verdict = "better than SFT" if low > 0 else "worse than SFT" if high < 0 else "not shown to differ from SFT"
+    return (f"{what} is {verdict}: {100 * difference:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}, "
+            f"on {problems} held-out problems, {seeds} seed(s).")  # fmt: skip
+    # <<< solution
+
+
+# %%
+from lab_utils import checks
+
+checks.check_conclude(conclude)
+
+# %% [markdown]
+# Your sentences on your own runs:
+
+# %%
+before = evaluations["SFT"]
+for label, evaluation in evaluations.items():
+    if label != "SFT":
+        paired = paired_bootstrap(before.per_problem, evaluation.per_problem)
+        print(conclude(label, paired.difference, paired.low, paired.high, len(before.examples), seeds=1))
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+
+# %%
+from lab_utils.inspection import expect
+
+paired = paired_bootstrap(before.per_problem, evaluations["GRPO"].per_problem)
+expect(config, "GRPO is better than SFT by more than 20 points, the whole interval", paired.low > 0.2)
+expect(config, "and makes more attempts", evaluations["GRPO"].mean_attempts > before.mean_attempts)
+expect(config, "most responses keep the format", evaluations["GRPO"].format_rate > 0.9)
+
+# %% [markdown]
+# - The middle panel of the story is flat while the left one rises: the model has become better without searching
+#   longer. Read its responses (notebook 06). A shortcut would show there.
+# - Training accuracy is far above test accuracy: it has learned the training problems by heart.
+# - Only the strict bar rises: it has learned the format, no more.
+#
+# ## Now in your own words
+#
+# Write half a page for a colleague who was not here. Say what was learned, how much, and how sure you are. Then check
+# it against this list:
+#
+# 1. Does every number have its interval, and the number of problems behind it?
+# 2. Do you say that it was one seed, one task, and a model of about a million parameters?
+# 3. Do you say what the random reward and more SFT did, and that those runs were shorter?
+# 4. Do you name one observation that speaks *against* your conclusion, or one that you would need and do not have?
+# 5. Is there a word such as "reasoning" or "understands"? Say what you measured instead.
+#
+# ## Summary
+#
+# - Three stages, three jumps: SFT brings the format, reinforcement learning the persistence.
+# - A claim is a number, an interval, a control, and what it does not cover.
+# - Run directories make all of it checkable.
+#
+# ## Questions
+#
+# 1. Which single figure would you show if you had one slide, and what does it hide?
+# 2. You have an hour of computing left. More seeds, longer controls, or a larger model: which would change your mind
+#    most?
+# 3. The same recipe on a GPU trains a model a thousand times as large on real data. Which of your conclusions do you
+#    expect to carry over?
