@@ -1,0 +1,348 @@
+# %% [markdown]
+# # 02 · Reward design
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** to write rewards for GSM8K and Countdown; to probe them with good, bad and hostile text; to mix
+# > several into one; to see whether a model can learn from them at all.
+# >
+# > **Time** 1 minute on a CPU, 3 on a GPU · **Needs** nothing else
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "gsm8k-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %% [markdown]
+# ## What a reward is
+#
+# Reinforcement learning does more of what earns a higher reward. It reads nothing else: not your intention, not the
+# prompt. So a reward must be right about *every* text a model may write, and a model that trains for an hour writes
+# strange texts.
+#
+# For TRL a reward is a plain function, `f(completions, **columns) -> list[float]`: it gets a list of completions and
+# the dataset's columns as lists of the same length, and returns one number for each completion. Here is a toy. It
+# counts the words, and you can check its answer by hand.
+
+# %%
+def word_count_reward(completions, **columns):
+    return [float(len(completion.split())) for completion in completions]
+
+
+word_count_reward(completions=["seventy two", "72"], answer=["72", "72"])
+
+# %% [markdown]
+# There is one complication. When the prompt is a list of messages, TRL passes every completion as a list of messages
+# too. `completion_text` returns the text in both cases. You will see the same text twice.
+
+# %%
+from lab_utils.tasks import completion_text
+
+print(completion_text("The answer is 72."))
+print(completion_text([{"role": "assistant", "content": "The answer is 72."}]))
+
+# %% [markdown]
+# ## Exercise 1: the correctness reward
+#
+# *Difficulty: medium · importance: high · spend up to 10 minutes*
+#
+# Return 2.0 for every completion whose `<answer>` holds the gold number, else 0.0. Published rewards have failed on
+# each of these: an answer on a line of its own, `1,000` for 1000, `$72` for 72, `72.0` for 72, the word *banana* (a
+# crash or, worse, a point), and 72 without any tag. `extract_xml_answer` and `numbers_match` from notebook 01 help.
+
+# %%
+from lab_utils.answers import extract_xml_answer, numbers_match
+
+
+def correctness_reward(completions, answer, **columns):
+    """2.0 for the gold number in <answer> tags, else 0.0; `answer` has the gold numbers as text."""
+    # YOUR CODE HERE
+    # >>> solution
+    found = [extract_xml_answer(completion_text(completion)) for completion in completions]
+    return [2.0 if numbers_match(one, gold) else 0.0 for one, gold in zip(found, answer, strict=True)]
+    # <<< solution
+
+
+# %%
+from lab_utils import checks
+
+checks.check_correctness_reward(correctness_reward)
+
+# %% [markdown]
+# ## Exercise 2: the strict format reward
+#
+# *Difficulty: medium · importance: medium · spend up to 10 minutes*
+#
+# Return 0.5 for exactly the format that the prompt asks for, else 0.0:
+#
+# ```
+# <reasoning>
+# any text, on one or more lines
+# </reasoning>
+# <answer>
+# any text
+# </answer>
+# ```
+#
+# Two traps. In a regular expression `.` does not match a line break unless you give `re.DOTALL`; without it the
+# reward is zero for ever, and nobody notices. With it, `.*?` can run across a second set of tags, so count the tags
+# as well.
+
+# %%
+import re
+
+TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+
+
+def strict_format_reward(completions, **columns):
+    """0.5 for the format above, with or without a line break at the very end, else 0.0."""
+    # YOUR CODE HERE
+    # >>> solution
+    pattern = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n?", re.DOTALL)
+    texts = [completion_text(completion) for completion in completions]
+    once = [all(text.count(tag) == 1 for tag in TAGS) for text in texts]
+    return [0.5 if one and pattern.fullmatch(text) else 0.0 for one, text in zip(once, texts, strict=True)]
+    # <<< solution
+
+
+# %%
+checks.check_strict_format_reward(strict_format_reward)
+
+# %% [markdown]
+# From here on the notebook uses the rewards of `lab_utils.rewards`, which also pass these checks.
+#
+# ## Probe every reward
+#
+# The recipe `gsm8k-grpo` adds up five rewards. Correctness is worth most. The other four are stepping stones: a model
+# that never gets a number right can still learn from them where a number belongs. Before you train on a reward, show
+# it texts of which you know what they deserve. You will see a row for each text and a column for each reward.
+
+# %%
+import pandas as pd
+
+from lab_utils import rewards
+
+GSM8K_REWARDS = [rewards.correctness_reward, rewards.int_reward, rewards.strict_format_reward,
+                 rewards.soft_format_reward, rewards.xmlcount_reward]  # fmt: skip
+good = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
+probes = {
+    "exactly as asked": good,
+    "the same with $72.00": good.replace("\n72\n", "\n$72.00\n"),
+    "wrong number": good.replace("\n72\n", "\n71\n"),
+    "banana": good.replace("\n72\n", "\nbanana\n"),
+    "all on one line": good.replace("\n", " "),
+    "remark at the end": good + "\nI hope this helps!",
+    "everything twice": good + "\n" + good,
+    "no reasoning": "<answer>\n72\n</answer>",
+    "no closing tag": good.removesuffix("</answer>"),
+    "right, no tags": "48 / 2 = 24, 48 + 24 = 72. The answer is 72.",
+    "empty": "",
+}
+columns = {"answer": ["72"] * len(probes)}
+table = pd.DataFrame({f.__name__: f(list(probes.values()), **columns) for f in GSM8K_REWARDS}, index=list(probes))
+table["total"] = table.sum(axis=1)
+table
+
+# %% [markdown]
+# The same table as a figure, for the report. Read it row by row and ask: would I give more to this text than to that
+# one?
+
+# %%
+import matplotlib.pyplot as plt
+
+from lab_utils.plotting import INK
+
+figure, ax = plt.subplots(figsize=(12, 7))
+ax.pcolormesh(table.to_numpy()[::-1], cmap="YlGn", vmin=0, vmax=4.5, edgecolor="white", linewidth=2)
+for row, values in enumerate(table.to_numpy()[::-1]):
+    for column, value in enumerate(values):
+        ink = "white" if value > 3 else "#999999" if value == 0 else INK
+        ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=15)
+names = [name.removesuffix("_reward").replace("_", "\n") for name in table]
+ax.set_xticks([i + 0.5 for i in range(len(names))], names)
+ax.set_yticks([i + 0.5 for i in range(len(table))], table.index[::-1])
+ax.tick_params(length=0)
+ax.xaxis.tick_top()
+ax.spines[:].set_visible(False)
+ax.grid(False)
+figures = Path(OUTPUT_DIR) / "figures"
+figures.mkdir(parents=True, exist_ok=True)
+figure.savefig(figures / "02_rewards_probed.png")
+
+# %% [markdown]
+# Two rows deserve a thought. *Wrong number* earns half of what *exactly as asked* earns, just for its looks. *Right,
+# no tags* earns nothing, though it is right. Neither is a mistake: the order of the rows is what you want the model
+# to climb. But it means that the mean reward can rise a long way while nothing gets more correct. So watch accuracy
+# next to the reward, always.
+#
+# ## Countdown's rewards
+#
+# Countdown has two: the format, and the equation. The equation is checked exactly and without `eval`. Of the next
+# answers only the first two are right. The others are of kinds that have fooled public rewards: a number that is left
+# out or used twice, digits glued together (`36`) or into decimals (`7.6`), powers, an equals sign, code, digits of
+# another script.
+
+# %%
+answers = ["(7 * 6) + 3", "3 + 7*6", "7 * 6", "7 * 6 + 7 - 4", "36 + 7 + 2", "7.6 * 3 + 22.2", "3 ** 6 / 7",
+           "7 * 6 + 3 = 45", "45", "__import__('os').getcwd()", "７ * 6 + 3", "7 * 6 + 3 </answer> no <answer> 1"]
+completions = [f"<think>7 * 6 = 42, 42 + 3 = 45 yes</think><answer>{answer}</answer>" for answer in answers]
+columns = {"nums": [[3, 6, 7]] * len(answers), "target": [45] * len(answers)}
+pd.DataFrame(
+    {f.__name__: f(completions, **columns) for f in (rewards.equation_reward, rewards.format_reward)}, index=answers
+)
+
+# %% [markdown]
+# ## Text that is meant to hurt
+#
+# Untrained models write nonsense, and trained ones find holes. A reward must give a finite number for all of it,
+# fast, or a run of hours stops (or worse, goes on). `9**9**9` keeps `eval` busy for ever. A careless regular
+# expression takes time in proportion to the square of the text. The next cell times every reward on texts of 100,000
+# characters. You will see the slowest case, in milliseconds, and that all values are finite.
+
+# %%
+import math
+import time
+
+hostile = ["<answer>" + "9**" * 33_000, "<answer>" * 12_500, "<reasoning>" + "\n" * 100_000 + "</answer>",
+           "(" * 100_000, "<answer>" + "1+" * 50_000 + "1</answer>", "1,000," * 16_000, "😀" * 100_000]
+columns = {"answer": ["72"], "nums": [[3, 6, 7]], "target": [45]}
+functions = [getattr(rewards, name) for name in rewards.__all__ if name != "combine_rewards"]
+timings = []
+for function in functions:
+    for text in hostile:
+        started = time.perf_counter()
+        (value,) = function(completions=[text], **columns)
+        timings.append((1000 * (time.perf_counter() - started), function.__name__, text[:20]))
+        assert math.isfinite(value)
+print(f"{len(functions)} rewards × {len(hostile)} texts, all finite. The slowest took %.0f ms: %s on %r" % max(timings))
+
+# %% [markdown]
+# ## Mixing rewards
+#
+# `combine_rewards` makes one reward out of several: their weighted sum. It checks every part, so a reward that
+# returns `None` is caught at the first call and not after an hour. The recipe `reasoning-sft-grpo` mixes five:
+# accuracy, scaled by length, counts most; format, visible steps, brevity and non-repetition count a little. You will
+# see its weights.
+
+# %%
+from lab_utils.config import load
+
+mix = load("reasoning-sft-grpo", HARDWARE).rewards
+mixed_reward = rewards.combine_rewards([getattr(rewards, name) for name in mix], list(mix.values()))
+pd.Series(mix, name="weight").to_frame()
+
+# %% [markdown]
+# Such *shaping* rewards look at the surface, and a surface can be faked. Three completions for a problem whose answer
+# is 72: an honest one, an honest one with a wrong answer, and one that has found out what the reward for visible
+# steps counts. You will see that the third gets all of `reasoning_reward`. The weights keep it far below the honest
+# and right one. But compare it with the honest and wrong one: where a model cannot solve a problem, faking pays.
+
+# %%
+texts = {
+    "honest and right": "<think>48 / 2 = 24. Then 48 + 24 = 72.</think><answer>72</answer>",
+    "honest and wrong": "<think>48 / 2 = 24. Then 48 + 24 = 71.</think><answer>71</answer>",
+    "faked steps": "<think>First, second, third, then, next, finally, first.</think><answer>5</answer>",
+}
+columns = {"answer": ["72"] * len(texts)}
+parts = {name: getattr(rewards, name)(list(texts.values()), **columns) for name in mix}
+pd.DataFrame({**parts, "weighted sum": mixed_reward(list(texts.values()), **columns)}, index=list(texts)).round(3).T
+
+# %% [markdown]
+# And this is what happens to a reward that forgets a completion. You will see the message.
+
+# %%
+def forgetful_reward(completions, **columns):
+    return [1.0 if "72" in completion else None for completion in completions]
+
+
+try:
+    rewards.combine_rewards([forgetful_reward], [1.0])(["72", "I do not know."])
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ## The real thing: can the model learn from these rewards?
+#
+# GRPO compares the completions of one problem with each other. Where all of them earn the same, there is nothing to
+# compare, and nothing is learned. So before a run, sample some groups and score them. The next cell does that with
+# the base model of notebook 00, and with the demonstrations that notebook 04 imitates.
+#
+# On tier `cpu` you will see zeros for the base model: it has never seen a tag. That is a *dead* reward.
+
+# %%
+from lab_utils.generation import sample
+from lab_utils.models import load_model, load_tokenizer
+from lab_utils.tasks import load_task
+
+config = load(RECIPE, HARDWARE)
+task = load_task(config.task.name, config.task.response_format)
+problems = task.dataset("train", 16 if config.hardware == "smoke" else 64, config.task.source)
+model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
+groups = sample(model, tokenizer, problems["prompt"], num_samples=4, max_new_tokens=128, seed=SEED)
+print(problems[0]["question"], "\n")
+print(groups[0][0].text)
+
+# %%
+def mean_rewards(completions: list[str], gold: list[str]) -> dict[str, float]:
+    """The mean of each of the five rewards."""
+    return {f.__name__: sum(f(completions, answer=gold)) / len(completions) for f in GSM8K_REWARDS}
+
+
+five = rewards.combine_rewards(GSM8K_REWARDS, [1.0] * 5)
+totals = [five([one.text for one in group], answer=[gold] * 4)
+          for group, gold in zip(groups, problems["answer"], strict=True)]  # fmt: skip
+sampled = [one.text for group in groups for one in group]
+results = pd.DataFrame({
+    "sampled": mean_rewards(sampled, [gold for gold in problems["answer"] for _ in range(4)]),
+    "demonstrations": mean_rewards([task.demonstration(row) for row in problems], problems["answer"]),
+})  # fmt: skip
+dead = sum(len(set(total)) == 1 for total in totals)
+print(f"{dead} of {len(groups)} groups have four equal totals: nothing to learn from them.")
+results.round(3)
+
+# %% [markdown]
+# ## What you should see, and what it means if you don't
+#
+# - On tier `cpu` the sampled completions earn (nearly) nothing and (nearly) every group is dead, while the
+#   demonstrations earn the full reward. Supervised fine-tuning has to come first. That is notebook 04.
+# - On a GPU tier an instruction-tuned model usually earns something from the start, and some groups are alive. There
+#   the recipe goes straight to GRPO.
+# - The demonstrations earn less than the full reward: the prompt, the demonstrations and the reward disagree about
+#   the format. Print one with `repr` and compare.
+# - A reward is zero for everything: look for a missing `re.DOTALL`, and for a prompt that was no list of messages.
+#
+# ## Summary
+#
+# - A reward is a pure function of text and columns. Probe it with texts of which you know the value.
+# - Compare numbers, not strings. Count tags. Never use `eval`.
+# - Every stepping stone is also a place to stop. Watch accuracy next to the reward.
+# - A reward that is equal within each group teaches nothing, however sensible it is.
+#
+# ## Questions
+#
+# 1. Add a completion to `probes` that earns more than it deserves. How would you close the hole?
+# 2. The five rewards give a wrong answer in perfect format half of the maximum. GRPO compares within a group only.
+#    When does that half matter, and when does it cancel?
+# 3. You want shorter answers. What would a model do if you gave `conciseness_reward` a weight of 10?
+#
+# Next: [04 · SFT warm-up](04_sft_warmup.ipynb), or [05 · GRPO from scratch](05_grpo_from_scratch.ipynb) to see what
+# becomes of a reward.
