@@ -15,6 +15,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # a bar for every loaded and written file hides the one that matters
 
 if TYPE_CHECKING:
     from .config import ModelSettings

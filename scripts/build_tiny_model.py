@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from lab_utils.tasks.countdown import LARGEST_RESULT, demonstrate, generate_row
 from lab_utils.tasks.gsm8k import worked_steps
 from lab_utils.tasks.word_problems import generate_problem
 
-ROW_LENGTH = 128  # tokens in a packed training row
 WHOLE_TOKENS = [" + ", " - ", " * ", " / ", " = ", ", ", "<think>", "</think>", "<answer>", "</answer>", "<reasoning>",
                 "</reasoning>"]
 # Qwen's own pre-tokenizer: transformers applies it to every "qwen2" checkpoint, so the BPE must be trained under it.
@@ -35,14 +35,40 @@ QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?
                 r"\s+(?!\S)|\s+")
 
 
-def countdown_document(rng: random.Random) -> str:
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training; `hit_rates` and `give_up_rate` shape its Countdown documents.
+
+    An attempt is right with one of the `hit_rates`, drawn per document; a wrong one ends it with the `give_up_rate`.
+    """
+
+    hit_rates: tuple[float, ...]
+    give_up_rate: float
+    documents: int
+    row_length: int  # tokens in a packed row
+    batch_size: int  # rows in a step
+    steps: int
+    learning_rate: float
+
+
+# First short texts with many right attempts teach to calculate and what leads to the target. Then long searches, so that
+# the tenth attempt is as sound as the first: without them RL makes completions long and their sums wrong.
+STAGES = (
+    Stage(hit_rates=(0.5,), give_up_rate=0.7, documents=200_000, row_length=128, batch_size=64, steps=2600,
+          learning_rate=3e-3),
+    Stage(hit_rates=(0.1, 0.5), give_up_rate=0.1, documents=60_000, row_length=192, batch_size=43, steps=700,
+          learning_rate=1e-3),
+)
+
+
+def countdown_document(rng: random.Random, stage: Stage) -> str:
     """A Countdown problem, attempts with their checks, and the expression of the last attempt."""
     row = generate_row("train", rng)
-    tries, expression = demonstrate(row, rng)
+    tries, expression = demonstrate(row, rng, rng.choice(stage.hit_rates), stage.give_up_rate)
     return f"{load_task('countdown').prompt(row)[-1]['content']}\n{tries}\n{expression}"
 
 
-def word_problem_document(rng: random.Random) -> str:
+def word_problem_document(rng: random.Random, stage: Stage) -> str:
     """A word problem with its worked solution, or (half of the time) with nothing but the answer."""
     problem = generate_problem("train", rng)
     steps = worked_steps(problem.solution) if rng.random() < 0.5 else f"The answer is {problem.answer}."
@@ -61,12 +87,12 @@ def two_number_facts() -> list[str]:
     return facts
 
 
-def make_documents(rng: random.Random, count: int) -> list[str]:
+def make_documents(rng: random.Random, stage: Stage) -> list[str]:
     """Mix Countdown, word problems and arithmetic drills."""
     facts = two_number_facts()
-    makers = [countdown_document, word_problem_document, lambda rng: "\n".join(rng.sample(facts, 8))]
-    chosen = rng.choices(makers, weights=[0.6, 0.3, 0.1], k=count)
-    return [make(rng) for make in tqdm(chosen, desc="documents", mininterval=5)]
+    makers = [countdown_document, word_problem_document, lambda rng, stage: "\n".join(rng.sample(facts, 8))]
+    chosen = rng.choices(makers, weights=[0.6, 0.3, 0.1], k=stage.documents)
+    return [make(rng, stage) for make in tqdm(chosen, desc="documents", mininterval=5)]
 
 
 def build_tokenizer(documents: list[str]) -> Qwen2Tokenizer:
@@ -97,13 +123,13 @@ def build_tokenizer(documents: list[str]) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def pack(tokenizer: Qwen2Tokenizer, documents: list[str]) -> torch.Tensor:
-    """Lay documents, each ended by the end-of-text token, into rows of ROW_LENGTH tokens; padding fills the rest."""
+def pack(tokenizer: Qwen2Tokenizer, documents: list[str], row_length: int) -> torch.Tensor:
+    """Lay documents, each ended by the end-of-text token, into rows of equal length; padding (-100) fills the rest."""
     rows, row = [], []
     for ids in tokenizer(documents, add_special_tokens=False)["input_ids"]:
-        ids = ids[: ROW_LENGTH - 1] + [tokenizer.eos_token_id]
-        if len(row) + len(ids) > ROW_LENGTH:
-            rows.append(row + [-100] * (ROW_LENGTH - len(row)))
+        ids = ids[: row_length - 1] + [tokenizer.eos_token_id]
+        if len(row) + len(ids) > row_length:
+            rows.append(row + [-100] * (row_length - len(row)))
             row = []
         row = row + ids
     return torch.tensor(rows)
@@ -120,23 +146,22 @@ def arithmetic_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> f
     return (predicted == wanted).float().mean().item()
 
 
-def train(model: Qwen2ForCausalLM, rows: torch.Tensor, steps: int, batch_size: int, learning_rate: float,
-          seed: int) -> None:
+def train(model: Qwen2ForCausalLM, rows: torch.Tensor, stage: Stage, seed: int) -> None:
     """Train on next-token prediction with AdamW; the rate warms up, stays, and falls to zero over the last third."""
     generator = torch.Generator().manual_seed(seed)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                                  lr=learning_rate, betas=(0.9, 0.98))
+                                  lr=stage.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 100, 1.0, max(0.0, (steps - step) / (steps / 3))))
+        optimizer, lambda step: min((step + 1) / 100, 1.0, max(0.0, 3 * (1 - step / stage.steps))))
     model.train()
-    progress = tqdm(range(steps), desc="training", mininterval=5)
+    progress = tqdm(range(stage.steps), desc="training", mininterval=5)
     order = torch.empty(0, dtype=torch.long)
     for _ in progress:
-        if len(order) < batch_size:
+        if len(order) < stage.batch_size:
             order = torch.randperm(len(rows), generator=generator)
-        batch, order = rows[order[:batch_size]], order[batch_size:]
+        batch, order = rows[order[: stage.batch_size]], order[stage.batch_size :]
         loss = model(input_ids=batch.clamp(min=0), labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -147,33 +172,41 @@ def train(model: Qwen2ForCausalLM, rows: torch.Tensor, steps: int, batch_size: i
     model.eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the model folder is written")
-    parser.add_argument("--steps", type=int, default=2600, help="training steps (default %(default)s)")
-    parser.add_argument("--documents", type=int, default=200_000, help="documents to draw (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="rows of a step (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data and weights (default %(default)s)")
-    options = parser.parse_args()
-
-    start = time.perf_counter()
-    documents = make_documents(random.Random(options.seed), options.documents)
-    tokenizer = build_tokenizer(documents[:20_000])
-    rows = pack(tokenizer, documents)
-    torch.manual_seed(options.seed)
-    model = Qwen2ForCausalLM(Qwen2Config(
+def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """Return an untrained model of about a million parameters in Qwen2's architecture."""
+    return Qwen2ForCausalLM(Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=448, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, use_sliding_window=False,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(rows):,} rows of {ROW_LENGTH}; "
-          f"prepared in {time.perf_counter() - start:.0f} s")
-    train(model, rows, options.steps, options.batch_size, options.learning_rate, options.seed)
-    print(f"two-number sums right: {arithmetic_accuracy(model, tokenizer):.4f}")
-    model.to(torch.bfloat16).save_pretrained(options.output_dir)
-    tokenizer.save_pretrained(options.output_dir)
-    print(f"two-number sums right after rounding to bfloat16: {arithmetic_accuracy(model.float(), tokenizer):.4f}")
-    print(f"saved to {options.output_dir} after {time.perf_counter() - start:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the model folder is written")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and weights (default %(default)s)")
+    parser.add_argument("--start", type=Path, help="a folder that stage 1 has written: goes on with stage 2")
+    options = parser.parse_args()
+
+    started = time.perf_counter()
+    torch.manual_seed(options.seed)
+    folder = options.start
+    for number, stage in enumerate(STAGES, 1):
+        if number == 1 and options.start:
+            continue
+        documents = make_documents(random.Random(f"{options.seed} stage {number}"), stage)
+        if folder is None:
+            tokenizer = build_tokenizer(documents[:20_000])
+            model = new_model(tokenizer)
+        else:
+            tokenizer = Qwen2Tokenizer.from_pretrained(folder)
+            model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        train(model, pack(tokenizer, documents, stage.row_length), stage, options.seed + number)
+        folder = options.output_dir if stage is STAGES[-1] else options.output_dir.with_name("stage-1")
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        print(f"stage {number}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens; two-number sums right "
+              f"(rounded to bfloat16): {arithmetic_accuracy(model.float(), tokenizer):.4f}; saved to {folder} after "
+              f"{time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
