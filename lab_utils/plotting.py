@@ -394,5 +394,5 @@ def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Pa
     ax.tick_params(axis="x", length=0)
     ax.set(title="Test problems it has never seen", ylabel="% of responses correct")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-    ax.margins(y=0.12)
+    ax.set_ylim(0, min(1.0, max(e.accuracy_interval[1] for e in evaluations.values())) + 0.1)
     return _finish(figure, path)

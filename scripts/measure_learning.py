@@ -31,9 +31,8 @@ from lab_utils.config import ConfigError, RunConfig, load
 from lab_utils.evaluation import Evaluation, evaluate_run, readable, results_table
 from lab_utils.models import ModelLoadError
 from lab_utils.tracking import RunDirectory, RunDirectoryError
-from lab_utils.training import grpo, ppo, sft
+from lab_utils.training.stages import TRAIN, finished_run
 
-TRAIN = {"grpo": grpo.train, "ppo": ppo.train}
 CORRECTNESS = ("correctness_reward", "equation_reward", "numeric_match_reward")
 
 
@@ -61,11 +60,11 @@ def with_random_correctness(config: RunConfig) -> list[Callable]:
     return [random_reward if name in CORRECTNESS else getattr(reward_functions, name) for name in config.rewards]
 
 
-def trained(path: Path, train: Callable, config: RunConfig, **arguments: Any) -> RunDirectory:
+def control(path: Path, stage: str, config: RunConfig, **arguments: Any) -> RunDirectory:
     """The finished run in `path`; trains it first, or goes on with it, where it is not finished."""
     run = RunDirectory(path)
     if not run.model_dir.is_dir():
-        train(config, path, resume=True, **arguments)
+        TRAIN[stage](config, path, resume=True, **arguments)
     return run
 
 
@@ -74,21 +73,22 @@ def evaluated(run: RunDirectory, config: RunConfig) -> Evaluation:
     return run.evaluation() if run.evaluation_path.exists() else evaluate_run(run, config)
 
 
-def training_seconds(run: RunDirectory) -> float:
+def seconds_of(run: RunDirectory) -> float:
+    """Seconds of training."""
     return float(run.metrics()["seconds"].iloc[-1])
+
+
+def steps_of(run: RunDirectory) -> int:
+    """Optimiser steps."""
+    return int(run.metrics()["step"].iloc[-1])
 
 
 def extra_sft_config(arguments: argparse.Namespace, config: RunConfig, runs: Path, stage: str) -> RunConfig:
     """SFT for as many steps as fit into the seconds that `stage` took."""
-    rate = len_steps(runs / "sft") / training_seconds(RunDirectory(runs / "sft"))
-    steps = max(1, round(rate * training_seconds(RunDirectory(runs / stage))))
+    warm_up = RunDirectory(runs / "sft")
+    steps = max(1, round(steps_of(warm_up) / seconds_of(warm_up) * seconds_of(RunDirectory(runs / stage))))
     return load(arguments.recipe, arguments.hardware, [*arguments.settings, f"seed={config.seed}",
                                                        f"sft.max_steps={steps}"])  # fmt: skip
-
-
-def len_steps(path: Path) -> int:
-    """Optimiser steps that a run took."""
-    return int(RunDirectory(path).metrics()["step"].iloc[-1])
 
 
 def measure_seed(arguments: argparse.Namespace, seed: int) -> tuple[dict[str, Evaluation], dict[str, RunDirectory]]:
@@ -96,15 +96,14 @@ def measure_seed(arguments: argparse.Namespace, seed: int) -> tuple[dict[str, Ev
     config = load(arguments.recipe, arguments.hardware, [*arguments.settings, f"seed={seed}"])
     stage = config.stages[-1]
     runs = arguments.output_dir / config.task.name / f"seed-{seed}"
-    done = {"SFT": trained(runs / "sft", sft.train, config)}
+    done = {name.upper(): finished_run(config, runs, name) for name in ("sft", stage)}
     start = done["SFT"].model_dir
-    done[stage.upper()] = trained(runs / stage, TRAIN[stage], config, model=start)
     if arguments.controls:
-        done["random reward"] = trained(
-            runs / f"{stage}-random", TRAIN[stage], config, model=start, reward_funcs=with_random_correctness(config)
+        done["random reward"] = control(
+            runs / f"{stage}-random", stage, config, model=start, reward_funcs=with_random_correctness(config)
         )
         more = extra_sft_config(arguments, config, runs, stage)
-        done["extra SFT"] = trained(runs / f"{stage}-extra-sft", sft.train, more, model=start)
+        done["extra SFT"] = control(runs / f"{stage}-extra-sft", "sft", more, model=start)
     return {label: evaluated(run, config) for label, run in done.items()}, done
 
 
@@ -112,8 +111,8 @@ def rows_of(seed: int, evaluations: dict[str, Evaluation], runs: dict[str, RunDi
     """`results_table` with the columns seed, model, training steps and minutes in front."""
     table = results_table(evaluations).reset_index()
     table.insert(0, "seed", seed)
-    table.insert(2, "steps", [len_steps(runs[label].path) for label in table["model"]])
-    table.insert(3, "minutes", [training_seconds(runs[label]) / 60 for label in table["model"]])
+    table.insert(2, "steps", [steps_of(runs[label]) for label in table["model"]])
+    table.insert(3, "minutes", [seconds_of(runs[label]) / 60 for label in table["model"]])
     return table
 
 
@@ -128,10 +127,10 @@ def show(table: pd.DataFrame) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     config = load(arguments.recipe, arguments.hardware, arguments.settings)
-    if config.stages[0] != "sft" or config.stages[-1] not in TRAIN:
+    if config.stages[0] != "sft" or len(config.stages) != 2:
         raise ConfigError(
-            f"stages = {config.stages} cannot be measured: an sft stage first and grpo or ppo last are needed. "
-            f"Add --set stages=[sft,{config.stages[-1]}] or choose a tier that puts SFT first, such as cpu."
+            f"stages = {config.stages} cannot be measured: sft and then grpo or ppo are needed. "
+            "Add --set stages=[sft,grpo], or choose a tier that puts SFT first, such as cpu."
         )
     tables = []
     for seed in arguments.seeds:

@@ -1,0 +1,75 @@
+"""Tests of scripts/measure_learning.py and of the runs that notebooks and it share."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from lab_utils.config import ConfigError, load
+from lab_utils.tracking import RunDirectory
+from lab_utils.training import stages
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "measure_learning.py"
+specification = importlib.util.spec_from_file_location("measure_learning", SCRIPT)
+measure_learning = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(measure_learning)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training by a note of what would have been trained: (stage, start model)."""
+    calls = []
+
+    def train(stage):
+        def note(config, path, model=None, resume=False):
+            assert resume, "an interrupted run goes on"
+            calls.append((stage, Path(model).parts[-2:] if Path(model).is_absolute() else model))
+            RunDirectory(path).model_dir.mkdir(parents=True)
+
+        return note
+
+    monkeypatch.setattr(stages, "TRAIN", {stage: train(stage) for stage in stages.TRAIN})
+    return calls
+
+
+def test_a_missing_stage_is_trained_after_those_before_it_and_only_once(trained, tmp_path, capsys):
+    config = load("countdown-grpo", "smoke")
+    for _ in range(2):
+        run = stages.finished_run(config, tmp_path, "grpo")
+        assert run.path == tmp_path / "grpo"
+    assert trained == [("sft", "tiny"), ("grpo", ("sft", "model"))]
+    assert str(tmp_path / "sft") in capsys.readouterr().out
+
+
+def test_a_recipe_without_warm_up_starts_from_its_own_model(trained, tmp_path):
+    config = load("gsm8k-grpo", "a100")
+    assert stages.start_model(config, tmp_path, "grpo") == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert trained == []
+
+
+@pytest.mark.component
+@pytest.mark.parametrize("recipe", ["countdown-grpo", "countdown-ppo"])
+def test_a_seed_is_measured_with_its_controls_and_not_done_twice(recipe, tmp_path, capsys):
+    arguments = ["--recipe", recipe, "--hardware", "smoke", "--seeds", "3", "--controls", "--output-dir", str(tmp_path),
+                 "--set", "evaluation.limit=4"]  # fmt: skip
+    measure_learning.main(arguments)
+    path = tmp_path / f"learning-{recipe}.json"
+    rows = json.loads(path.read_text())["rows"]
+    method = recipe.split("-")[1].upper()
+    assert [row["model"] for row in rows] == ["SFT", method, "random reward", "extra SFT"]
+    assert all(row["seed"] == 3 and row["steps"] >= 1 and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert rows[0]["difference"] is None and rows[1]["difference_low"] <= rows[1]["difference_high"]
+    random_run = RunDirectory(tmp_path / "countdown" / "seed-3" / f"{method.lower()}-random").metrics()
+    assert "rewards/random_reward/mean" in random_run and "rewards/equation_reward/mean" not in random_run
+
+    models = sorted(tmp_path.glob("countdown/*/*/model/model.safetensors"))
+    before = [model.stat().st_mtime_ns for model in models]
+    measure_learning.main(arguments)
+    assert [model.stat().st_mtime_ns for model in models] == before and len(models) == 4
+    assert json.loads(path.read_text())["rows"] == rows
+
+
+def test_a_recipe_without_sft_cannot_be_measured(tmp_path):
+    with pytest.raises(ConfigError, match=r"stages=\[sft,grpo\]"):
+        measure_learning.main(["--recipe", "gsm8k-grpo", "--hardware", "a100", "--output-dir", str(tmp_path)])
