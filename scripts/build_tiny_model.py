@@ -51,8 +51,8 @@ class Stage:
     learning_rate: float
 
 
-# First short texts with many right attempts teach to calculate and what leads to the target. Then long searches, so that
-# the tenth attempt is as sound as the first: without them RL makes completions long and their sums wrong.
+# First short texts with many right attempts teach to calculate and what leads to the target. Then long searches, so
+# that the tenth attempt is as sound as the first: without them RL makes completions long and their sums wrong.
 STAGES = (
     Stage(hit_rates=(0.5,), give_up_rate=0.7, documents=200_000, row_length=128, batch_size=64, steps=2600,
           learning_rate=3e-3),
