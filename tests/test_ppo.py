@@ -1,6 +1,7 @@
 """PPO: the algorithm against its definitions, the trainer against hand-written gradients, its hold on TRL, resuming."""
 
 import inspect
+import os
 import signal
 import subprocess
 import sys
@@ -219,8 +220,9 @@ def test_values_of_the_hook_equal_a_plain_forward_pass(new_trainer, changes):
 
 
 @pytest.mark.component
-@pytest.mark.parametrize("changes", [{}, {"ppo.beta": 0.5}, {"model.lora": LORA, "ppo.beta": 0.5}],
-                         ids=["full", "full with KL", "LoRA with KL"])
+@pytest.mark.parametrize("changes", [{}, {"ppo.beta": 0.5, "ppo.gradient_checkpointing": True},
+                                     {"model.lora": LORA, "ppo.beta": 0.5}],
+                         ids=["full", "full with KL, checkpointing", "LoRA with KL"])
 def test_first_step_is_the_hand_written_policy_gradient(new_trainer, changes):
     """The ratio is 1, and the gradient that of −mean(A log π) + vf_coef · ½ mean((V − R)²), over the accumulation."""
     trainer = new_trainer(**changes)
@@ -369,6 +371,36 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path, changes):
     for file in ("value_head.safetensors", ("adapter_" if "model.lora" in changes else "") + "model.safetensors"):
         one, other = load_file(whole.model_dir / file), load_file(resumed.model_dir / file)
         assert all(torch.allclose(weight, other[name], atol=1e-6) for name, weight in one.items()), file
+
+
+TWO_PROCESSES = """
+    import sys
+    import torch
+    from transformers import TrainerCallback
+    from test_ppo import digits_reward, ppo_config
+    from lab_utils.training import ppo
+
+    class Keep(TrainerCallback):
+        def on_train_end(self, args, state, control, model, **kwargs):
+            torch.save(model.state_dict(), f"{sys.argv[1]}.{args.process_index}.pt")
+
+    config = ppo_config(**{"ppo.max_steps": 4})
+    ppo.train(config, sys.argv[1], reward_funcs=[digits_reward], resume=True, callbacks=[Keep()])
+"""
+
+
+@pytest.mark.component
+def test_two_processes_keep_policy_and_critic_in_step(tmp_path):
+    (tmp_path / "train.py").write_text(textwrap.dedent(TWO_PROCESSES))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(tmp_path / "train.py"), str(tmp_path / "run")]
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"run.{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert first["critic.head.weight"].abs().sum() > 0
 
 
 def test_checkpoints_are_written_between_rollouts():

@@ -90,7 +90,7 @@ class RecordingGRPOTrainer(GRPOTrainer):
         TRL pads every completion to the longest of the rollout, which is most of the work while lengths vary. A GPU
         does not mind, and data parallelism wants one forward pass a step.
         """
-        if input_ids.device.type != "cpu":
+        if input_ids.device.type != "cpu" or self.accelerator.num_processes > 1:
             return self._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         lengths = attention_mask[:, -logits_to_keep:].sum(1)
         order = lengths.argsort(stable=True)

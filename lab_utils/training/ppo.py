@@ -205,6 +205,7 @@ class PPOTrainer(RecordingGRPOTrainer):
         rewards_BT = token_rewards(self.scores_B, rollout["old_per_token_logps"], ref_logps_BT, mask_BT, settings.beta)
         advantages_BT, returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, settings.lam)
 
+        # The critic is judged by the returns that came (λ = 1), not by returns that it predicts itself.
         _, actual_returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, lam=1.0)
         self._log("explained_variance", explained_variance(values_BT, actual_returns_BT, mask_BT))
         self._log("values/mean", masked_mean(values_BT, mask_BT))
@@ -347,6 +348,7 @@ def ppo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
         num_iterations=ppo.ppo_epochs,
         loss_type="bnpo",  # the mean over the tokens of a mini-batch
         scale_rewards="none",
+        ddp_find_unused_parameters=False,  # the critic is used, but after the forward pass in which DDP would look
     ))
 
 
