@@ -263,7 +263,7 @@ pd.DataFrame(
     {f.__name__: [verdict[(found := f(text)) and answers.numbers_match(found, "72")] for text in completions]
      for f in extractors},
     index=[repr(text) for text in completions],
-)  # fmt: skip
+)
 
 # %% [markdown]
 # Comparing is a step of its own. `numbers_match` compares values, exactly: `$72.00` is 72, and `1,000` is 1000.

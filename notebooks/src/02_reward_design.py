@@ -142,7 +142,7 @@ import pandas as pd
 from lab_utils import rewards
 
 GSM8K_REWARDS = [rewards.correctness_reward, rewards.int_reward, rewards.strict_format_reward,
-                 rewards.soft_format_reward, rewards.xmlcount_reward]  # fmt: skip
+                 rewards.soft_format_reward, rewards.xmlcount_reward]
 good = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
 probes = {
     "exactly as asked": good,
@@ -309,12 +309,12 @@ def mean_rewards(completions: list[str], gold: list[str]) -> dict[str, float]:
 
 five = rewards.combine_rewards(GSM8K_REWARDS, [1.0] * 5)
 totals = [five([one.text for one in group], answer=[gold] * 4)
-          for group, gold in zip(groups, problems["answer"], strict=True)]  # fmt: skip
+          for group, gold in zip(groups, problems["answer"], strict=True)]
 sampled = [one.text for group in groups for one in group]
 results = pd.DataFrame({
     "sampled": mean_rewards(sampled, [gold for gold in problems["answer"] for _ in range(4)]),
     "demonstrations": mean_rewards([task.demonstration(row) for row in problems], problems["answer"]),
-})  # fmt: skip
+})
 dead = sum(len(set(total)) == 1 for total in totals)
 print(f"{dead} of {len(groups)} groups have four equal totals: nothing to learn from them.")
 results.round(3)

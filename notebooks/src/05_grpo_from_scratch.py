@@ -227,7 +227,7 @@ for loss_type in ("grpo", "dapo", "dr_grpo"):
     loss = grpo_math.aggregate(losses, mask, loss_type, max_completion_length=10)
     (weight,) = torch.autograd.grad(loss, losses)
     rows[loss_type] = {"loss": loss.item(), "a token of the short one counts": weight[0, 0].item(),
-                       "a token of the long one counts": weight[1, 0].item()}  # fmt: skip
+                       "a token of the long one counts": weight[1, 0].item()}
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
@@ -250,7 +250,7 @@ prompts = tokenizer([row["prompt"][-1]["content"] + "\n" for row in problems])["
 sampled = sample_token_ids(
     model, prompts, [group_size] * len(prompts), end_ids=end_token_ids(model, tokenizer), max_new_tokens=length,
     generator=torch.Generator(model.device).manual_seed(SEED),
-)  # fmt: skip
+)
 texts = tokenizer.batch_decode([ids for ids, _ in sampled], skip_special_tokens=True)
 rows = [row for row in problems for _ in range(group_size)]
 rewards = torch.tensor([float(task.is_correct_lenient(text, row)) for text, row in zip(texts, rows, strict=True)])
@@ -260,10 +260,9 @@ alive = (rewards.view(-1, group_size).std(dim=1) > 0).nonzero()[:, 0].tolist()
 print(f"{int(rewards.sum())} of {len(texts)} completions are right; {len(alive)} of {len(problems)} groups are alive.")
 
 # %%
-start = alive[0] * group_size
-print(problems[alive[0]]["prompt"][-1]["content"])
-pd.DataFrame({"completion": texts[start : start + group_size], "reward": rewards[start : start + group_size],
-              "advantage": advantages[start : start + group_size]})  # fmt: skip
+print(problems[alive[0]]["prompt"][-1]["content"], "\n\nreward  advantage  completion")
+for i in range(alive[0] * group_size, (alive[0] + 1) * group_size):
+    print(f"{rewards[i]:6.0f}  {advantages[i]:+9.2f}  {' | '.join(texts[i].splitlines())}")
 
 # %% [markdown]
 # Now the tensors. Prompts are padded on the left, completions on the right, so that every completion starts in the
@@ -335,7 +334,7 @@ for value, colour in ((-1, OTHER_COLOURS[2]), (0, "#999999"), (1, OTHER_COLOURS[
 ax.axhline(0, color="#222222", linewidth=1.5)
 low, high = change.quantile(torch.tensor([0.02, 0.98])).tolist()
 ax.set(title="One step: better than the group, more likely", xlabel="advantage of the completion", xlim=(-2, 4),
-       ylabel="change in log-probability, per token", ylim=(low - 0.03, high + 0.03))  # fmt: skip
+       ylabel="change in log-probability, per token", ylim=(low - 0.03, high + 0.03))
 figure.savefig(figures / "05_one_step.png")
 
 # %% [markdown]
@@ -372,14 +371,14 @@ arguments = GRPOConfig(
     output_dir=str(Path(OUTPUT_DIR) / "05_trainer"), per_device_train_batch_size=len(texts), num_generations=group_size,
     max_completion_length=length, epsilon=0.2, temperature=1.0, use_cpu=model.device.type == "cpu", bf16=False,
     gradient_checkpointing=False, report_to="none",
-)  # fmt: skip
+)
 trainer = GRPOTrainer(
     model=model, args=arguments, processing_class=tokenizer, train_dataset=Dataset.from_list(problems),
     reward_funcs=equation_reward,  # it is not called: the batch has its advantages
-)  # fmt: skip
+)
 trainer.current_gradient_accumulation_steps = 1  # the training loop sets it, but you call the loss alone
 batch |= {"advantages": advantages, "old_per_token_logps": old_logps, "ref_per_token_logps": old_logps,
-          "num_items_in_batch": mask.sum()}  # fmt: skip
+          "num_items_in_batch": mask.sum()}
 
 # %% [markdown]
 # The table has both losses and their difference, and the largest difference between any two entries of the gradients.
@@ -396,11 +395,11 @@ for loss_type in ("grpo", "dr_grpo", "dapo"):
         theirs = trainer._compute_loss(model, batch)
         logps = grpo_math.token_logps(model, input_ids, attention_mask, num_tokens)
         ours = grpo_math.grpo_loss(logps, old_logps, advantages, mask, loss_type=loss_type, beta=beta,
-                                   ref_logps=old_logps, max_completion_length=length)  # fmt: skip
+                                   ref_logps=old_logps, max_completion_length=length)
         gradients = zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True)
         rows.append({"loss type": loss_type, "beta": beta, "by hand": ours.item(), "TRL": theirs.item(),
                      "difference": abs(ours.item() - theirs.item()),
-                     "of the gradients": max((a - b).abs().max().item() for a, b in gradients)})  # fmt: skip
+                     "of the gradients": max((a - b).abs().max().item() for a, b in gradients)})
 table = pd.DataFrame(rows)
 assert table["difference"].max() < 1e-6 and table["of the gradients"].max() < 1e-5, table
 formats = {"beta": "{:.2f}".format} | dict.fromkeys(("difference", "of the gradients"), "{:.0e}".format)
