@@ -64,7 +64,7 @@ def test_samples_follow_the_model_distribution(model, tokenizer, prompts):
     ids = encode(tokenizer, prompts[1:3])
     count = 4000
     torch.manual_seed(1)
-    sampled = sample_token_ids(model, ids, [count, count], end_ids=[-1], max_new_tokens=1)
+    sampled = sample_token_ids(model, ids, [count, count], end_ids=end_token_ids(model, tokenizer), max_new_tokens=1)
     for index, prompt in enumerate(ids):
         with torch.no_grad():
             probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)

@@ -1,6 +1,8 @@
 """The embedded model: small, loads like any Qwen2 checkpoint, tokenises the same after a reload, calculates."""
 
 import importlib.util
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "build_tiny_model.py"
 def build_script():
     specification = importlib.util.spec_from_file_location("build_tiny_model", SCRIPT)
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # its dataclass looks itself up there
     specification.loader.exec_module(module)
     return module
 
@@ -92,8 +95,6 @@ def test_it_does_not_know_the_response_format(model, tokenizer):
 
 
 def test_the_build_sees_no_test_problem(build_script):
-    import random
-
     stage = build_script.STAGES[0]
     rng = random.Random(3)
     held_out = {str(sorted(row["nums"])) for row in load_task("countdown").dataset("test", 300)}

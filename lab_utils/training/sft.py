@@ -33,6 +33,17 @@ def demonstrations(task: Task, dataset: Dataset) -> Dataset:
         for row in dataset])
 
 
+class GoOnCounting(TrainerCallback):
+    """TRL counts the tokens of a resumed run from 0 again; this lets `num_tokens` go on from its last logged value."""
+
+    def __init__(self, trainer: SFTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        counts = [log["num_tokens"] for log in state.log_history if "num_tokens" in log]
+        self.trainer._total_train_tokens = int(counts[-1]) if counts else 0
+
+
 def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None = None, resume: bool = False,
           callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
     """Fine-tune on the task's demonstrations.
@@ -60,4 +71,5 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         peft_config=new_adapter(policy, config),
         callbacks=list(callbacks),
     )
+    trainer.add_callback(GoOnCounting(trainer))
     return run_trainer(trainer, config, run, resume, "SFT")
