@@ -11,7 +11,7 @@ problem. Two controls start from that SFT model as well:
     extra SFT       more of the same demonstrations, for as many seconds as the reinforcement learning took
 
 Runs lie in OUTPUT_DIR/TASK/seed-N: countdown-grpo and countdown-ppo share their SFT models. What is there already is
-not done again; after an interruption give the same command once more. Results: OUTPUT_DIR/learning-RECIPE.json.
+not done again; after an interruption give the same command once more. Results: OUTPUT_DIR/learning-RECIPE.json, .png.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lab_utils import rewards as reward_functions
 from lab_utils.config import ConfigError, RunConfig, load
 from lab_utils.evaluation import Evaluation, evaluate_run, readable, results_table
 from lab_utils.models import ModelLoadError
+from lab_utils.plotting import plot_training
 from lab_utils.tracking import RunDirectory, RunDirectoryError
 from lab_utils.training.stages import TRAIN, finished_run
 
@@ -132,9 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"stages = {config.stages} cannot be measured: sft and then grpo or ppo are needed. "
             "Add --set stages=[sft,grpo], or choose a tier that puts SFT first, such as cpu."
         )
-    tables = []
+    tables, curves = [], {}
     for seed in arguments.seeds:
-        tables.append(rows_of(seed, *measure_seed(arguments, seed)))
+        evaluations, runs = measure_seed(arguments, seed)
+        tables.append(rows_of(seed, evaluations, runs))
+        for label in set(runs) - {"SFT", "extra SFT"}:
+            curves.setdefault(label, []).append(runs[label])
         print(f"\n{show(pd.concat(tables))}\n", flush=True)
     table = pd.concat(tables, ignore_index=True)
     path = arguments.output_dir / f"learning-{arguments.recipe}.json"
@@ -143,8 +147,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluation": config.to_dict()["evaluation"], "rows": json.loads(table.to_json(orient="records")),
     }  # fmt: skip
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    figure = path.with_suffix(".png")
+    plot_training(curves, figure, metrics=("accuracy", "completions/mean_length", "attempts", "reward"), x="minutes")
     means = table.groupby("model", sort=False)[["accuracy", "difference", "attempts", "tokens", "minutes"]].mean()
-    print(f"Mean over {len(arguments.seeds)} seed(s):\n{means.round(3).to_string(na_rep='')}\n\nWritten: {path}")
+    print(f"Mean over {len(arguments.seeds)} seed(s):\n{means.round(3).to_string(na_rep='')}")
+    print(f"\nWritten: {path} and {figure}")
 
 
 if __name__ == "__main__":
