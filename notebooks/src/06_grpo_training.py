@@ -170,13 +170,14 @@ plot_training(
 # %% [markdown]
 # How to read them:
 #
-# - **Entropy** is how undecided the policy is at a token. It falls as the policy learns what pays. A fall to almost
-#   nothing within a few steps is a collapse: all completions of a group become the same, and learning ends.
+# - **Entropy** is how undecided the policy is at a token. It can fall, as the policy settles on what pays, or rise
+#   for a while, if what pays is to go on searching where it used to stop. Fear a fall to almost nothing within a few
+#   steps: that is a collapse. All completions of a group become the same, and learning ends.
 # - **Groups without a signal** (your exercise) may rise in the end, because more and more groups are right
 #   throughout. Near 100% from the start means that nothing can be learned: the problems are too hard, or the reward
 #   never fires.
 # - **Responses cut off** reached the longest length and hold no answer. When lengths grow, watch this: a limit that
-#   is too low punishes thinking.
+#   is too low punishes searching, and a model that never stops wastes all of its tokens.
 # - **Gradient norm** should stay in one order of magnitude. Spikes together with a falling reward mean: lower the
 #   learning rate.
 #
@@ -201,6 +202,22 @@ print(f"largest clip ratio of the run: {metrics['clip_ratio/region_mean'].max():
 recorded = run.completions()["step"].unique()
 for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
     print(show_completions(run, step=step, n=2), end="\n\n\n")
+
+# %% [markdown]
+# Check the sums while you read. The reward looks at the answer only, so a response with a wrong sum in its thoughts
+# can still be rewarded. How often does that happen, and do the sums become better or worse by training?
+
+# %%
+import re
+
+from lab_utils.expressions import evaluate
+
+for step, rows in run.completions().groupby("step"):
+    sums = [re.findall(r"(\d+ [-+*/] \d+) = (\d+)", text) for text in rows["completion"]]
+    sound = [[evaluate(left) == int(result) for left, result in found] for found in sums]
+    despite_it = rows["correct"] & [not all(found) for found in sound]
+    print(f"step {step:>4}: {sum(map(sum, sound)) / max(1, sum(map(len, sound))):4.0%} of the sums are right; "
+          f"{despite_it.sum()} of {rows['correct'].sum()} right answers come with a wrong sum")
 
 # %% [markdown]
 # The run directory keeps such samples of some steps. Your function on their rewards, next to what TRL logged for all
@@ -269,7 +286,9 @@ pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 # ## Questions
 # 1. The base model of this run had learned to calculate. What would the curves look like if it had not?
 # 2. You double `num_generations` and halve the number of problems a step. What gets better, what gets worse?
-# 3. Set `{"grpo.learning_rate": ...}` to three times its value in `load`, and another `OUTPUT_DIR`. Which of the
+# 3. Write a reward that also checks the sums. What would you expect it to do to accuracy, and how could it be
+#    tricked?
+# 4. Set `{"grpo.learning_rate": ...}` to three times its value in `load`, and another `OUTPUT_DIR`. Which of the
 #    curves warns you first?
 #
 # Next: [07 · PPO training](07_ppo_training.ipynb) gives every token its own advantage; [08 ·

@@ -147,7 +147,7 @@ def evaluation_of(label, source):
 
 
 evaluations = {label: evaluation_of(label, source) for label, source in sources.items()}
-readable(results_table(evaluations))
+readable(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(evaluations)]  # compared with SFT
 
 # %%
 from lab_utils.plotting import plot_accuracy_bars, plot_pass_at_k
@@ -171,8 +171,8 @@ for label, e in evaluations.items():
 # the same problems **more reliably**? Where two curves meet at the right end, the weaker model finds the same
 # solutions if it may try often enough.
 #
-# On Countdown voting is of little use to a weak model: there are many ways to be wrong, but also several to be right,
-# and they do not vote together.
+# Compare maj@k with accuracy, too. Wrong answers scatter, right ones agree more often, even though several
+# expressions can be right and each of them votes for itself. Then voting helps, without any judge.
 #
 # ## Is the difference real? Compare in pairs
 #
@@ -264,24 +264,29 @@ expect(config, "GRPO beats SFT, and the paired interval lies above 0", table.loc
 expect(config, "pass@k has not fallen by more than 5 points", after.pass_at[k] > before.pass_at[k] - 0.05)
 expect(config, f"after {steps} steps GRPO's curve is above the coin's", curve.loc[:steps].tail(3).mean() >
        coin.metrics()["accuracy"].tail(3).mean() + 0.05)
-expect(config, "a random reward adds less than 5 points", table.loc["random reward", "difference"] < 0.05)
-expect(config, "extra SFT adds less than half of what GRPO adds", table.loc["extra SFT", "difference"] <
-       table.loc["GRPO", "difference"] / 2)
+gain = table["difference"]
+expect(config, "the random reward adds less than a quarter of what GRPO adds", gain["random reward"] < gain["GRPO"] / 4)
+expect(config, "and so does extra SFT", gain["extra SFT"] < gain["GRPO"] / 4)
 
 # %% [markdown]
-# The strict and lenient bars of the base model differ most: much of the first jump is the format. From SFT to GRPO
-# both rise together, so that is a gain in solving. The coin should gain nothing.
+# The strict and lenient bars of the base model differ most: nearly all of the jump from base to SFT is the format.
+# From SFT to GRPO both bars rise together, so that is a gain in solving.
+#
+# The coin can move accuracy by a few points as well. Its updates go nowhere in particular, but they shake the policy:
+# it gives up less regularly, and on this task every further attempt is another chance. That is why you measure a
+# control instead of assuming that it stays at zero, and why a small gain after training is weak evidence for a
+# reward.
 #
 # - The random reward helps as much as the real one: then the reward was not the reason. Look for what both have in
-#   common. This has happened in published work.
+#   common. This has happened in published work ("Spurious Rewards", arXiv 2506.10947).
 # - Extra SFT helps as much: then you have stopped the warm-up too early.
 # - pass@k falls while accuracy rises: the model has narrowed down to a few patterns. Fewer steps, or a KL term.
 #
 # ## What can be concluded, and what cannot
 #
 # You can say: *on problems of this kind, drawn like the training problems, this run solves more than its start, by
-# about the interval above, and a random reward under a short budget does not.* The test problems are new, the
-# comparison is paired, and the judge is the same for all.
+# about the interval above, and far more than a random reward does in the same number of steps.* The test problems are
+# new, the comparison is paired, and the judge is the same for all.
 #
 # You cannot say that GRPO is better than PPO, or the other way round: one run of each, and another seed may turn it
 # around. You cannot say that the model "reasons" better in general: it has learned one habit that pays on one task.

@@ -88,7 +88,7 @@ evaluations = {"base": Evaluation.load(base_path)}
 for label, run in trained.items():
     evaluations[label] = run.evaluation() if run.evaluation_path.exists() else evaluate_run(run, asked)
 methods = {label: e for label, e in evaluations.items() if label in ("base", "SFT", "GRPO", "PPO")}
-readable(results_table(evaluations))
+readable(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(evaluations)]  # compared with SFT
 
 # %% [markdown]
 # ## The story in one figure
@@ -196,7 +196,8 @@ from lab_utils.inspection import expect
 paired = paired_bootstrap(before.per_problem, evaluations["GRPO"].per_problem)
 expect(config, "GRPO is better than SFT by more than 20 points, the whole interval", paired.low > 0.2)
 expect(config, "and makes more attempts", evaluations["GRPO"].mean_attempts > before.mean_attempts)
-expect(config, "most responses keep the format", evaluations["GRPO"].format_rate > 0.9)
+expect(config, "no right answer is lost to the format any more",
+       evaluations["GRPO"].accuracy_lenient - evaluations["GRPO"].accuracy < 0.02)
 
 # %% [markdown]
 # - The middle panel of the story is flat while the left one rises: the model has become better without searching
@@ -211,7 +212,7 @@ expect(config, "most responses keep the format", evaluations["GRPO"].format_rate
 #
 # 1. Does every number have its interval, and the number of problems behind it?
 # 2. Do you say that it was one seed, one task, and a model of about a million parameters?
-# 3. Do you say what the random reward and more SFT did, and that those runs were shorter?
+# 3. Do you say what the random reward and more SFT did, even if it is not nothing, and that those runs were shorter?
 # 4. Do you name one observation that speaks *against* your conclusion, or one that you would need and do not have?
 # 5. Is there a word such as "reasoning" or "understands"? Say what you measured instead.
 #
