@@ -155,7 +155,7 @@ for message in row["prompt"]:
 # %%
 from lab_utils.generation import sample
 
-(answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=64, seed=SEED)[0]
+(answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=128, seed=SEED)[0]
 print(answer.text)
 print("-" * 60)
 print("in the format:", task.has_format(answer.text), "· right:", task.is_correct(answer.text, row))
@@ -178,7 +178,7 @@ def ask_in_plain_text(questions: list[str]) -> list[str]:
     ids = tokenizer([question + "\n" for question in questions])["input_ids"]
     random = torch.Generator(model.device).manual_seed(SEED)
     sampled = sample_token_ids(model, ids, [1] * len(ids), end_ids=end_token_ids(model, tokenizer),
-                               max_new_tokens=64, generator=random)
+                               max_new_tokens=128, generator=random)
     return tokenizer.batch_decode([tokens for tokens, _ in sampled], skip_special_tokens=True)
 
 
@@ -195,7 +195,7 @@ print(ask_in_plain_text([row["prompt"][-1]["content"]])[0])
 # - **plain text**: asked in its own way, format forgiven.
 
 # %%
-completions = [one[0].text for one in sample(model, tokenizer, problems["prompt"], max_new_tokens=64, seed=SEED)]
+completions = [one[0].text for one in sample(model, tokenizer, problems["prompt"], max_new_tokens=128, seed=SEED)]
 in_plain_text = ask_in_plain_text([prompt[-1]["content"] for prompt in problems["prompt"]])
 right = {
     "strict": list(map(task.is_correct, completions, problems)),
@@ -244,7 +244,7 @@ from lab_utils.inspection import expect
 if config.model.name == "tiny":
     strict, forgiven, plain = (sum(answers) / len(answers) for answers in right.values())
     expect(config, "strict accuracy is zero: the base model knows no tags", strict == 0)
-    expect(config, "asked in plain text it is right now and then, but less than half of the time", 0 < plain < 0.5)
+    expect(config, "asked in plain text it is often right and often wrong: there is room to learn", 0.1 < plain < 0.8)
     expect(config, "the chat disturbs it: plain text beats the chat with its format forgiven", plain > forgiven)
 
 # %% [markdown]
