@@ -233,9 +233,9 @@ pd.DataFrame(rows).T.round(3)
 # %% [markdown]
 # ## The real thing: a batch of the tiny model
 #
-# Sixteen problems, eight completions each. The base model is asked in plain text, as in notebook 00, because only
-# then is it right now and then; its reward is 1 for a right expression on the last line. You will see one group, and
-# how many groups are alive.
+# Sixteen problems, eight completions each. The base model is asked in plain text, as in notebook 00, where it does
+# best; its reward is 1 for a right expression on the last line. You will see how many groups are alive, then one of
+# them.
 
 # %%
 from lab_utils.config import load
@@ -243,7 +243,7 @@ from lab_utils.generation import end_token_ids, sample_token_ids
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.tasks import load_task
 
-task, group_size, length = load_task("countdown"), 8, 64
+task, group_size, length = load_task("countdown"), 8, 128
 model, tokenizer = load_model("tiny"), load_tokenizer("tiny")
 problems = list(task.dataset("train", 16))
 prompts = tokenizer([row["prompt"][-1]["content"] + "\n" for row in problems])["input_ids"]
