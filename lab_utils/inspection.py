@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from itertools import zip_longest
 
 from .config import RunConfig
+from .expressions import ExpressionError, evaluate
+
+SUM = re.compile(r"([0-9]+ [-+*/] [0-9]+) = ([0-9]+)")
 
 
 def side_by_side(texts: dict[str, str], width: int = 110) -> str:
@@ -23,6 +27,22 @@ def side_by_side(texts: dict[str, str], width: int = 110) -> str:
         columns.append([title[:column], "─" * column, *lines])
     rows = zip_longest(*columns, fillvalue="")
     return "\n".join(" │ ".join(cell.ljust(column) for cell in row).rstrip() for row in rows)
+
+
+def sums_right(text: str) -> list[bool]:
+    """Say of every two-number sum in a text whether it is right; one that has no value, such as 7 / 0, is not.
+
+    >>> sums_right("7 * 6 = 42, 42 + 3 = 44 no")
+    [True, False]
+    """
+
+    def is_right(left: str, result: str) -> bool:
+        try:
+            return evaluate(left) == int(result)
+        except ExpressionError:
+            return False
+
+    return [is_right(left, result[:12]) for left, result in SUM.findall(text)]
 
 
 def expect(config: RunConfig, claim: str, holds: bool) -> None:

@@ -430,8 +430,9 @@ def show_completions(run: RunDirectory, step: int | None = None, n: int = 3) -> 
     blocks = []
     for row in frame[frame["step"] == step].head(n).itertuples():
         verdict = "correct" if row.correct else "wrong"
+        extracted = row.extracted if isinstance(row.extracted, str) else "nothing"  # pandas turns None into NaN
         blocks.append(
             f"── step {row.step} · {verdict} · reward {row.reward:.2f} ──\n"
-            f"Question:  {row.question}\nGold:      {row.gold}\nResponse:  {row.completion}\nExtracted: {row.extracted}"
+            f"Question:  {row.question}\nGold:      {row.gold}\nResponse:  {row.completion}\nExtracted: {extracted}"
         )
     return "\n\n".join(blocks)

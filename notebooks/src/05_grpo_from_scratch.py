@@ -329,12 +329,13 @@ for value, colour in ((-1, OTHER_COLOURS[2]), (0, "#999999"), (1, OTHER_COLOURS[
     x = advantages.cpu()[dots]
     ax.scatter(x, change[dots], color=colour, alpha=0.6, s=50)
     ax.hlines(means[value], x.min() - 0.15, x.max() + 0.15, color=colour, linewidth=4)
-    label = f"mean {means[value]:+.3f}".replace("-", "−")
-    ax.text(x.max() + 0.18, means[value], label, color=colour, va="center" if value else "top", fontweight="bold")
+    label = f"mean\n{means[value]:+.3f}".replace("-", "−")
+    ax.text(1.3 * value, 0.9, label, color=colour, ha="center", va="center", fontweight="bold",
+            transform=ax.get_xaxis_transform())
 ax.axhline(0, color="#222222", linewidth=1.5)
 low, high = change.quantile(torch.tensor([0.02, 0.98])).tolist()
-ax.set(title="One step: better than the group, more likely", xlabel="advantage of the completion", xlim=(-2, 4),
-       ylabel="change in log-probability, per token", ylim=(low - 0.03, high + 0.03))
+ax.set(title="One step: better than the group, more likely", xlabel="advantage of the completion", xlim=(-2.7, 2.7),
+       ylabel="change in log-probability, per token", ylim=(low - 0.02, high + 0.05))
 figure.savefig(figures / "05_one_step.png")
 
 # %% [markdown]

@@ -208,16 +208,13 @@ for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
 # can still be rewarded. How often does that happen, and do the sums become better or worse by training?
 
 # %%
-import re
-
-from lab_utils.expressions import evaluate
+from lab_utils.inspection import sums_right
 
 for step, rows in run.completions().groupby("step"):
-    sums = [re.findall(r"(\d+ [-+*/] \d+) = (\d+)", text) for text in rows["completion"]]
-    sound = [[evaluate(left) == int(result) for left, result in found] for found in sums]
-    despite_it = rows["correct"] & [not all(found) for found in sound]
-    print(f"step {step:>4}: {sum(map(sum, sound)) / max(1, sum(map(len, sound))):4.0%} of the sums are right; "
-          f"{despite_it.sum()} of {rows['correct'].sum()} right answers come with a wrong sum")
+    sums = [sums_right(text) for text in rows["completion"]]
+    despite_it = sum(correct and not all(right) for correct, right in zip(rows["correct"], sums, strict=True))
+    print(f"step {step:>4}: {sum(map(sum, sums)) / max(1, sum(map(len, sums))):4.0%} of the sums are right; "
+          f"{despite_it} of {rows['correct'].sum()} right answers come with a wrong sum")
 
 # %% [markdown]
 # The run directory keeps such samples of some steps. Your function on their rewards, next to what TRL logged for all
