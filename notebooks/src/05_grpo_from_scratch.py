@@ -321,16 +321,16 @@ with torch.no_grad():
     new_logps = grpo_math.token_logps(model, input_ids, attention_mask, num_tokens)
 change = (((new_logps - old_logps) * mask).sum(dim=1) / mask.sum(dim=1)).cpu()  # (B,) per token
 sign = advantages.cpu().sign()
-means = {value: change[sign == value].mean().item() for value in (-1, 0, 1)}
+means = {value: change[sign == value].mean().item() for value in sign.unique().tolist()}
+colours = {-1: OTHER_COLOURS[2], 0: "#999999", 1: OTHER_COLOURS[1]}
 
 figure, ax = plt.subplots(figsize=(10, 5))
-for value, colour in ((-1, OTHER_COLOURS[2]), (0, "#999999"), (1, OTHER_COLOURS[1])):
-    dots = sign == value
-    x = advantages.cpu()[dots]
-    ax.scatter(x, change[dots], color=colour, alpha=0.6, s=50)
-    ax.hlines(means[value], x.min() - 0.15, x.max() + 0.15, color=colour, linewidth=4)
-    label = f"mean\n{means[value]:+.3f}".replace("-", "−")
-    ax.text(1.3 * value, 0.9, label, color=colour, ha="center", va="center", fontweight="bold",
+for value, mean in means.items():
+    x = advantages.cpu()[sign == value]
+    ax.scatter(x, change[sign == value], color=colours[value], alpha=0.6, s=50)
+    ax.hlines(mean, x.min() - 0.15, x.max() + 0.15, color=colours[value], linewidth=4)
+    label = f"mean\n{mean:+.3f}".replace("-", "−")
+    ax.text(1.3 * value, 0.9, label, color=colours[value], ha="center", va="center", fontweight="bold",
             transform=ax.get_xaxis_transform())
 ax.axhline(0, color="#222222", linewidth=1.5)
 low, high = change.quantile(torch.tensor([0.02, 0.98])).tolist()
