@@ -169,6 +169,7 @@ class EvaluationSettings:
 class TrackingSettings:
     tensorboard: bool = True
     wandb: bool = False  # offline unless WANDB_API_KEY is set
+    print_metrics: bool = False  # a line a logged step in place of the progress bar, for a log that a program reads
 
 
 @dataclass(frozen=True, kw_only=True)

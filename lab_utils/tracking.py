@@ -404,6 +404,30 @@ class ProgressCallback(TrainerCallback):
             self.bar.close()
 
 
+class PrintMetricsCallback(TrainerCallback):
+    """One line a logged step, for logs that a program reads, such as SageMaker's.
+
+    metrics grpo step=10 of=44 loss=0.0012 reward=0.4125 accuracy=0.3375 completions/mean_length=41.2
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            values = " ".join(f"{name}={value:.6g}" for name, value in logs.items() if value is not None)
+            print(f"metrics {self.stage} step={state.global_step} of={state.max_steps} {values}", flush=True)
+
+
+def parse_metrics_line(line: str) -> tuple[str, dict[str, float]] | None:
+    """Stage and values of a line that PrintMetricsCallback printed; None for any other line of a log."""
+    marker, _, rest = line.partition(" ")
+    stage, _, values = rest.partition(" ")
+    if marker != "metrics" or not values.startswith("step="):
+        return None
+    return stage, {name: float(value) for name, value in (pair.split("=") for pair in values.split())}
+
+
 def wandb_environment(config: RunConfig) -> list[str]:
     """Prepare Weights & Biases so that it never asks for anything; returns the Trainer's `report_to`.
 
