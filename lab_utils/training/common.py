@@ -21,7 +21,7 @@ from .. import rewards as reward_functions
 from ..config import RunConfig
 from ..models import lora_config
 from ..tasks import Task, load_task
-from ..tracking import MetricsCallback, ProgressCallback, RunDirectory, wandb_environment
+from ..tracking import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, wandb_environment
 
 
 def task_of(config: RunConfig) -> Task:
@@ -105,7 +105,10 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(TransformersProgressCallback)
     trainer.add_callback(MetricsCallback(run, tensorboard=config.tracking.tensorboard))
-    trainer.add_callback(ProgressCallback(description))
+    if config.tracking.print_metrics:
+        trainer.add_callback(PrintMetricsCallback(description.lower()))
+    else:
+        trainer.add_callback(ProgressCallback(description))
     checkpoint = run.last_checkpoint() if resume else None
     if checkpoint is not None and is_finished(checkpoint) and run.model_dir.is_dir():
         return run  # the Trainer would take one more step
