@@ -2,7 +2,7 @@
 
 `transformers.generate` keeps every row until the longest completion ends. When lengths vary, as they do in
 reinforcement learning, most of that work is thrown away. Here the key-value cache drops finished rows, and the
-completions of one prompt share one prefill.
+completions of one prompt share one prefill. vllm_sampling.py has the twin for vLLM.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ class Completion:
     token_ids: list[int]
     logprobs: list[float]
     finished: bool
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError for a number of samples, tokens or rows that is below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} = {size} must be at least 1.")
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -134,9 +141,7 @@ def sample(
     `batch_size` bounds the rows in flight. The same seed gives the same completions; without one, torch's global random
     state decides. The model is left in the mode (training or evaluation) in which it came.
     """
-    if num_samples < 1 or max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"num_samples={num_samples}, max_new_tokens={max_new_tokens} and batch_size={batch_size} must "
-                         "each be at least 1.")
+    check_sizes(num_samples=num_samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     ends = end_token_ids(model, tokenizer)
     prompt_ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
