@@ -52,6 +52,17 @@ def new_adapter(model: PreTrainedModel | PeftModel, config: RunConfig) -> LoraCo
     return None if isinstance(model, PeftModel) else lora_config(config.model)
 
 
+def train_in_float32(model: PreTrainedModel | PeftModel) -> None:
+    """Keep the weights that are trained in float32, whatever the model's dtype: 16 bits round small updates away.
+
+    Forward passes stay in the model's dtype (autocast). TRL puts adapters on a 4-bit base in bfloat16, which a GPU without
+    bfloat16 could not unscale. On the CPU tiers everything is float32 already.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
 def steps_per_rollout(arguments: GRPOConfig) -> int:
     """Return after how many optimiser steps a new rollout falls together with a new step."""
     micro_batches = arguments.steps_per_generation * arguments.num_iterations
@@ -102,6 +113,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
 
     With `resume`, the run goes on from its last complete checkpoint, or starts where there is none yet.
     """
+    train_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(TransformersProgressCallback)
     trainer.add_callback(MetricsCallback(run, tensorboard=config.tracking.tensorboard))
