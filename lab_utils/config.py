@@ -160,7 +160,8 @@ class EvaluationSettings:
     temperature: NonNegative = 0.0  # 0: greedy
     top_p: Share = 1.0
     max_new_tokens: Count = 512
-    batch_size: Count = 64
+    use_vllm: bool = False  # where it is installed; transformers answers otherwise
+    batch_size: Count = 64  # completions at once, without vLLM
     limit: Count | None = None  # at most this many test questions; null: all
     seed: CountOrZero = 0
 

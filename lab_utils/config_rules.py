@@ -231,6 +231,9 @@ def _model_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
         yield _problem(config, "model.lora", "given with load_in_4bit: weights in 4 bits cannot be trained", LORA)
     if model.dtype == "float16" and model.lora is None:
         yield _problem(config, "model.lora", "given with dtype float16, in which small updates are lost", LORA)
+    if config.evaluation.use_vllm and (tier.gpus == 0 or model.load_in_4bit):
+        why = f"{where}: vLLM needs a GPU" if tier.gpus == 0 else "with model.load_in_4bit: vLLM merges adapters"
+        yield _problem(config, "evaluation.use_vllm", f"false {why}", "false")
     for stage in ("grpo", "ppo"):
         settings = getattr(config, stage)
         if settings.use_vllm and tier.gpus == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
+from trl.import_utils import is_vllm_available
 
+from . import vllm_sampling
 from .answers import parse_number
 from .config import RunConfig
 from .generation import Completion, sample
@@ -368,6 +370,7 @@ def evaluate(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 256,
+    sampler: Callable[..., list[list[Completion]]] = sample,
 ) -> Evaluation:
     """Ask the model every question of `dataset` (rows of `task.dataset`) and judge the answers with the task.
 
@@ -375,6 +378,7 @@ def evaluate(
         num_samples: completions per question; pass@k needs at least k.
         temperature: 0 for greedy decoding, with which one sample says it all.
         batch_size: completions in flight at once.
+        sampler: `generation.sample`, or `vllm_sampling.sample` with a vLLM engine as the model.
 
     Raises:
         ValueError: several samples of a greedy answer, or no questions.
@@ -385,13 +389,14 @@ def evaluate(
     settings = {
         "task": task.name, "response_format": task.response_format, "num_samples": num_samples,
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+        "sampler": f"{sampler.__module__}.{sampler.__name__}",
     }  # fmt: skip
     completions: list[list[Completion]] = []
     at_once = max(1, batch_size // num_samples)
     with tqdm(total=len(rows), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
         for start in range(0, len(rows), at_once):
             prompts = [row["prompt"] for row in rows[start : start + at_once]]
-            completions += sample(
+            completions += sampler(
                 model,
                 tokenizer,
                 prompts,
@@ -451,18 +456,17 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evalua
     limits = [limit for limit in (config.task.test_limit, config.evaluation.limit) if limit is not None]
     dataset = task.dataset("test", limit=min(limits, default=None), source=config.task.source)
     settings = config.evaluation
-    evaluation = evaluate(
-        load_model(model, config.model),
-        load_tokenizer(model),
-        task,
-        dataset,
-        num_samples=settings.num_samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-    )
+    how = {name: getattr(settings, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_p", "seed")}
+    tokenizer = load_tokenizer(model)
+    if settings.use_vllm and is_vllm_available():
+        with vllm_sampling.vllm_engine(model, config.model) as engine:
+            evaluation = evaluate(engine, tokenizer, task, dataset, batch_size=len(dataset) * settings.num_samples,
+                                  sampler=vllm_sampling.sample, **how)
+    else:
+        if settings.use_vllm:
+            print("evaluation.use_vllm is on, and vLLM is not installed: transformers answers, which takes longer.")
+        policy = load_model(model, config.model)
+        evaluation = evaluate(policy, tokenizer, task, dataset, batch_size=settings.batch_size, **how)
     if model != str(source):
         evaluation.save(RunDirectory(source).evaluation_path)
     return evaluation

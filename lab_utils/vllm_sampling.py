@@ -6,7 +6,6 @@ through here: TRL runs its own vLLM (`use_vllm`), which it keeps supplied with t
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
     from vllm import LLM
 
     from .config import ModelSettings
-
-
-def is_available() -> bool:
-    """Say whether vLLM is installed."""
-    return importlib.util.find_spec("vllm") is not None
 
 
 @contextmanager

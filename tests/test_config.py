@@ -302,6 +302,7 @@ def test_configurations_cannot_be_changed_in_place():
         (["model.load_in_4bit=true", "model.lora={}"], ["model.load_in_4bit = True", "GPU"]),
         (["grpo.use_vllm=true"], ["grpo.use_vllm = True", "GPU"]),
         (["ppo.use_vllm=true"], ["ppo.use_vllm = True", "GPU"]),
+        (["evaluation.use_vllm=true"], ["evaluation.use_vllm = True", "GPU"]),
         (["model.attn_implementation=flash_attention_2"], ["flash_attention_2", "sdpa"]),
     ],
 )
@@ -325,6 +326,7 @@ def test_a_wrong_override_is_explained(overrides, parts):
         ("gsm8k-grpo", "a10g", {"grpo.steps_per_generation": 3}, ["4 × steps_per_generation 3", "12 completions"]),
         ("countdown-ppo", "a10g", ["ppo.batch_size=12"], ["ppo.batch_size = 12", "4 × 2 = 8", "would do: 16"]),
         ("gsm8k-sft-ppo", "a10g", ["ppo.use_vllm=true"], ["ppo.use_vllm = True", "load_in_4bit", "vLLM"]),
+        ("gsm8k-sft-ppo", "a10g", ["evaluation.use_vllm=true"], ["evaluation.use_vllm = True", "load_in_4bit"]),
         ("gsm8k-sft-ppo", "a10g", ["model.lora=null"], ["model.lora = None", "4 bits", "{r: 16"]),
         ("gsm8k-grpo", "t4", ["model.lora=null"], ["model.lora = None", "float16"]),
         ("gsm8k-grpo", "t4", ["model.dtype=bfloat16"], ["model.dtype = 'bfloat16'", "'t4'", "float16"]),

@@ -100,5 +100,5 @@ def test_top_p_keeps_the_smallest_sufficient_set():
 
 
 def test_bad_arguments_are_named(model, tokenizer, prompts):
-    with pytest.raises(ValueError, match="num_samples=0"):
+    with pytest.raises(ValueError, match="num_samples = 0 must be at least 1"):
         sample(model, tokenizer, prompts, num_samples=0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.import_utils import is_vllm_available
 
-from ..config import RunConfig
+from ..config import ConfigError, RLSettings, RunConfig
 from ..generation import rollout
 from ..models import load_model, load_tokenizer
 from ..tasks import Task, completion_text
@@ -38,10 +40,24 @@ ROWS = 32  # completions in one forward pass on the CPU
 
 def grpo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
     """Translate a run's `grpo` settings and reward weights to TRL's configuration."""
-    names = COPIED + (VLLM_COPIED if config.grpo.use_vllm else ())
     return checkpoint_between_rollouts(
-        GRPOConfig(**trainer_arguments(config, run, config.grpo, names), warmup_steps=config.grpo.warmup_ratio,
-                   reward_weights=list(config.rewards.values())))
+        GRPOConfig(**trainer_arguments(config, run, config.grpo, COPIED), **vllm_arguments(config.grpo),
+                   warmup_steps=config.grpo.warmup_ratio, reward_weights=list(config.rewards.values())))
+
+
+def vllm_arguments(settings: RLSettings) -> dict[str, Any]:
+    """Return TRL's settings of vLLM, none without it. vLLM has room for the longest prompt and completion."""
+    if not settings.use_vllm:
+        return {}
+    arguments = {name: getattr(settings, name) for name in VLLM_COPIED}
+    return arguments | {"vllm_max_model_length": settings.max_prompt_length + settings.max_completion_length}
+
+
+def check_vllm(settings: RLSettings) -> None:
+    """Raise ConfigError where a run is to generate with vLLM and it is not installed."""
+    if settings.use_vllm and not is_vllm_available():
+        raise ConfigError("use_vllm = True, and vLLM is not installed. Install it with bash setup/create_env.sh (Linux "
+                          "with an NVIDIA GPU), or sample without it: --set grpo.use_vllm=false or ppo.use_vllm=false.")
 
 
 class RecordingGRPOTrainer(GRPOTrainer):
@@ -49,6 +65,8 @@ class RecordingGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args, task: Task, run: RunDirectory, log_completions_steps: int, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.use_vllm:  # it reads a checkpoint's own end token only, and a chat turn may end with another
+            self.vllm_generation.generation_kwargs["stop_token_ids"] = self.eos_token_ids
         self.task, self.run, self.log_completions_steps = task, run, log_completions_steps
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -125,6 +143,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     Returns:
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder.
     """
+    check_vllm(config.grpo)
     task = task_of(config)
     start = model or config.model.name
     tokenizer = load_tokenizer(start)

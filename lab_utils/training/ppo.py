@@ -37,7 +37,7 @@ from .common import (
     task_of,
     trainer_arguments,
 )
-from .grpo import VLLM_COPIED, RecordingGRPOTrainer
+from .grpo import RecordingGRPOTrainer, check_vllm, vllm_arguments
 
 COPIED = ("learning_rate", "lr_scheduler_type", "max_grad_norm", "num_train_epochs", "max_steps",
           "gradient_accumulation_steps", "num_generations", "max_completion_length", "temperature", "top_p", "beta",
@@ -338,9 +338,9 @@ def ppo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
     optimiser steps a rollout.
     """
     ppo = config.ppo
-    names = COPIED + (VLLM_COPIED if ppo.use_vllm else ())
     return checkpoint_between_rollouts(GRPOConfig(
-        **trainer_arguments(config, run, ppo, names),
+        **trainer_arguments(config, run, ppo, COPIED),
+        **vllm_arguments(ppo),
         warmup_steps=ppo.warmup_ratio,
         reward_weights=list(config.rewards.values()),
         per_device_train_batch_size=ppo.mini_batch_size,
@@ -382,6 +382,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder. The critic is there too,
         as value_head.safetensors; loading the model does not need it.
     """
+    check_vllm(config.ppo)
     start = model or config.model.name
     load_tokenizer(start)  # a model that is not there is named before anything is written
     run = RunDirectory.create(config, output_dir, resume)
