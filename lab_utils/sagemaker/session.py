@@ -41,8 +41,8 @@ def connect(region: str | None, bucket: str) -> Session:
 
     boto_session = boto3.Session(region_name=known_region(region))
     if boto_session.get_credentials() is None:
-        raise SageMakerError("No AWS credentials were found. Run 'aws configure' or 'aws sso login', or set AWS_PROFILE. "
-                             "Without an account, --dry-run shows every request.")
+        raise SageMakerError("No AWS credentials were found. Run 'aws configure' or 'aws sso login', or set "
+                             "AWS_PROFILE. Without an account, --dry-run shows every request.")
     return _session_class()(boto_session, bucket)
 
 
@@ -80,7 +80,7 @@ def require_sdk() -> None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            raise SageMakerError(f"The SageMaker SDK (version 3) is not installed: there is no module {module}. {INSTALL}")
+            raise SageMakerError(f"The SageMaker SDK 3 is not installed (there is no module {module}). Run: {INSTALL}")
     os.environ.setdefault(VALIDATE_ROLE, "false")
 
 
