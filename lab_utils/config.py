@@ -213,6 +213,8 @@ class Tier:
     description: str
     gpus: CountOrZero  # each is trained on by a process of its own
     memory_gb: Positive  # of one GPU, or of the machine where gpus is 0
+    tflops: Positive | None = None  # peak rate of one GPU in half precision (dense), from its data sheet
+    bandwidth: Positive | None = None  # GB/s between one GPU and its memory, from its data sheet
     based_on: str | None = None  # another tier, whose settings this one changes
     base_model_needs_sft: bool = False  # an sft stage is put first where the recipe has none
     set: dict[str, Any] = field(default_factory=dict)
