@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from .config_rules import ConfigError, Rule, build, check_known, problems
+from .environment import is_installed
 
 __all__ = ["ConfigError", "RunConfig", "Tier", "detect_hardware", "hardware_names", "load", "load_tier", "recipe_names"]
 
@@ -250,17 +251,20 @@ def load(
     Raises:
         ConfigError: a name does not exist, or a value has the wrong type or range or does not fit the others.
     """
-    reason = "chosen by name"
+    reason, found = "chosen by name", {}
     if hardware == "auto":
         hardware, reason = detect_hardware()
     tier = load_tier(hardware)
+    if reason != "chosen by name" and tier.gpus and not is_installed("vllm"):
+        found = {stage: {"use_vllm": False} for stage in ("grpo", "ppo", "evaluation")}
+        reason += "; vLLM is not installed, so transformers samples, more slowly"
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{check_known('recipe', str(recipe), recipe_names())}.yaml"
     changes = _nested(overrides or {})
 
     values: dict[str, Any] = {}
-    for layer in (_read_yaml(path), *tier.layers(path.stem), changes):
+    for layer in (_read_yaml(path), *tier.layers(path.stem), found, changes):
         for key in ("recipe", "hardware", "hardware_reason"):
             if key in layer:
                 raise ConfigError(f"{key} = {layer[key]!r} cannot be set here, only by load(recipe, hardware) or "

@@ -7,13 +7,17 @@ Uses the standard library only (and torch, where it is installed), so that it al
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REQUIREMENTS = REPOSITORY / "setup" / "requirements"
@@ -50,6 +54,84 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise ConfigError, with the next step, where this machine cannot run a configuration: called before training.
+
+    On a tier with GPUs: that torch can use them, their number and memory, bfloat16, the processes, vLLM and bitsandbytes,
+    and that the run is estimated to fit.
+    """
+    from . import estimate
+    from .config import ConfigError, load_tier
+
+    tier = load_tier(config.hardware)
+    if tier.gpus == 0:
+        return
+    import torch
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not torch.cuda.is_available():
+        raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and {_why_no_gpu()}")
+    visible = torch.cuda.device_count()
+    if visible < tier.gpus:
+        raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and torch sees {visible}. "
+                          "Choose --hardware auto, or check CUDA_VISIBLE_DEVICES and nvidia-smi.")
+    if visible > 1 == tier.gpus:  # transformers would split every batch over all of them
+        raise ConfigError(f"The hardware tier {tier.name} trains on 1 GPU, and torch sees {visible}. Show it one: put "
+                          "CUDA_VISIBLE_DEVICES=0 before the command.")
+    if processes != tier.processes:
+        launch = (f"accelerate launch --config_file setup/accelerate/{tier.name}.yaml" if tier.gpus > 1 else "python")
+        raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}. "
+                          f"Start with: {launch} scripts/train.py ...")
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    found = f"the {properties.name} here"
+    if properties.total_memory / 1e9 < estimate.HEADROOM * tier.memory_gb:
+        raise ConfigError(f"The hardware tier {tier.name} is for GPUs of {tier.memory_gb:g} GB, and {found} has "
+                          f"{properties.total_memory / 1e9:.1f} GB. Choose --hardware auto, or the tier below it.")
+    if config.model.dtype == "bfloat16" and properties.major < 8:
+        raise ConfigError(f"model.dtype = 'bfloat16' needs a GPU of the Ampere generation or newer, and {found} has compute "
+                          f"capability {properties.major}.{properties.minor}. Choose --hardware t4.")
+    for stage in config.stages:
+        if stage != "sft" and getattr(config, stage).use_vllm and not is_installed("vllm"):
+            raise ConfigError(f"{stage}.use_vllm = True needs vLLM, which is not installed. Install it with "
+                              f"pip install -r setup/requirements/gpu.txt, or give --set {stage}.use_vllm=false: "
+                              "transformers samples then, more slowly. With --hardware auto this is chosen for you.")
+    if config.model.load_in_4bit and not is_installed("bitsandbytes"):
+        raise ConfigError("model.load_in_4bit = True needs bitsandbytes, which is not installed. Install it with pip install "
+                          f"bitsandbytes=={read_pins(REQUIREMENTS / 'gpu.txt')['bitsandbytes']}, or give "
+                          "--set model.load_in_4bit=false.")
+    estimate.check_memory(config)
+    free = torch.cuda.mem_get_info()[0] / 1e9
+    for stage in config.stages:
+        needed = estimate.memory(config, stage).peak
+        if free < needed - estimate.OVERHEAD_GB:
+            raise ConfigError(f"{stage} needs about {needed:.1f} GB, and {found} has {free:.1f} GB free: another process holds "
+                              "the rest. Find it with nvidia-smi and stop it (a notebook's kernel, for example).")
+
+
+def _why_no_gpu() -> str:
+    """The reason in words why torch sees no GPU, and the next step."""
+    import torch
+
+    if torch.version.cuda is None:
+        return ("the installed torch is a build for CPUs. Choose --hardware cpu; on a machine with a GPU run "
+                "pip install -r setup/requirements/gpu.txt in a new environment.")
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # "The NVIDIA driver on your system is too old (found version 12020)"
+        reason = str(error).strip().splitlines()[0]
+        if "driver" in reason and "too old" in reason:
+            return (f"torch {torch.__version__} is built for CUDA {torch.version.cuda}: {reason} Update the driver "
+                    "(https://www.nvidia.com/drivers), or install a torch built for the CUDA version that nvidia-smi shows.")
+        return f"torch cannot use one: {reason} Choose --hardware cpu, or check the driver with nvidia-smi."
+    return "torch sees none. Choose --hardware cpu, or check CUDA_VISIBLE_DEVICES and nvidia-smi."
 
 
 def run_checks() -> list[Check]:
