@@ -251,20 +251,20 @@ def load(
     Raises:
         ConfigError: a name does not exist, or a value has the wrong type or range or does not fit the others.
     """
-    reason, found = "chosen by name", {}
+    reason, missing = "chosen by name", {}
     if hardware == "auto":
         hardware, reason = detect_hardware()
+        if load_tier(hardware).gpus and not is_installed("vllm"):
+            missing = {stage: {"use_vllm": False} for stage in ("grpo", "ppo")}
+            reason += "; vLLM is not installed, so transformers samples, which takes longer"
     tier = load_tier(hardware)
-    if reason != "chosen by name" and tier.gpus and not is_installed("vllm"):
-        found = {stage: {"use_vllm": False} for stage in ("grpo", "ppo", "evaluation")}
-        reason += "; vLLM is not installed, so transformers samples, more slowly"
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{check_known('recipe', str(recipe), recipe_names())}.yaml"
     changes = _nested(overrides or {})
 
     values: dict[str, Any] = {}
-    for layer in (_read_yaml(path), *tier.layers(path.stem), found, changes):
+    for layer in (_read_yaml(path), *tier.layers(path.stem), missing, changes):
         for key in ("recipe", "hardware", "hardware_reason"):
             if key in layer:
                 raise ConfigError(f"{key} = {layer[key]!r} cannot be set here, only by load(recipe, hardware) or "
@@ -308,8 +308,13 @@ def detect_hardware() -> tuple[str, str]:
     if gpus[0].major < 8:
         return "t4", f"{found}; GPUs before the Ampere generation have no bfloat16"
     if fitting[-1] == "a10g" and len(gpus) >= 4:
-        return "a10g-x4", f"{found}; start with: accelerate launch --num_processes 4 scripts/train.py ..."
+        return "a10g-x4", f"{found}; start with: {launch_command('a10g-x4')} ..."
     return fitting[-1], found + ("; show torch one of them by CUDA_VISIBLE_DEVICES=0" if len(gpus) > 1 else "")
+
+
+def launch_command(tier: str) -> str:
+    """How scripts/train.py is started on a tier of several GPUs: one process for each."""
+    return f"accelerate launch --config_file setup/accelerate/{tier}.yaml scripts/train.py"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def check_machine(config: RunConfig) -> None:
         return
     import torch
 
+    from .training.grpo import check_vllm
+
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
         raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and {_why_no_gpu()}")
@@ -96,24 +98,22 @@ def check_machine(config: RunConfig) -> None:
         raise ConfigError(f"The hardware tier {tier.name} is for GPUs of {tier.memory_gb:g} GB, and {found} has "
                           f"{properties.total_memory / 1e9:.1f} GB. Choose --hardware auto, or the tier below it.")
     if config.model.dtype == "bfloat16" and properties.major < 8:
-        raise ConfigError(f"model.dtype = 'bfloat16' needs a GPU of the Ampere generation or newer, and {found} has compute "
-                          f"capability {properties.major}.{properties.minor}. Choose --hardware t4.")
+        raise ConfigError(f"model.dtype = 'bfloat16' needs a GPU of the Ampere generation or newer, and {found} has "
+                          f"compute capability {properties.major}.{properties.minor}. Choose --hardware t4.")
     for stage in config.stages:
-        if stage != "sft" and getattr(config, stage).use_vllm and not is_installed("vllm"):
-            raise ConfigError(f"{stage}.use_vllm = True needs vLLM, which is not installed. Install it with "
-                              f"pip install -r setup/requirements/gpu.txt, or give --set {stage}.use_vllm=false: "
-                              "transformers samples then, more slowly. With --hardware auto this is chosen for you.")
+        if stage != "sft":
+            check_vllm(getattr(config, stage))
     if config.model.load_in_4bit and not is_installed("bitsandbytes"):
-        raise ConfigError("model.load_in_4bit = True needs bitsandbytes, which is not installed. Install it with pip install "
-                          f"bitsandbytes=={read_pins(REQUIREMENTS / 'gpu.txt')['bitsandbytes']}, or give "
-                          "--set model.load_in_4bit=false.")
+        pin = read_pins(REQUIREMENTS / "gpu.txt")["bitsandbytes"]
+        raise ConfigError("model.load_in_4bit = True needs bitsandbytes, which is not installed. Install it with "
+                          f"pip install bitsandbytes=={pin}, or give --set model.load_in_4bit=false.")
     estimate.check_memory(config)
     free = torch.cuda.mem_get_info()[0] / 1e9
     for stage in config.stages:
         needed = estimate.memory(config, stage).peak
         if free < needed - estimate.OVERHEAD_GB:
-            raise ConfigError(f"{stage} needs about {needed:.1f} GB, and {found} has {free:.1f} GB free: another process holds "
-                              "the rest. Find it with nvidia-smi and stop it (a notebook's kernel, for example).")
+            raise ConfigError(f"{stage} needs about {needed:.1f} GB, and {found} has {free:.1f} GB free: another process "
+                              "holds the rest. Find it with nvidia-smi and stop it (a notebook's kernel, for example).")
 
 
 def _why_no_gpu() -> str:
@@ -125,11 +125,11 @@ def _why_no_gpu() -> str:
                 "pip install -r setup/requirements/gpu.txt in a new environment.")
     try:
         torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:  # "The NVIDIA driver on your system is too old (found version 12020)"
-        reason = str(error).strip().splitlines()[0]
+    except RuntimeError as error:  # such as "The NVIDIA driver on your system is too old (found version 12020). ..."
+        reason = str(error).strip().split(". ")[0] + "."
         if "driver" in reason and "too old" in reason:
             return (f"torch {torch.__version__} is built for CUDA {torch.version.cuda}: {reason} Update the driver "
-                    "(https://www.nvidia.com/drivers), or install a torch built for the CUDA version that nvidia-smi shows.")
+                    "(nvidia.com/drivers), or install a torch built for the CUDA version that nvidia-smi shows.")
         return f"torch cannot use one: {reason} Choose --hardware cpu, or check the driver with nvidia-smi."
     return "torch sees none. Choose --hardware cpu, or check CUDA_VISIBLE_DEVICES and nvidia-smi."
 

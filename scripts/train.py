@@ -12,6 +12,7 @@ and no traceback, where something that you gave cannot work.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import os
 import sys
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 import lab_utils
 from lab_utils import config as configuration
 from lab_utils.config import ConfigError, RunConfig
+from lab_utils.environment import check_machine
 
 if TYPE_CHECKING:
     from lab_utils.evaluation import Evaluation
@@ -62,25 +64,6 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
     return configuration.load(arguments.recipe, arguments.hardware, overrides)
 
 
-def check_machine(config: RunConfig) -> None:
-    """Raise ConfigError where the tier needs GPUs or processes that are not there."""
-    tier = configuration.load_tier(config.hardware)
-    if tier.gpus == 0:
-        return
-    import torch
-
-    visible, processes = torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE", "1"))
-    if visible < tier.gpus:
-        raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and torch sees {visible}. "
-                          "Choose --hardware cpu or auto, or check the driver with nvidia-smi.")
-    if visible > 1 == tier.gpus:  # transformers would split every batch over all of them
-        raise ConfigError(f"The hardware tier {tier.name} trains on 1 GPU, and torch sees {visible}. Show it one: put "
-                          "CUDA_VISIBLE_DEVICES=0 before the command.")
-    if processes != tier.processes:
-        raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}. "
-                          f"Start with: accelerate launch --num_processes {tier.processes} scripts/train.py ...")
-
-
 def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
     """Raise where results would be overwritten or cannot be written. Run directories of other stages may be there."""
     try:
@@ -118,8 +101,16 @@ def run(argv: list[str] | None) -> None:
     arguments = parse_arguments(argv)
     config = load_config(arguments)
     output_dir = arguments.output_dir or Path("outputs") / config.recipe
-    print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
-    check_machine(config)
+    first_process = os.environ.get("RANK", "0") == "0"
+    if first_process:
+        print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
+    start = arguments.model or config.model.name  # what must fit
+    sized = dataclasses.replace(config, model=dataclasses.replace(config.model, name=start))
+    check_machine(sized)
+    if first_process and configuration.load_tier(config.hardware).gpus:
+        from lab_utils import estimate
+
+        print(f"Estimated, untested on hardware:\n{estimate.describe(sized)}")
 
     if arguments.evaluate_only:
         last = output_dir / config.stages[-1]
@@ -133,7 +124,6 @@ def run(argv: list[str] | None) -> None:
                               "or a model as --model.")
         return
 
-    first_process = os.environ.get("RANK", "0") == "0"
     if first_process:  # the others would find what this one has written by then
         check_output(output_dir, config.stages, arguments.resume)
     from lab_utils.tasks import load_task  # imported late, like all that takes seconds

@@ -403,9 +403,16 @@ def test_auto_chooses_a_tier_and_says_why(monkeypatch, gpus, tier, reason):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(properties))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(properties))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties[i])
+    monkeypatch.setattr(config, "is_installed", lambda package: True)
     loaded = load("gsm8k-grpo")
     assert loaded.hardware == tier
     assert loaded.hardware_reason.startswith("auto: ") and reason in loaded.hardware_reason
+    assert loaded.grpo == load("gsm8k-grpo", tier).grpo
+
+    monkeypatch.setattr(config, "is_installed", lambda package: False)
+    without = load("gsm8k-grpo")
+    assert not without.grpo.use_vllm and ("vLLM is not installed" in without.hardware_reason) == bool(properties != []
+                                                                                                   and tier != "cpu")
 
 
 def test_tiers_say_what_they_are():

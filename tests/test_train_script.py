@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab_utils.config import RunConfig
+from lab_utils.config import ConfigError, RunConfig
 from lab_utils.models import TINY_MODEL
 from lab_utils.tracking import RunDirectory
 
@@ -146,17 +146,20 @@ def test_an_output_directory_that_cannot_be_written(calls, tmp_path, capsys):
     assert capsys.readouterr().err.count("Cannot write to the output directory") == 2 and calls == []
 
 
-def test_a_gpu_tier_needs_its_gpus_and_processes(calls, tmp_path, capsys, monkeypatch):
-    import torch
+def test_a_machine_that_cannot_run_the_tier_is_refused_before_anything_is_trained(calls, tmp_path, capsys, monkeypatch):
+    def refuse(config):
+        raise ConfigError(f"no GPU for {config.model.name} on {config.hardware}")
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert train("--output-dir", tmp_path, "--hardware", "a10g") == 2
-    assert "needs 1 CUDA GPU(s), and torch sees 0" in capsys.readouterr().err
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert train("--output-dir", tmp_path, "--hardware", "a10g-x4") == 2
-    assert "accelerate launch --num_processes 4" in capsys.readouterr().err
-    assert train("--output-dir", tmp_path, "--hardware", "a10g") == 2
-    assert "CUDA_VISIBLE_DEVICES=0" in capsys.readouterr().err and calls == []
+    monkeypatch.setattr(train_script, "check_machine", refuse)
+    assert train("--output-dir", tmp_path, "--hardware", "a10g", "--model", "other/model") == 2
+    assert "no GPU for other/model on a10g" in capsys.readouterr().err and calls == []
+
+
+def test_a_gpu_run_says_what_it_will_take(calls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_script, "check_machine", lambda config: None)
+    assert train("--output-dir", tmp_path, "--hardware", "a10g", "--set", "task.source=synthetic") == 0
+    printed = capsys.readouterr().out
+    assert "untested on hardware" in printed and "grpo: about" in printed and "vLLM 7.2" in printed
 
 
 def test_errors_that_are_not_the_learners_keep_their_traceback(calls, tmp_path, monkeypatch):
