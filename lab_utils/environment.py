@@ -68,7 +68,7 @@ def check_machine(config: RunConfig) -> None:
     and that the run is estimated to fit.
     """
     from . import estimate
-    from .config import ConfigError, load_tier
+    from .config import ConfigError, launch_command, load_tier
 
     tier = load_tier(config.hardware)
     if tier.gpus == 0:
@@ -88,9 +88,9 @@ def check_machine(config: RunConfig) -> None:
         raise ConfigError(f"The hardware tier {tier.name} trains on 1 GPU, and torch sees {visible}. Show it one: put "
                           "CUDA_VISIBLE_DEVICES=0 before the command.")
     if processes != tier.processes:
-        launch = (f"accelerate launch --config_file setup/accelerate/{tier.name}.yaml" if tier.gpus > 1 else "python")
+        start = launch_command(tier.name) if tier.gpus > 1 else "python scripts/train.py"
         raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}. "
-                          f"Start with: {launch} scripts/train.py ...")
+                          f"Start with: {start} ...")
 
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     found = f"the {properties.name} here"
