@@ -22,6 +22,8 @@ from ..config import RunConfig
 from ..models import lora_config
 from ..tasks import Task, load_task
 from ..tracking import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, wandb_environment
+from . import TrainingStopped
+from .stopping import StopOnSIGTERM
 
 
 def task_of(config: RunConfig) -> Task:
@@ -112,6 +114,9 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     """Train with the workshop's progress bar and metrics file, then save model and tokenizer in RUN/model.
 
     With `resume`, the run goes on from its last complete checkpoint, or starts where there is none yet.
+
+    Raises:
+        TrainingStopped: SIGTERM came; the run has a checkpoint of its last step.
     """
     train_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
@@ -121,11 +126,20 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
         trainer.add_callback(PrintMetricsCallback(description.lower()))
     else:
         trainer.add_callback(ProgressCallback(description))
+    rollout = steps_per_rollout(trainer.args) if isinstance(trainer.args, GRPOConfig) else 1
+    stop = StopOnSIGTERM(every=math.lcm(rollout, int(trainer.args.logging_steps)))
+    trainer.add_callback(stop)
     checkpoint = run.last_checkpoint() if resume else None
     if checkpoint is not None and is_finished(checkpoint) and run.model_dir.is_dir():
         return run  # the Trainer would take one more step
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(str(run.model_dir))
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = trainer.state
+    if not stop.stopped or state.global_step == state.max_steps:
+        trainer.save_model(str(run.model_dir))
+    if stop.stopped:
+        raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
+                              f"{state.max_steps}. That step is saved in {run.checkpoints_dir}: go on with --resume.")
     return run
 
 

@@ -1,0 +1,56 @@
+"""Stopping in time: SIGTERM ends training after a checkpoint, from which a resumed run goes on as if nothing had been.
+
+SageMaker sends it two minutes before it takes a spot instance back, and when a job is stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import TrainerCallback
+
+
+class StopOnSIGTERM(TrainerCallback):
+    """Saves a checkpoint and stops at the first step after SIGTERM that is a multiple of `every`.
+
+    Args:
+        every: steps between two from which a resumed run has the same metrics: whole rollouts, whole logging periods.
+
+    `stopped` says afterwards whether it did. Of several processes any may get the signal; all stop at the same step.
+    """
+
+    requested = False  # of this process, not of one trainer: the signal may come between two stages
+
+    def __init__(self, every: int):
+        self.every = every
+        self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM as a request while the block runs. Elsewhere it ends the process at once: nothing is lost."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        requested = torch.tensor(float(StopOnSIGTERM.requested), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
+        if requested:
+            self.stopped = control.should_save = control.should_training_stop = True
+            StopOnSIGTERM.requested = False
+
+    @staticmethod
+    def _request(signum, frame):
+        StopOnSIGTERM.requested = True
