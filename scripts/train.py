@@ -6,7 +6,7 @@
     python scripts/train.py --recipe countdown-grpo --evaluate-only --output-dir outputs/a
 
 Every stage has its own run directory, OUTPUT_DIR/sft, OUTPUT_DIR/grpo and so on. The exit status is 2, with one message
-and no traceback, where something that you gave cannot work.
+and no traceback, where something that you gave cannot work. SIGTERM ends training after a checkpoint, with status 0.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import lab_utils
 from lab_utils import config as configuration
 from lab_utils.config import ConfigError, RunConfig
 from lab_utils.environment import check_machine
+from lab_utils.training import TrainingStopped
 
 if TYPE_CHECKING:
     from lab_utils.evaluation import Evaluation
+    from lab_utils.tracking import RunDirectory
 
 STAGES = ("sft", "grpo", "ppo")
 
@@ -48,6 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, help="where the run directories go; outputs/RECIPE by default")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in --output-dir")
     parser.add_argument("--model", help="start model: a RUN/model folder, a Hub id or 'tiny'; default: the recipe's")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="write the last stage's model there as servers load "
+                        "it: merged, with its tokenizer")  # fmt: skip
     after = parser.add_mutually_exclusive_group()
     after.add_argument("--evaluate", action="store_true", help="evaluate the model of every stage when all are trained")
     after.add_argument("--evaluate-only", action="store_true", help="train nothing; evaluate --model, or else the last "
@@ -80,12 +84,14 @@ def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
                               "Continue the run in it with --resume, or choose another --output-dir.")
 
 
-def train(config: RunConfig, output_dir: Path, model: str | None, resume: bool) -> None:
+def train(config: RunConfig, output_dir: Path, model: str | None, resume: bool) -> RunDirectory:
+    """Train the stages and return the last one's run."""
     modules = [importlib.import_module(f"lab_utils.training.{stage}") for stage in config.stages]
     for stage, module in zip(config.stages, modules, strict=True):
         run = module.train(config, output_dir / stage, model=model, resume=resume)
         model = str(run.model_dir)
         print(f"{stage}: the trained model is in {model}")
+    return run
 
 
 def evaluate(config: RunConfig, source: Path | str) -> Evaluation:
@@ -129,7 +135,11 @@ def run(argv: list[str] | None) -> None:
     from lab_utils.tasks import load_task  # imported late, like all that takes seconds
 
     load_task(config.task.name, config.task.response_format).dataset("train", limit=1, source=config.task.source)
-    train(config, output_dir, arguments.model, arguments.resume)
+    trained = train(config, output_dir, arguments.model, arguments.resume)
+    if arguments.export and first_process:
+        from lab_utils.models import export_model
+
+        print(f"The merged model is in {export_model(trained.model_dir, arguments.export, config.model)}")
     if arguments.evaluate and first_process:
         for stage in config.stages:
             evaluate(config, output_dir / stage)
@@ -145,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except TrainingStopped as stopped:
+        print(stopped)
     return 0
 
 
