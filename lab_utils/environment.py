@@ -64,8 +64,8 @@ def is_installed(package: str) -> bool:
 def check_machine(config: RunConfig) -> None:
     """Raise ConfigError, with the next step, where this machine cannot run a configuration: called before training.
 
-    On a tier with GPUs: that torch can use them, their number and memory, bfloat16, the processes, vLLM and bitsandbytes,
-    and that the run is estimated to fit.
+    On a tier with GPUs: that torch can use them, their number and memory, bfloat16, the processes, vLLM and
+    bitsandbytes, and that the run is estimated to fit.
     """
     from . import estimate
     from .config import ConfigError, launch_command, load_tier
@@ -112,8 +112,8 @@ def check_machine(config: RunConfig) -> None:
     for stage in config.stages:
         needed = estimate.memory(config, stage).peak
         if free < needed - estimate.OVERHEAD_GB:
-            raise ConfigError(f"{stage} needs about {needed:.1f} GB, and {found} has {free:.1f} GB free: another process "
-                              "holds the rest. Find it with nvidia-smi and stop it (a notebook's kernel, for example).")
+            raise ConfigError(f"{stage} needs about {needed:.1f} GB, and {found} has {free:.1f} GB free: another "
+                              "process holds the rest. Find it with nvidia-smi and stop it (a notebook's kernel, say).")
 
 
 def _why_no_gpu() -> str:

@@ -57,8 +57,8 @@ def new_adapter(model: PreTrainedModel | PeftModel, config: RunConfig) -> LoraCo
 def train_in_float32(model: PreTrainedModel | PeftModel) -> None:
     """Keep the weights that are trained in float32, whatever the model's dtype: 16 bits round small updates away.
 
-    Forward passes stay in the model's dtype (autocast). TRL puts adapters on a 4-bit base in bfloat16, which the gradient
-    scaler of float16 cannot unscale. On the CPU tiers everything is float32 already.
+    Forward passes stay in the model's dtype (autocast). TRL puts adapters on a 4-bit base in bfloat16, which float16's
+    gradient scaler cannot unscale. On the CPU tiers everything is float32 already.
     """
     for weight in model.parameters():
         if weight.requires_grad:
