@@ -247,7 +247,8 @@ def hyperparameters(job: Job) -> dict[str, str]:
     """What the console and search show of a job. The container goes by job.yaml."""
     given = {"stages": ",".join(getattr(job, "stages", None) or ()), "limit": job.limit}
     given = {name: str(value) for name, value in given.items() if value}
-    overrides = dict(text.split("=", 1) for text in job.overrides)
+    # SageMaker's start script makes a shell variable of every name, and a dot in one ends the job
+    overrides = {key.replace(".", "-"): value for key, value in (text.split("=", 1) for text in job.overrides)}
     return {"recipe": job.recipe_name, "hardware": job.hardware, **given, **overrides}
 
 
