@@ -75,8 +75,6 @@ def check_machine(config: RunConfig) -> None:
         return
     import torch
 
-    from .training.grpo import check_vllm
-
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
         raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and {_why_no_gpu()}")
@@ -100,6 +98,8 @@ def check_machine(config: RunConfig) -> None:
     if config.model.dtype == "bfloat16" and properties.major < 8:
         raise ConfigError(f"model.dtype = 'bfloat16' needs a GPU of the Ampere generation or newer, and {found} has "
                           f"compute capability {properties.major}.{properties.minor}. Choose --hardware t4.")
+    from .training.grpo import check_vllm  # takes seconds
+
     for stage in config.stages:
         if stage != "sft":
             check_vllm(getattr(config, stage))
