@@ -75,7 +75,7 @@ class Cost:
         if self.price is None:
             return (f"Cost: the price of {self.where} is not known here; at most {self.ceiling_hours:g} hours. "
                     "`launch_sagemaker.py cost --refresh` asks AWS for it.")
-        lines = [f"Cost: {self.where}, {self.price.usd:.2f} USD an hour ({self.price.source})"]
+        lines = [f"Cost: {self.where}, {self.price.usd:g} USD an hour ({self.price.source})"]
         if self.hours:
             least, most = (hours * self.price.usd for hours in self.hours)
             lines.append(f"  expected  {self.hours[0]:g} to {self.hours[1]:g} hours, {least:.2f} to {most:.2f} USD")

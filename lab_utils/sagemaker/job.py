@@ -357,6 +357,11 @@ def follow(name: str, session: Session, on_line: Callable[[str], None] = print, 
         time.sleep(poll)
 
 
+def log_lines(name: str, session: Session) -> list[str]:
+    """The whole log of a job so far."""
+    return _new_log_lines(status(name, session), session, {})
+
+
 def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> list[str]:
     """The log lines of a job since the last call; `tokens` remembers where each stream stands."""
     logs = session.boto_session.client("logs")

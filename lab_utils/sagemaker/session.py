@@ -127,5 +127,5 @@ def _answer(requests: list[tuple[str, dict]], model: Any, params: dict, **kwargs
     if model.service_model.service_name == "sagemaker":
         body = json.loads(params["body"])
         requests.append((model.name, body))
-        answer = {"TrainingJobName": body.get("TrainingJobName"), "TrainingJobArn": "dry-run", "ResponseMetadata": {}}
+        answer = {**body, "ResponseMetadata": {}}  # the SDK describes what it has just created
     return AWSResponse(params["url"], 200, {}, None), answer

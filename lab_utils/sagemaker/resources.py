@@ -1,0 +1,177 @@
+"""What runs in the account and costs money, and how to stop and delete what the workshop has created."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import cost
+from .job import FINAL, PROJECT, JobStatus, bucket_and_key, status
+from .session import SageMakerError
+
+if TYPE_CHECKING:
+    from sagemaker.core.helper.session_helper import Session
+
+
+@dataclass(frozen=True)
+class Running:
+    """One thing that costs money by the hour."""
+
+    kind: str
+    name: str
+    state: str
+    instances: str  # "1 × ml.g5.xlarge"
+    hours: float  # since it was created
+    usd_per_hour: float | None
+    end_it: str  # how
+
+    def __str__(self) -> str:
+        usd = "price not known" if self.usd_per_hour is None else f"{self.usd_per_hour:.2f} USD an hour"
+        return (f"{self.kind} {self.name}: {self.state}, {self.instances}, for {self.hours:.1f} hours, {usd}\n"
+                f"    {self.end_it}")
+
+
+def running(session: Session) -> list[Running]:
+    """Everything on SageMaker in this region that costs money by the hour, the workshop's or not."""
+    client, region = session.sagemaker_client, session.boto_region_name
+
+    def pages(operation: str, key: str, **arguments: Any) -> Iterator[dict]:
+        for page in client.get_paginator(operation).paginate(**arguments):
+            yield from page[key]
+
+    def row(kind: str, name: str, state: str, created: datetime.datetime, used: dict[str, int], end_it: str) -> Running:
+        prices = {instance: cost.price(instance, region) for instance in used}
+        usd = sum(prices[i].usd * n for i, n in used.items()) if used and all(prices.values()) else None
+        hours = (datetime.datetime.now(datetime.timezone.utc) - created).total_seconds() / 3600
+        return Running(kind, name, state, ", ".join(f"{n} × {i}" for i, n in used.items()), hours, usd, end_it)
+
+    found = []
+    for job in pages("list_training_jobs", "TrainingJobSummaries"):
+        name, state, warm = job["TrainingJobName"], job["TrainingJobStatus"], job.get("WarmPoolStatus", {})
+        if state in FINAL and warm.get("Status") not in ("Available", "InUse"):
+            continue
+        used = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
+        if state in FINAL:
+            state, end_it = "warm pool", "ends by itself after --keep-alive-minutes"
+        else:
+            end_it = f"launch_sagemaker.py stop {name}"
+        found.append(row("training job", name, state, job["CreationTime"],
+                         {used["InstanceType"]: used["InstanceCount"]}, end_it))
+    for job in pages("list_processing_jobs", "ProcessingJobSummaries"):
+        name, state = job["ProcessingJobName"], job["ProcessingJobStatus"]
+        if state not in FINAL:
+            used = client.describe_processing_job(ProcessingJobName=name)["ProcessingResources"]["ClusterConfig"]
+            found.append(row("processing job", name, state, job["CreationTime"],
+                             {used["InstanceType"]: used["InstanceCount"]}, f"launch_sagemaker.py stop {name}"))
+    for endpoint in pages("list_endpoints", "Endpoints"):
+        name = endpoint["EndpointName"]
+        config = client.describe_endpoint(EndpointName=name)["EndpointConfigName"]
+        variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
+        used = {v["InstanceType"]: v["InitialInstanceCount"] for v in variants if "InstanceType" in v}  # not serverless
+        found.append(row("endpoint", name, endpoint["EndpointStatus"], endpoint["CreationTime"], used,
+                         f"launch_sagemaker.py delete {name}"))
+    for notebook in pages("list_notebook_instances", "NotebookInstances"):
+        name, state = notebook["NotebookInstanceName"], notebook["NotebookInstanceStatus"]
+        if state == "InService":
+            found.append(row("notebook instance", name, state, notebook["CreationTime"], {notebook["InstanceType"]: 1},
+                             f"aws sagemaker stop-notebook-instance --notebook-instance-name {name}"))
+    for app in pages("list_apps", "Apps"):
+        used = {app["ResourceSpec"]["InstanceType"]: 1} if "InstanceType" in app.get("ResourceSpec", {}) else {}
+        if app["Status"] == "InService" and used != {"system": 1}:
+            owner = app.get("SpaceName") or app.get("UserProfileName", "")
+            found.append(row("Studio app", f"{owner}/{app['AppName']}", "InService", app["CreationTime"], used,
+                             "stop the space in Studio, under Running instances"))
+    return found
+
+
+def stop(name: str, session: Session) -> JobStatus:
+    """Ask a job to stop: training writes a checkpoint first, and its outputs are kept."""
+    job = status(name, session)
+    if job.status in FINAL:
+        raise SageMakerError(f"{job}. There is nothing to stop.")
+    if job.kind == "training":
+        session.sagemaker_client.stop_training_job(TrainingJobName=name)
+    else:
+        session.sagemaker_client.stop_processing_job(ProcessingJobName=name)
+    return status(name, session)
+
+
+def delete(name: str, session: Session) -> list[str]:
+    """Delete an endpoint with its configuration and model, or a job with all that it has in S3 and its log.
+
+    Returns:
+        What was deleted, in words.
+
+    Raises:
+        SageMakerError: there is nothing of that name, or it is a job that has not ended.
+    """
+    done = _delete_endpoint(name, session)
+    if not done:
+        done = _delete_job(status(name, session), session)
+    return done
+
+
+def created(session: Session, prefix: str = PROJECT) -> list[str]:
+    """Names of the endpoints and jobs that the workshop has created: called PREFIX..., tagged project=rl-workshop."""
+    client, names = session.sagemaker_client, []
+    for operation, key, what in (("list_endpoints", "Endpoints", "Endpoint"),
+                                 ("list_endpoint_configs", "EndpointConfigs", "EndpointConfig"),
+                                 ("list_models", "Models", "Model"),
+                                 ("list_training_jobs", "TrainingJobSummaries", "TrainingJob"),
+                                 ("list_processing_jobs", "ProcessingJobSummaries", "ProcessingJob")):
+        for page in client.get_paginator(operation).paginate(NameContains=prefix):
+            for entry in page[key]:
+                tags = client.list_tags(ResourceArn=entry[f"{what}Arn"])["Tags"]
+                if {"Key": "project", "Value": PROJECT} in tags:
+                    names.append(entry[f"{what}Name"])
+    return list(dict.fromkeys(names))  # an endpoint, its configuration and its model share a name
+
+
+def _delete_endpoint(name: str, session: Session) -> list[str]:
+    client, done = session.sagemaker_client, []
+    for what, operation, argument in (("endpoint", client.delete_endpoint, "EndpointName"),
+                                      ("endpoint configuration", client.delete_endpoint_config, "EndpointConfigName"),
+                                      ("model", client.delete_model, "ModelName")):
+        try:
+            operation(**{argument: name})
+        except client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] not in ("ValidationException", "ResourceNotFound"):  # there is none
+                raise
+        else:
+            done.append(f"{what} {name}")
+    return done + _delete_log(f"/aws/sagemaker/Endpoints/{name}", "", session) if done else []
+
+
+def _delete_job(job: JobStatus, session: Session) -> list[str]:
+    if job.status not in FINAL:
+        raise SageMakerError(f"{job}. Stop it first: launch_sagemaker.py stop {job.name}")
+    done = []
+    s3 = session.boto_session.resource("s3")
+    for folder in sorted({uri.split(f"/{job.name}/")[0] + f"/{job.name}/" for uri in (*job.outputs, job.checkpoints)
+                          if uri and f"/{job.name}/" in uri}):  # checkpoints of another job stay
+        bucket, prefix = bucket_and_key(folder)
+        removed = sum(len(batch["Deleted"]) for batch in s3.Bucket(bucket).objects.filter(Prefix=prefix).delete())
+        done.append(f"{removed} files in {folder}")
+    done += _delete_log(f"/aws/sagemaker/{job.kind.capitalize()}Jobs", f"{job.name}/", session)
+    if job.kind == "training":
+        session.sagemaker_client.delete_training_job(TrainingJobName=job.name)
+    else:
+        session.sagemaker_client.delete_processing_job(ProcessingJobName=job.name)
+    return [*done, f"{job.kind} job {job.name}"]
+
+
+def _delete_log(group: str, prefix: str, session: Session) -> list[str]:
+    """Delete the log streams that begin with `prefix`, or the whole group where it is empty."""
+    logs = session.boto_session.client("logs")
+    try:
+        if not prefix:
+            logs.delete_log_group(logGroupName=group)
+            return [f"log {group}"]
+        streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=prefix)["logStreams"]
+        for stream in streams:
+            logs.delete_log_stream(logGroupName=group, logStreamName=stream["logStreamName"])
+        return [f"log {group}/{stream['logStreamName']}" for stream in streams]
+    except logs.exceptions.ResourceNotFoundException:
+        return []
