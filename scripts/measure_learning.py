@@ -2,6 +2,7 @@
 
     python scripts/measure_learning.py --recipe countdown-grpo --seeds 0 1 2 --controls --output-dir runs/measured
     python scripts/measure_learning.py --recipe countdown-ppo --seeds 0 1 2 --output-dir runs/measured
+    python scripts/measure_learning.py --recipe countdown-ppo --seeds 0 1 2 --tokens-of grpo --output-dir runs/measured
     python scripts/measure_learning.py --recipe gsm8k-grpo --seeds 0 --set grpo.max_steps=60 --output-dir runs/words
 
 Every model answers the same held-out problems, and every difference is to the SFT model of the same seed, paired by
@@ -10,6 +11,9 @@ problem. Two controls start from that SFT model as well:
     random reward   the same training, but right or wrong is decided by a coin instead of the task
     extra SFT       more of the same demonstrations, for as many seconds as the reinforcement learning took
 
+`--tokens-of grpo` compares two methods on one budget: the run ends with the rollout in which it has generated as many
+tokens as the GRPO run of the same seed, which started from the same SFT model and sees the same prompts in order.
+
 Runs lie in OUTPUT_DIR/TASK/seed-N: countdown-grpo and countdown-ppo share their SFT models. What is there already is
 not done again; after an interruption give the same command once more. Results: OUTPUT_DIR/learning-RECIPE.json, .png.
 """
@@ -17,21 +21,25 @@ not done again; after an interruption give the same command once more. Results: 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import TrainerCallback
 
 from lab_utils import rewards as reward_functions
 from lab_utils.config import ConfigError, RunConfig, load
-from lab_utils.evaluation import Evaluation, evaluate_run, readable, results_table
+from lab_utils.evaluation import Evaluation, evaluate_run, paired_bootstrap, readable, results_table
 from lab_utils.models import ModelLoadError
 from lab_utils.plotting import plot_training
 from lab_utils.tracking import RunDirectory, RunDirectoryError
+from lab_utils.training.common import steps_per_rollout
 from lab_utils.training.stages import TRAIN, finished_run
 
 CORRECTNESS = ("correctness_reward", "equation_reward", "numeric_match_reward")
@@ -45,6 +53,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--hardware", default="auto", help="the tier (default: auto)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--controls", action="store_true", help="also train the two controls")
+    parser.add_argument("--tokens-of", choices=("grpo", "ppo"), metavar="STAGE",
+                        help="generate as many tokens as this stage's run of the same seed (trained if missing)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="change a setting, such as evaluation.limit=1000; may be repeated")  # fmt: skip
     parser.add_argument("--output-dir", type=Path, required=True)
@@ -59,6 +69,44 @@ def random_reward(completions: list, **columns: Any) -> list[float]:
 def with_random_correctness(config: RunConfig) -> list[Callable]:
     """The reward functions of a run, its correctness reward replaced by the coin."""
     return [random_reward if name in CORRECTNESS else getattr(reward_functions, name) for name in config.rewards]
+
+
+def generated_tokens(run: RunDirectory) -> pd.Series:
+    """Tokens that a run of one process has generated up to the end of each rollout, by the rollout's first step."""
+    config = run.config()
+    if run.path.name.startswith("ppo"):
+        completions = config.ppo.batch_size
+    else:
+        grpo = config.grpo
+        completions = grpo.per_device_train_batch_size * (grpo.steps_per_generation or grpo.gradient_accumulation_steps)
+    return (run.metrics().set_index("step")["completions/mean_length"].dropna() * completions).cumsum()
+
+
+class StopAtTokens(TrainerCallback):
+    """Ends training after the rollout that comes closest to a number of generated tokens. Needs logging_steps = 1."""
+
+    def __init__(self, budget: float):
+        self.budget, self.generated, self.last = budget, 0.0, 0.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "completions/mean_length" in logs:  # the first step of a rollout
+            self.last = logs["completions/mean_length"] * args.per_device_train_batch_size * args.steps_per_generation
+            self.generated += self.last
+        if self.generated + self.last / 2 >= self.budget and state.global_step % steps_per_rollout(args) == 0:
+            control.should_training_stop = True
+
+
+def with_equal_tokens(config: RunConfig, runs: Path, stage: str, other: str) -> RunDirectory:
+    """The finished run STAGE-equal-tokens, which generates as many tokens as the run `other`; trained if missing."""
+    run = RunDirectory(runs / f"{stage}-equal-tokens")
+    if not run.model_dir.is_dir():
+        budget = generated_tokens(RunDirectory(runs / other)).iloc[-1]
+        settings = getattr(config, stage)
+        longer = dataclasses.replace(settings, max_steps=10 * settings.max_steps)  # the budget ends it
+        shutil.rmtree(run.path, ignore_errors=True)  # the tokens before an interruption would not be counted
+        config = dataclasses.replace(config, **{stage: longer})
+        TRAIN[stage](config, run.path, model=runs / "sft" / "model", callbacks=[StopAtTokens(budget)])
+    return run
 
 
 def control(path: Path, stage: str, config: RunConfig, **arguments: Any) -> RunDirectory:
@@ -97,8 +145,15 @@ def measure_seed(arguments: argparse.Namespace, seed: int) -> tuple[dict[str, Ev
     config = load(arguments.recipe, arguments.hardware, [*arguments.settings, f"seed={seed}"])
     stage = config.stages[-1]
     runs = arguments.output_dir / config.task.name / f"seed-{seed}"
-    done = {name.upper(): finished_run(config, runs, name) for name in ("sft", stage)}
+    done = {"SFT": finished_run(config, runs, "sft")}
     start = done["SFT"].model_dir
+    if arguments.tokens_of:
+        other = load(f"{config.task.name}-{arguments.tokens_of}", arguments.hardware,
+                     [*arguments.settings, f"seed={seed}"])  # fmt: skip
+        done[arguments.tokens_of.upper()] = finished_run(other, runs, arguments.tokens_of)
+        done[stage.upper()] = with_equal_tokens(config, runs, stage, arguments.tokens_of)
+    else:
+        done[stage.upper()] = finished_run(config, runs, stage)
     if arguments.controls:
         done["random reward"] = control(
             runs / f"{stage}-random", stage, config, model=start, reward_funcs=with_random_correctness(config)
@@ -117,6 +172,15 @@ def rows_of(seed: int, evaluations: dict[str, Evaluation], runs: dict[str, RunDi
     return table
 
 
+def curve_of(run: RunDirectory, label: str, seed: int) -> dict[str, Any]:
+    """Training curves of a run, one point a rollout: tokens generated so far, and what was sampled in that rollout."""
+    metrics = run.metrics().set_index("step")
+    tokens = generated_tokens(run)
+    columns = [name for name in ("accuracy", "explained_variance") if name in metrics]
+    return {"seed": seed, "model": label, "tokens": [round(count) for count in tokens],
+            **{name: metrics.loc[tokens.index, name].round(4).tolist() for name in columns}}  # fmt: skip
+
+
 def show(table: pd.DataFrame) -> str:
     """The table as text."""
     text = readable(table.set_index("model")).reset_index()
@@ -133,22 +197,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"stages = {config.stages} cannot be measured: sft and then grpo or ppo are needed. "
             "Add --set stages=[sft,grpo], or choose a tier that puts SFT first, such as cpu."
         )
-    tables, curves = [], {}
+    tables, trained, head_to_head = [], {}, []
     for seed in arguments.seeds:
         evaluations, runs = measure_seed(arguments, seed)
         tables.append(rows_of(seed, evaluations, runs))
-        for label in set(runs) - {"SFT", "extra SFT"}:
-            curves.setdefault(label, []).append(runs[label])
+        for label in runs.keys() - {"SFT", "extra SFT"}:
+            trained.setdefault(label, []).append(runs[label])
         print(f"\n{show(pd.concat(tables))}\n", flush=True)
+        if arguments.tokens_of:
+            first, second = arguments.tokens_of.upper(), config.stages[-1].upper()
+            paired = paired_bootstrap(evaluations[first].per_problem, evaluations[second].per_problem)
+            head_to_head.append({"seed": seed, "models": f"{second} less {first}", **paired._asdict()})
+            print(f"seed {seed}, {second} less {first}: {100 * paired.difference:+.1f} points "
+                  f"[{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]", flush=True)
     table = pd.concat(tables, ignore_index=True)
     path = arguments.output_dir / f"learning-{arguments.recipe}.json"
     content = {
         "recipe": config.recipe, "hardware": config.hardware, "settings": arguments.settings,
         "evaluation": config.to_dict()["evaluation"], "rows": json.loads(table.to_json(orient="records")),
+        "head_to_head": head_to_head,
+        "curves": [curve_of(run, label, seed) for label, runs in trained.items()
+                   for seed, run in zip(arguments.seeds, runs, strict=True)],
     }  # fmt: skip
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     figure = path.with_suffix(".png")
-    plot_training(curves, figure, metrics=("accuracy", "completions/mean_length", "attempts", "reward"), x="minutes")
+    plot_training(trained, figure, metrics=("accuracy", "completions/mean_length", "attempts", "reward"), x="minutes")
     means = table.groupby("model", sort=False)[["accuracy", "difference", "attempts", "tokens", "minutes"]].mean()
     print(f"Mean over {len(arguments.seeds)} seed(s):\n{means.round(3).to_string(na_rep='')}")
     print(f"\nWritten: {path} and {figure}")

@@ -70,6 +70,28 @@ def test_a_seed_is_measured_with_its_controls_and_not_done_twice(recipe, tmp_pat
     assert json.loads(path.read_text())["rows"] == rows
 
 
+@pytest.mark.component
+def test_ppo_gets_as_many_generated_tokens_as_grpo_has_used(tmp_path, capsys):
+    measure_learning.main([
+        "--recipe", "countdown-ppo", "--hardware", "smoke", "--seeds", "3", "--tokens-of", "grpo", "--output-dir",
+        str(tmp_path), "--set", "evaluation.limit=4", "--set", "grpo.max_steps=5", "--set", "ppo.ppo_epochs=2"])
+    content = json.loads((tmp_path / "learning-countdown-ppo.json").read_text())
+    assert [row["model"] for row in content["rows"]] == ["SFT", "GRPO", "PPO"]
+    tokens = {curve["model"]: curve["tokens"] for curve in content["curves"]}
+    assert len(tokens["GRPO"]) == 5
+    longest_rollout = max(b - a for curve in tokens.values() for a, b in zip([0, *curve], curve, strict=False))
+    assert abs(tokens["PPO"][-1] - tokens["GRPO"][-1]) <= longest_rollout / 2
+    run = RunDirectory(tmp_path / "countdown" / "seed-3" / "ppo-equal-tokens")
+    assert len(run.metrics()) == 2 * len(tokens["PPO"]), "both epochs of the last rollout are trained"
+    runs = tmp_path / "countdown" / "seed-3"
+    asked = [RunDirectory(runs / name).completions().query("step == 1")["question"].tolist()
+             for name in ("grpo", "ppo-equal-tokens")]  # fmt: skip
+    assert asked[0] == asked[1], "the same prompts"
+    (comparison,) = content["head_to_head"]
+    assert comparison["models"] == "PPO less GRPO"
+    assert comparison["low"] <= comparison["difference"] <= comparison["high"]
+
+
 def test_a_recipe_without_sft_cannot_be_measured(tmp_path):
     with pytest.raises(ConfigError, match=r"stages=\[sft,grpo\]"):
         measure_learning.main(["--recipe", "gsm8k-grpo", "--hardware", "a100", "--output-dir", str(tmp_path)])

@@ -164,7 +164,7 @@ expect(config, "and make more attempts", after["attempts"] > before["attempts"])
 # %%
 plot_training(
     {"GRPO": run}, figures / "06_health.png",
-    metrics=("entropy", "frac_reward_zero_std", "completions/clipped_ratio", "grad_norm"),
+    metrics=[name for name in ("entropy", "kl", "frac_reward_zero_std", "completions/clipped_ratio") if name in metrics],
 )  # fmt: skip
 
 # %% [markdown]
@@ -173,13 +173,18 @@ plot_training(
 # - **Entropy** is how undecided the policy is at a token. It can fall, as the policy settles on what pays, or rise
 #   for a while, if what pays is to go on searching where it used to stop. Fear a fall to almost nothing within a few
 #   steps: that is a collapse. All completions of a group become the same, and learning ends.
+# - **KL to the reference** is how far the policy has moved from the model it started from, in nats a token. `beta`
+#   times it is subtracted from what training maximises (notebook 05). It rises as the model learns; if it shoots up
+#   while the reward stands still, the policy drifts. Without a KL term (`beta` = 0, as in many recipes for larger
+#   models) no curve is drawn.
 # - **Groups without a signal** (your exercise) may rise in the end, because more and more groups are right
 #   throughout. Near 100% from the start means that nothing can be learned: the problems are too hard, or the reward
 #   never fires.
 # - **Responses cut off** reached the longest length and hold no answer. When lengths grow, watch this: a limit that
 #   is too low punishes searching, and a model that never stops wastes all of its tokens.
-# - **Gradient norm** should stay in one order of magnitude. Spikes together with a falling reward mean: lower the
-#   learning rate.
+#
+# `metrics.csv` has more, such as **grad_norm**: it should stay in one order of magnitude. Spikes together with a
+# falling reward mean: lower the learning rate.
 #
 # One more number is special here. The **clip ratio** is the share of tokens whose probability ratio has left 1 ± ε:
 
@@ -190,8 +195,8 @@ print(f"largest clip ratio of the run: {metrics['clip_ratio/region_mean'].max():
 # %% [markdown]
 # Where each rollout is used for one update only, the policy that learns *is* the policy that sampled: all ratios are
 # 1 and nothing is clipped. Clipping matters with several updates a rollout (`num_iterations`,
-# `steps_per_generation`). The loss is no guide either: it is near 0 by construction, as the advantages of a group add
-# up to 0.
+# `steps_per_generation`). The loss is no guide either: the advantages of a group add up to 0, so what you see of it is
+# little more than `beta` times the KL.
 #
 # ## Read what it wrote
 #
