@@ -371,6 +371,12 @@ def advice(config: RunConfig, stage: str) -> str:
     return f"This would fit: {as_options(needed)}"
 
 
+def first_saving(config: RunConfig, stage: str) -> str:
+    """Say what to try first where a stage ran out of memory although it was estimated to fit."""
+    saving = next(_savings(config, stage), None)
+    return f"This saves memory: {as_options([saving])}." if saving else "Take a smaller model or shorter completions."
+
+
 def as_options(savings: list[dict[str, Any]]) -> str:
     """Settings as options of train.py."""
     settings = {key: value for saving in savings for key, value in saving.items()}

@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -135,8 +142,23 @@ def _as_peft(target_modules):
 
 def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelLoadError(
-        f"The {what} {str(name)!r} could not be loaded: {reason[:300]}\n"
-        "Give 'tiny' (ships with the workshop), a folder written by a finished run (RUN/model), or a Hub id such as "
-        "Qwen/Qwen2.5-0.5B-Instruct with the network reachable (and `hf auth login` for a gated model)."
-    )
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+
+    def caused_by(*kinds: type[Exception]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if caused_by(GatedRepoError):
+        step = (f"Its owner gives access on request: ask on https://huggingface.co/{name}, then run `hf auth login` with a "
+                "token of your account. The Qwen models need neither.")
+    elif caused_by(RepositoryNotFoundError):
+        step = ("There is no such model on the Hub, or it is private (then run `hf auth login`). Mind the spelling: "
+                "OWNER/NAME, such as Qwen/Qwen2.5-0.5B-Instruct.")
+    elif caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
+        step = (f"The Hub cannot be reached. Unset HF_HUB_OFFLINE if it is set, check network and proxy, or run `hf download "
+                f"{name}` where there is a network and copy the folder; --hardware cpu needs no network.")
+    else:
+        step = ("Give 'tiny' (ships with the workshop), a folder written by a finished run (RUN/model), or a Hub id such as "
+                "Qwen/Qwen2.5-0.5B-Instruct.")
+    return ModelLoadError(f"The {what} {str(name)!r} could not be loaded: {reason[:300]}\n{step}")

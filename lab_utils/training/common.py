@@ -18,7 +18,8 @@ from transformers.trainer_callback import ProgressCallback as TransformersProgre
 from trl import GRPOConfig
 
 from .. import rewards as reward_functions
-from ..config import RunConfig
+from .. import estimate
+from ..config import ConfigError, RunConfig
 from ..models import lora_config
 from ..tasks import Task, load_task
 from ..tracking import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, wandb_environment
@@ -117,6 +118,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
 
     Raises:
         TrainingStopped: SIGTERM came; the run has a checkpoint of its last step.
+        ConfigError: the GPU ran out of memory; the message has a setting that saves some.
     """
     train_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
@@ -133,7 +135,12 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     if checkpoint is not None and is_finished(checkpoint) and run.model_dir.is_dir():
         return run  # the Trainer would take one more step
     with stop.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(f"{description} ran out of the GPU's memory at step {trainer.state.global_step + 1}: "
+                              f"{str(error).split('. ')[0]}. {estimate.first_saving(config, description.lower())} "
+                              "Go on with --resume.") from error
     state = trainer.state
     if not stop.stopped or state.global_step == state.max_steps:
         trainer.save_model(str(run.model_dir))
