@@ -150,15 +150,15 @@ def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError
         return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(GatedRepoError):
-        step = (f"Its owner gives access on request: ask on https://huggingface.co/{name}, then run `hf auth login` with a "
-                "token of your account. The Qwen models need neither.")
+        step = (f"Its owner gives access on request: ask on https://huggingface.co/{name}, then run `hf auth login` "
+                "with a token of your account. The Qwen models need neither.")
     elif caused_by(RepositoryNotFoundError):
         step = ("There is no such model on the Hub, or it is private (then run `hf auth login`). Mind the spelling: "
                 "OWNER/NAME, such as Qwen/Qwen2.5-0.5B-Instruct.")
     elif caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
-        step = (f"The Hub cannot be reached. Unset HF_HUB_OFFLINE if it is set, check network and proxy, or run `hf download "
-                f"{name}` where there is a network and copy the folder; --hardware cpu needs no network.")
+        step = ("The Hub cannot be reached. Unset HF_HUB_OFFLINE if it is set, check network and proxy, or run "
+                f"`hf download {name}` where there is a network and copy the folder; --hardware cpu needs no network.")
     else:
-        step = ("Give 'tiny' (ships with the workshop), a folder written by a finished run (RUN/model), or a Hub id such as "
-                "Qwen/Qwen2.5-0.5B-Instruct.")
+        step = ("Give 'tiny' (ships with the workshop), a folder written by a finished run (RUN/model), or a Hub id "
+                "such as Qwen/Qwen2.5-0.5B-Instruct.")
     return ModelLoadError(f"The {what} {str(name)!r} could not be loaded: {reason[:300]}\n{step}")

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 from trl import GRPOConfig
 
-from .. import rewards as reward_functions
 from .. import estimate
+from .. import rewards as reward_functions
 from ..config import ConfigError, RunConfig
 from ..models import lora_config
 from ..tasks import Task, load_task
