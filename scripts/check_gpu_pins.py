@@ -4,8 +4,8 @@
     python scripts/check_gpu_pins.py                       Python 3.11 and 3.12, as setup/create_env.sh installs
     python scripts/check_gpu_pins.py --colab-torch 2.11.0   and what it installs beside the torch that Colab brings
 
-Needs the network (package metadata only), so it is no part of the tests. Wheels only, for Linux on x86-64 with glibc 2.34
-or newer, such as Ubuntu 22.04 and Amazon Linux 2023; with 2.28 llguidance, which vLLM needs, has no wheel.
+Needs the network (package metadata only), so it is no part of the tests. Wheels only, for Linux on x86-64 with glibc
+2.34 or newer, such as Ubuntu 22.04 and Amazon Linux 2023; for 2.28 llguidance, which vLLM needs, has no wheel.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def resolve(lines: list[str], python: str, glibc: str) -> tuple[dict[str, str], 
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "wanted.txt"
         wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command = ["uv", "pip", "compile", str(wanted), "--quiet", "--no-header", "--no-annotate",
-                   "--only-binary", ":all:", "--python-version", python, "--python-platform", f"x86_64-manylinux_{glibc}"]
+        command = ["uv", "pip", "compile", str(wanted), "--quiet", "--no-header", "--no-annotate", "--only-binary",
+                   ":all:", "--python-version", python, "--python-platform", f"x86_64-manylinux_{glibc}"]
         done = subprocess.run(command, capture_output=True, text=True)
     found = dict(re.findall(r"^([\w.-]+)==(\S+)", done.stdout, re.MULTILINE))
     return (found if done.returncode == 0 else {}), done.stderr.strip()
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--colab-torch", nargs="*", default=[], metavar="VERSION", help="a torch that must stay")
     options = parser.parse_args()
     if shutil.which("uv") is None:
-        print("check_gpu_pins.py: uv, which resolves for other Pythons, is missing. Run: pip install uv", file=sys.stderr)
+        print("check_gpu_pins.py: uv is missing, which resolves for other Pythons: pip install uv", file=sys.stderr)
         return 2
 
     wanted = {"gpu.txt": pins("gpu.txt"), "cpu.txt (= environment.yml)": pins("cpu.txt")}
