@@ -216,14 +216,14 @@ class RunDirectory:
         found = [p for p in self.checkpoints_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
         found.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
         for checkpoint in found:
-            problem = _checkpoint_problem(checkpoint)
+            problem = checkpoint_problem(checkpoint)
             if problem is None:
                 return checkpoint
             warnings.warn(f"{checkpoint} is passed over: {problem}.", stacklevel=2)
         if found:
             raise RunDirectoryError(
                 f"None of the {len(found)} checkpoints in {self.checkpoints_dir} is complete (newest: {found[0].name}, "
-                f"{_checkpoint_problem(found[0])}). Start again in another directory, or delete {self.path} first."
+                f"{checkpoint_problem(found[0])}). Start again in another directory, or delete {self.path} first."
             )
         return None
 
@@ -292,7 +292,7 @@ def _changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [prefix]
 
 
-def _checkpoint_problem(checkpoint: Path) -> str | None:
+def checkpoint_problem(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint that the Trainer wrote, or None. Reads headers only, so it is fast."""
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
         if not (checkpoint / name).exists():
