@@ -39,7 +39,9 @@ def vllm_engine(name: str | Path, settings: ModelSettings, **options: Any) -> It
     from vllm import LLM
 
     options = {"logprobs_mode": "processed_logprobs", **options}  # at the sampling temperature, as the loss wants them
-    if torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        options = {"enforce_eager": True, **options}  # compiling for a CPU takes minutes
+    else:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         options = {"gpu_memory_utilization": 0.9 * free / total, **options}  # the share is one of all memory

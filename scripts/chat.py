@@ -2,6 +2,7 @@
 
     python scripts/chat.py outputs/countdown-grpo/grpo
     python scripts/chat.py outputs/gsm8k-grpo/grpo --question "Anna has 3 pens and buys 4 more. How many has she?"
+    python scripts/chat.py outputs/countdown-grpo/grpo --server http://127.0.0.1:8000     # started by scripts/serve.py
 
 For Countdown type the numbers and, last, the target: 3 7 25 46. Every answer is appended to a JSON Lines file: query,
 model, reasoning, answer and the whole response.
@@ -10,24 +11,21 @@ model, reasoning, answer and the whole response.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import shutil
 import sys
-import textwrap
-from itertools import zip_longest
+from collections.abc import Callable
 from pathlib import Path
 
-from lab_utils.answers import extract_xml_answer
-from lab_utils.config import ConfigError
+from lab_utils.chat import QuestionError, append_jsonl, as_prompt, chat_records
+from lab_utils.config import ConfigError, RunConfig
 from lab_utils.generation import sample
+from lab_utils.inspection import side_by_side
 from lab_utils.models import ModelLoadError, load_model, load_tokenizer
-from lab_utils.tasks import Task, load_task
+from lab_utils.serving import ServingError, ask, served_models
+from lab_utils.tasks import load_task
 from lab_utils.tracking import RunDirectory, RunDirectoryError, model_of
 
-
-class QuestionError(ValueError):
-    """A question that the task cannot ask; the message says how to put it."""
+Speaker = Callable[[list[dict[str, str]]], str]  # prompt -> response
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,39 +34,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="the run directory of a trained model")
     parser.add_argument("--base", help="the model to compare with; default: the one that the run's configuration names")
+    parser.add_argument("--server", metavar="URL", help="ask a server that scripts/serve.py started in place of "
+                        "loading the trained model, and the base model where the server has it too")
     parser.add_argument("--question", action="append", help="ask this and leave; may be given more than once")
     parser.add_argument("--output", type=Path, default=Path("chat.jsonl"), help="appended to; default: chat.jsonl")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
     parser.add_argument("--max-new-tokens", type=int, help="default: that of the run's evaluation")
     return parser.parse_args(arguments)
-
-
-def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
-    """The chat prompt that the model was trained on, for a question that someone typed."""
-    if task.name != "countdown":
-        return task.prompt({"question": query})
-    *nums, target = [int(number) for number in re.findall(r"\d+", query)] or [0]
-    if len(nums) < 2:
-        raise QuestionError(f"{query!r}: type at least two numbers and then the target, such as: 3 7 25 46")
-    return task.prompt({"nums": nums, "target": target})
-
-
-def reasoning_of(task: Task, response: str) -> str:
-    """What the response says before its answer."""
-    tagged = extract_xml_answer(response, "reasoning" if task.response_format == "reasoning" else "think")
-    return re.split(r"<answer>|####", response)[0].strip() if tagged is None else tagged
-
-
-def side_by_side(texts: dict[str, str], width: int) -> str:
-    """Columns of equal width, one per model, under their names."""
-    column = (width - 3 * (len(texts) - 1)) // len(texts)
-    columns = []
-    for title, text in texts.items():
-        lines = [part for line in text.splitlines() for part in textwrap.wrap(line, column) or [""]]
-        columns.append([title[:column], "─" * column, *lines])
-    return "\n".join(
-        " │ ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*columns, fillvalue="")
-    )
 
 
 def questions(given: list[str] | None):
@@ -86,13 +58,33 @@ def questions(given: list[str] | None):
         yield query
 
 
+def loaded(name: str, config: RunConfig, max_new_tokens: int, temperature: float) -> Speaker:
+    """A model in this process."""
+    model, tokenizer = load_model(model_of(name), config.model), load_tokenizer(model_of(name))
+
+    def speak(prompt: list[dict[str, str]]) -> str:
+        [[completion]] = sample(model, tokenizer, [prompt], temperature=temperature, max_new_tokens=max_new_tokens)
+        return completion.text
+
+    return speak
+
+
+def served(url: str, name: str, max_new_tokens: int, temperature: float) -> Speaker:
+    """A model on a server."""
+    return lambda prompt: ask(url, prompt, model=name, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
 def run(arguments: list[str] | None) -> None:
     options = parse_arguments(arguments)
     config = RunDirectory(options.run).config()
     task = load_task(config.task.name, config.task.response_format)
     names = {"base": options.base or config.model.name, "trained": str(options.run)}
-    models = {label: load_model(model_of(name), config.model) for label, name in names.items()}
-    tokenizers = {label: load_tokenizer(model_of(name)) for label, name in names.items()}
+    how = (options.max_new_tokens or config.evaluation.max_new_tokens, options.temperature)
+    on_server = set(served_models(options.server)) if options.server else set()
+    if options.base:
+        on_server -= {"base"}
+    speakers = {label: served(options.server, label, *how) if label in on_server else loaded(name, config, *how)
+                for label, name in names.items()}
     for query in questions(options.question):
         try:
             prompt = as_prompt(task, query)
@@ -101,29 +93,17 @@ def run(arguments: list[str] | None) -> None:
                 raise
             print(error)
             continue
-        responses = {}
-        for label, model in models.items():
-            [[completion]] = sample(
-                model, tokenizers[label], [prompt], temperature=options.temperature,
-                max_new_tokens=options.max_new_tokens or config.evaluation.max_new_tokens,
-            )  # fmt: skip
-            responses[label] = completion.text
+        responses = {label: speak(prompt) for label, speak in speakers.items()}
         print("\n" + side_by_side(responses, shutil.get_terminal_size((120, 24)).columns))
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.output, "a", encoding="utf-8") as file:
-            for label, response in responses.items():
-                record = {
-                    "query": query, "model": names[label], "reasoning": reasoning_of(task, response),
-                    "answer": task.extract(response), "response": response,
-                }  # fmt: skip
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        by_name = {names[label]: response for label, response in responses.items()}
+        append_jsonl(options.output, chat_records(task, query, by_name))
     print(f"\nappended to {options.output}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     try:
         run(arguments)
-    except (ConfigError, ModelLoadError, QuestionError, RunDirectoryError) as error:
+    except (ConfigError, ModelLoadError, QuestionError, RunDirectoryError, ServingError) as error:
         print(f"chat.py: {error}", file=sys.stderr)
         return 2
     return 0

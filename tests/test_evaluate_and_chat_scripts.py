@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab_utils import config as configuration
+from lab_utils.chat import reasoning_of
 from lab_utils.models import TINY_MODEL
 from lab_utils.tasks import load_task
 from lab_utils.tracking import RunDirectory, RunDirectoryError
@@ -103,7 +104,7 @@ def test_countdown_questions_are_numbers_and_a_target():
     ],
 )
 def test_reasoning_is_what_stands_before_the_answer(response_format, response, reasoning):
-    assert chat_script.reasoning_of(load_task("gsm8k", response_format), response) == reasoning
+    assert reasoning_of(load_task("gsm8k", response_format), response) == reasoning
 
 
 def test_responses_stand_side_by_side():

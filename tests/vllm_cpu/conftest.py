@@ -1,0 +1,54 @@
+"""vLLM on a CPU: skipped where it is not installed. scripts/run_vllm_tests.sh installs it and sets its environment."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from trl.import_utils import is_vllm_available
+
+from lab_utils import config as configuration
+from lab_utils.models import load_model, load_tokenizer
+from lab_utils.tracking import RunDirectory
+
+REASON = "vLLM is not installed: bash scripts/run_vllm_tests.sh, or RUN_VLLM=1 .ci/run, has an environment with it"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if is_vllm_available():
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+@pytest.fixture(scope="session")
+def with_vllm():
+    """A function that turns vLLM on in a section of a CPU configuration.
+
+    The rules of the configuration refuse that to learners, for whom vLLM on a CPU is no gain; `replace` does not ask.
+    """
+
+    def turn_on(config: configuration.RunConfig, section: str) -> configuration.RunConfig:
+        return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), use_vllm=True)})
+
+    return turn_on
+
+
+@pytest.fixture(scope="session")
+def adapter_run(tmp_path_factory):
+    """A function that makes a run whose model is a LoRA adapter on the tiny model, with random weights."""
+
+    def make(seed: int) -> RunDirectory:
+        settings = {"evaluation.limit": 8, "evaluation.max_new_tokens": 32, "evaluation.num_samples": 1,
+                    "evaluation.temperature": 0.0}
+        config = configuration.load("countdown-grpo", "smoke", settings)
+        run = RunDirectory.create(config, tmp_path_factory.mktemp("adapter") / "grpo")
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(load_model("tiny"), lora).save_pretrained(run.model_dir)
+        load_tokenizer("tiny").save_pretrained(run.model_dir)
+        return run
+
+    return make

@@ -1,0 +1,86 @@
+"""GRPO and PPO with rollouts from vLLM in the same process: it samples from the policy that learns, at every step.
+
+The number to watch on a GPU too is sampling/sampling_logp_difference/mean, the gap between vLLM's log-probabilities and
+the trainer's. In float32 it is rounding (1e-6); with stale weights it grows while the reward looks normal.
+"""
+
+import dataclasses
+from functools import partial
+
+import pytest
+from trl.generation import vllm_generation
+from trl.generation.vllm_generation import VLLMGeneration
+
+from lab_utils import config as configuration
+from lab_utils.config import LoraSettings
+from lab_utils.training import grpo, ppo
+
+pytestmark = [pytest.mark.component, pytest.mark.timeout(300)]
+GAP, LIMIT, STEPS = "sampling/sampling_logp_difference/mean", 1e-4, 4
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    vllm = pytest.importorskip("vllm")
+    from vllm import _custom_ops
+
+    # TRL names no dtype, and vLLM would round the model to bfloat16.
+    monkeypatch.setattr(vllm_generation, "LLM", partial(vllm.LLM, dtype="float32", enforce_eager=True))
+    # vLLM's CPU backend packs linear layers for oneDNN, and nobody can write new weights into a packed layer.
+    monkeypatch.setattr(_custom_ops, "_supports_onednn", False)
+
+
+def digits(completions, **columns):
+    return [sum(character.isdigit() for character in completion[0]["content"]) / 20 for completion in completions]
+
+
+def length(completions, **columns):
+    return [len(completion[0]["content"]) / 100 for completion in completions]
+
+
+def train(stage, recipe, with_vllm, folder, lora=None):
+    """Train a few steps with a learning rate at which every step changes the policy a lot; returns the metrics."""
+    name = stage.__name__.rpartition(".")[2]
+    settings = {f"{name}.max_steps": STEPS, f"{name}.learning_rate": 1e-3, "tracking.tensorboard": False}
+    config = with_vllm(configuration.load(recipe, "smoke", settings), name)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
+    return stage.train(config, folder / "run", model="tiny", reward_funcs=[digits, length]).metrics()
+
+
+def assert_vllm_has_the_policy(metrics):
+    assert len(metrics) == STEPS and metrics["grad_norm"].gt(0.1).all(), "the policy changed at every step"
+    assert (metrics[GAP] < LIMIT).all(), f"stale weights in vLLM: {metrics[GAP].tolist()}"
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=4, alpha=8)], ids=["all weights", "LoRA"])
+def test_grpo(with_vllm, tmp_path, monkeypatch, lora):
+    asked = []
+    make = vllm_generation.SamplingParams
+    monkeypatch.setattr(vllm_generation, "SamplingParams", lambda **how: asked.append(how) or make(**how))
+    metrics = train(grpo, "countdown-grpo", with_vllm, tmp_path, lora)
+    assert_vllm_has_the_policy(metrics)
+    assert {"accuracy", "attempts", "completions/clipped_ratio"} <= set(metrics.columns)
+    assert all(how["stop_token_ids"] == [846, 848] for how in asked), "end of text, and end of a chat turn"
+
+
+def test_ppo(with_vllm, tmp_path):
+    metrics = train(ppo, "countdown-ppo", with_vllm, tmp_path)
+    assert_vllm_has_the_policy(metrics)
+    assert {"value_loss", "explained_variance"} <= set(metrics.columns)
+
+
+def test_stale_weights_would_be_found(with_vllm, tmp_path, monkeypatch):
+    """vLLM gets the first weights and no others: the check above fails, and not at the first step."""
+    sync, synced = VLLMGeneration.sync_weights, []
+
+    def sync_once(self):
+        synced.append(self)
+        if len(synced) == 1:
+            sync(self)
+
+    monkeypatch.setattr(VLLMGeneration, "sync_weights", sync_once)
+    metrics = train(grpo, "countdown-grpo", with_vllm, tmp_path)
+    assert len(synced) == STEPS
+    with pytest.raises(AssertionError, match="stale weights"):
+        assert_vllm_has_the_policy(metrics)
+    assert metrics[GAP][0] < LIMIT < metrics[GAP][1]
