@@ -223,7 +223,8 @@ class Tier:
 
     @property
     def processes(self) -> int:
-        return max(1, self.gpus)
+        """One for each GPU; on a CPU as many as `accelerate launch` has started."""
+        return self.gpus or int(os.environ.get("WORLD_SIZE", "1"))
 
     def layers(self, recipe: str) -> list[dict[str, Any]]:
         """What this tier changes in a recipe, in the order in which it is merged."""

@@ -209,10 +209,11 @@ def _batch_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
         would_do = f"{near}{grpo.num_generations} with grpo.per_device_train_batch_size={enough}"
         yield _problem(config, "grpo.num_generations", rule, would_do)
     update = ppo.mini_batch_size * ppo.gradient_accumulation_steps
-    unit = math.lcm(update, ppo.num_generations)
+    unit = math.lcm(update, ppo.num_generations // math.gcd(ppo.num_generations, processes))
     if ppo.batch_size % unit:
         rule = (f"divisible by mini_batch_size × gradient_accumulation_steps = {ppo.mini_batch_size} × "
-                f"{ppo.gradient_accumulation_steps} = {update}, and by num_generations = {ppo.num_generations}")
+                f"{ppo.gradient_accumulation_steps} = {update}, and by num_generations = {ppo.num_generations}"
+                + (f" when multiplied by {processes} processes" if processes > 1 else ""))
         yield _problem(config, "ppo.batch_size", rule, math.ceil(ppo.batch_size / unit) * unit)
 
 
