@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Builds the training container of setup/sagemaker/Dockerfile and pushes it to ECR, in your account and region.
+#
+#   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1
+#   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1 --dry-run    prints the commands only
+#
+# --repository NAME and --tag TAG name the image (rl-workshop, pytorch2.13); --base IMAGE takes another one to build on.
+# Needs docker, the AWS CLI with credentials, and about 40 GB of free disk; no GPU.
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+account=
+region=
+repository=rl-workshop
+tag=pytorch2.13
+base=
+dry_run=no
+
+usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+fail() { printf 'push_image.sh: %s\n' "$*" >&2; exit 2; }
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help | -h) usage; exit 0 ;;
+        --dry-run) dry_run=yes; shift ;;
+        --account | --region | --repository | --tag | --base)
+            [ $# -ge 2 ] || fail "$1 needs a value."
+            case $1 in
+                --account) account=$2 ;;
+                --region) region=$2 ;;
+                --repository) repository=$2 ;;
+                --tag) tag=$2 ;;
+                --base) base=$2 ;;
+            esac
+            shift 2 ;;
+        *) fail "unknown option '$1'. --help lists them." ;;
+    esac
+done
+
+[ -n "$account" ] || fail "give --account: 12 digits, 'aws sts get-caller-identity --query Account' prints yours."
+[ -n "$region" ] || fail "give --region, such as us-east-1: the one in which the jobs will run."
+[[ $account =~ ^[0-9]{12}$ ]] || fail "--account '$account' is no AWS account: it has 12 digits, without dashes."
+[[ $region =~ ^[a-z]{2}(-[a-z]+)+-[0-9]$ ]] || fail "--region '$region' is no AWS region, such as us-east-1."
+
+run() {
+    printf '+ %s\n' "$*"
+    if [ $dry_run = no ]; then "$@"; fi
+}
+login() { # to a registry: the password goes from pipe to pipe and is never shown
+    printf '+ aws ecr get-login-password --region %s | docker login --username AWS --password-stdin %s\n' "$2" "$1"
+    if [ $dry_run = no ]; then
+        aws ecr get-login-password --region "$2" | docker login --username AWS --password-stdin "$1"
+    fi
+}
+
+if [ $dry_run = no ]; then
+    for program in docker aws; do
+        command -v "$program" >/dev/null || fail "there is no program '$program'. Install it, or look with --dry-run."
+    done
+fi
+
+registry=$account.dkr.ecr.$region.amazonaws.com
+image=$registry/$repository:$tag
+base=${base:-763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13-gpu-amzn2023-sagemaker}
+
+# Step 1: AWS's container lies in a registry that wants a login, with any AWS credentials.
+base_registry=${base%%/*}
+case $base_registry in
+    *.dkr.ecr.*.amazonaws.com)
+        base_region=${base_registry#*.dkr.ecr.}
+        login "$base_registry" "${base_region%%.amazonaws.com}" ;;
+esac
+
+# Step 2: build. linux/amd64, whatever this machine is.
+run docker build --platform linux/amd64 --build-arg "BASE=$base" --tag "$image" \
+    --file "$repo/setup/sagemaker/Dockerfile" "$repo"
+
+# Step 3: a repository for it, which scans what is pushed; then push.
+printf '+ aws ecr describe-repositories ... || aws ecr create-repository --repository-name %s\n' "$repository"
+if [ $dry_run = no ]; then
+    aws ecr describe-repositories --region "$region" --repository-names "$repository" >/dev/null 2>&1 \
+        || aws ecr create-repository --region "$region" --repository-name "$repository" \
+            --image-scanning-configuration scanOnPush=true --tags Key=project,Value=rl-workshop >/dev/null
+fi
+login "$registry" "$region"
+run docker push "$image"
+
+printf '\nThe image: %s\nUse it: python scripts/launch_sagemaker.py train --image %s ...\n' "$image" "$image"
+printf 'It costs about 0.10 USD a GB and month. Delete it after the course:\n'
+printf '  aws ecr delete-repository --region %s --repository-name %s --force\n' "$region" "$repository"

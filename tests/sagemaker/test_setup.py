@@ -1,0 +1,172 @@
+"""setup/sagemaker: the template is valid and grants little, the scripts refuse what cannot work, torch stays AWS's."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab_utils import config
+from lab_utils.environment import read_pins
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETUP = REPOSITORY / "setup" / "sagemaker"
+TEMPLATE = SETUP / "class.yaml"
+
+
+class CloudFormation(yaml.SafeLoader):
+    """Reads !Sub, !Ref and !GetAtt as the plain value behind them."""
+
+
+CloudFormation.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_scalar(node))
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict:
+    return yaml.load(TEMPLATE.read_text(encoding="utf-8"), CloudFormation)["Resources"]
+
+
+def statements(resource: dict) -> list[dict]:
+    properties = resource["Properties"]
+    documents = [policy["PolicyDocument"] for policy in properties.get("Policies", [])]
+    documents += [properties["PolicyDocument"]] if "PolicyDocument" in properties else []
+    return [statement for document in documents for statement in document["Statement"]]
+
+
+def as_list(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+# The template
+
+
+@pytest.mark.component
+def test_cfn_lint_passes():
+    from cfnlint.api import lint_file
+
+    assert lint_file(TEMPLATE) == []
+
+
+@pytest.mark.component
+def test_cfn_lint_would_find_a_mistake(tmp_path):
+    from cfnlint.api import lint_file
+
+    broken = tmp_path / "class.yaml"
+    broken.write_text(TEMPLATE.read_text(encoding="utf-8").replace("AbortIncompleteMultipartUpload", "AbortUpload"))
+    assert any("AbortUpload" in match.message for match in lint_file(broken))
+
+
+def test_no_statement_allows_every_action(resources):
+    for name in ("ExecutionRole", "LearnerPolicy"):
+        for statement in statements(resources[name]):
+            assert not any("*" in action for action in as_list(statement["Action"])), statement["Sid"]
+
+
+def test_every_resource_is_granted_only_where_the_action_knows_none(resources):
+    without_resources = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken", "pricing:GetProducts",
+                         "servicequotas:GetServiceQuota", "servicequotas:ListServiceQuotas"}  # fmt: skip
+    for name in ("ExecutionRole", "LearnerPolicy"):
+        for statement in statements(resources[name]):
+            if as_list(statement["Resource"]) == ["*"]:
+                for action in as_list(statement["Action"]):
+                    assert action in without_resources or action.startswith("sagemaker:List"), action
+
+
+def test_a_job_can_neither_start_jobs_nor_hand_on_its_role(resources):
+    actions = [action for s in statements(resources["ExecutionRole"]) for action in as_list(s["Action"])]
+    assert not any(action.startswith(("sagemaker:", "iam:")) for action in actions)
+
+
+def test_learners_start_only_the_instance_types_of_the_class_and_pass_one_role(resources):
+    by_name = {statement["Sid"]: statement for statement in statements(resources["LearnerPolicy"])}
+    starting = {f"sagemaker:Create{what}" for what in ("TrainingJob", "ProcessingJob", "EndpointConfig")}
+    assert [sid for sid, s in by_name.items() if starting & set(as_list(s["Action"]))] == ["StartOnTheseInstancesOnly"]
+    assert by_name["StartOnTheseInstancesOnly"]["Condition"] == {
+        "ForAllValues:StringEquals": {"sagemaker:InstanceTypes": "InstanceTypes"}}
+    assert by_name["RunJobsAsThisRoleOnly"]["Resource"] == "ExecutionRole.Arn"
+
+
+def test_the_default_instance_types_are_those_of_the_tiers_up_to_24_gb():
+    parameters = yaml.load(TEMPLATE.read_text(encoding="utf-8"), CloudFormation)["Parameters"]
+    allowed = parameters["InstanceTypes"]["Default"].split(",")
+    instances = yaml.safe_load((REPOSITORY / "lab_utils" / "sagemaker" / "instances.yaml").read_text(encoding="utf-8"))
+    needed = [instances["default_instance"][tier] for tier in config.hardware_names()
+              if tier in instances["default_instance"] and config.load_tier(tier).memory_gb <= 24]
+    assert set(needed) <= set(allowed)
+
+
+def test_the_bucket_is_private_encrypted_and_emptied(resources):
+    bucket = resources["Bucket"]["Properties"]
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert "BucketEncryption" in bucket and bucket["LifecycleConfiguration"]["Rules"][0]["Status"] == "Enabled"
+
+
+# The scripts
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", str(SETUP / script), *arguments], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, **environment})  # fmt: skip
+
+
+@pytest.mark.component
+@pytest.mark.parametrize("script", ["push_image.sh", "studio.sh"])
+def test_shellcheck_passes(script):
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    result = subprocess.run([shellcheck, SETUP / script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert "set -euo pipefail" in (SETUP / script).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", ["push_image.sh", "studio.sh"])
+def test_help_and_unknown_options(script):
+    result = run(script, "--help")
+    assert result.returncode == 0 and f"bash setup/sagemaker/{script}" in result.stdout
+    result = run(script, "--regoin")
+    assert result.returncode == 2 and "--regoin" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--region", "us-east-1"], "give --account"),
+        (["--account", "123456789012"], "give --region"),
+        (["--account", "1234-5678-9012", "--region", "us-east-1"], "12 digits, without dashes"),
+        (["--account", "123456789012", "--region", "useast1"], "is no AWS region"),
+        (["--account", "123456789012", "--region"], "--region needs a value"),
+    ],
+)
+def test_the_push_script_refuses(arguments, part):
+    result = run("push_image.sh", *arguments, "--dry-run") if part[-5:] != "value" else run("push_image.sh", *arguments)
+    assert (result.returncode, result.stdout) == (2, "") and part in result.stderr
+
+
+def test_the_push_script_prints_what_it_would_do():
+    arguments = ("--account", "123456789012", "--region", "eu-west-1", "--tag", "mine", "--dry-run")
+    lines = run("push_image.sh", *arguments, PATH="/usr/bin:/bin").stdout.splitlines()
+    image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/rl-workshop:mine"
+    assert f"+ docker push {image}" in lines
+    (login, _) = [line for line in lines if "docker login" in line]
+    assert "--region us-east-1" in login, "the password is that of the registry of AWS's container"
+
+
+# The container
+
+
+def test_the_dockerfile_builds_on_the_container_that_jobs_run_in():
+    job = (REPOSITORY / "lab_utils" / "sagemaker" / "job.py").read_text(encoding="utf-8")
+    version = re.search(r'^PYTORCH = "([\d.]+)"', job, re.M)[1]
+    base = rf"763104351884\.dkr\.ecr\.us-east-1\.amazonaws\.com/pytorch:{version}-gpu-amzn2023-sagemaker"
+    for name in ("Dockerfile", "push_image.sh"):
+        assert re.search(base, (SETUP / name).read_text(encoding="utf-8")), name
+
+
+def test_the_container_installs_what_the_code_imports_and_never_torch():
+    pins = read_pins(REPOSITORY / "setup" / "requirements" / "sagemaker-container.txt")
+    assert not {"torch", "torchvision", "jupyterlab"} & {name.lower() for name in pins}
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = re.findall(r'^    "([\w-]+)>=', project.split("[project.optional-dependencies]")[0], re.M)
+    assert {name.lower() for name in dependencies} - {"torch"} <= {name.lower() for name in pins}
