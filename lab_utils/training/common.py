@@ -144,6 +144,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     state = trainer.state
     if not stop.stopped or state.global_step == state.max_steps:
         trainer.save_model(str(run.model_dir))
+        trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
     if stop.stopped:
         raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
                               f"{state.max_steps}. That step is saved in {run.checkpoints_dir}: go on with --resume.")

@@ -207,16 +207,19 @@ class PPOTrainer(RecordingGRPOTrainer):
 
         # The critic is judged by the returns that came (λ = 1), not by returns that it predicts itself.
         _, actual_returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, lam=1.0)
-        self._log("explained_variance", explained_variance(values_BT, actual_returns_BT, mask_BT))
-        self._log("values/mean", masked_mean(values_BT, mask_BT))
-        self._log("returns/mean", masked_mean(returns_BT, mask_BT))
-        self._log("advantages/mean", masked_mean(advantages_BT, mask_BT))
-        self._log("advantages/std", masked_variance(advantages_BT, mask_BT).sqrt())
+        all_mask_BT, all_values_BT, all_advantages_BT = map(self._of_all, (mask_BT, values_BT, advantages_BT))
+        self._log("explained_variance", explained_variance(all_values_BT, self._of_all(actual_returns_BT), all_mask_BT))
+        self._log("values/mean", masked_mean(all_values_BT, all_mask_BT))
+        self._log("returns/mean", masked_mean(self._of_all(returns_BT), all_mask_BT))
+        self._log("advantages/mean", masked_mean(all_advantages_BT, all_mask_BT))
+        self._log("advantages/std", masked_variance(all_advantages_BT, all_mask_BT).sqrt())
         if ref_logps_BT is not None:
-            self._log("kl", masked_mean(rollout["old_per_token_logps"] - ref_logps_BT, mask_BT))
+            log_ratio_BT = self._of_all(rollout["old_per_token_logps"] - ref_logps_BT)
+            self._log("kl", masked_mean(log_ratio_BT, all_mask_BT))
 
         if settings.whiten_advantages:
-            advantages_BT = masked_whiten(advantages_BT, mask_BT)
+            first, (rows, length) = self.accelerator.process_index * len(mask_BT), mask_BT.shape
+            advantages_BT = masked_whiten(all_advantages_BT, all_mask_BT)[first:first + rows, :length]
         return rollout | {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
 
     # Stage 2: the updates. TRL's clipped policy loss with our advantages, plus the value loss.
@@ -281,6 +284,10 @@ class PPOTrainer(RecordingGRPOTrainer):
 
     def _critic_warms_up(self) -> bool:
         return self.state.global_step < self.settings.critic_warmup_steps
+
+    def _of_all(self, x_BT: Tensor) -> Tensor:
+        """The rows of all processes, in their order, padded to the longest: whatever one process has computed."""
+        return self.accelerator.gather(self.accelerator.pad_across_processes(x_BT, dim=1))
 
     def _log(self, name: str, value: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
