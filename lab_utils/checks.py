@@ -304,6 +304,63 @@ def check_pass_at_k(pass_at_k: Callable[[int, int, int], float]) -> None:
     _ok(f"{len(cases)} cases, unbiased.")
 
 
+# --- 10 SageMaker training -------------------------------------------------------------------------------------------
+
+
+def check_logged_values(logged_values: Callable[[str, str], list[float]]) -> None:
+    """Check `logged_values(regex, log)`: group 1 of the regular expression in every line that has it, as numbers."""
+    reward = r"metrics grpo .* reward=([-+0-9.e]+)"
+    log = (
+        "Recipe countdown-grpo on hardware tier cpu.\n"
+        "metrics sft step=1 of=2 loss=5.85 reward=9\n"
+        "metrics grpo step=1 of=3 loss=-0.01 reward=0.125 rewards/format_reward/mean=0.9\n"
+        "SFT: a line without a metric, reward= \n"
+        "metrics grpo step=2 of=3 loss=2.5e-05 reward=-0.5 rewards/format_reward/mean=1\n"
+        "metrics grpo step=3 of=3 loss=0 reward=1e-05 rewards/format_reward/mean=1"
+    )
+    loss = r"metrics grpo .* loss=([-+0-9.e]+)"
+    cases = [
+        (reward, log, [0.125, -0.5, 1e-05], "Group 1 of each line that matches, in order; other stages do not match."),
+        (loss, log, [-0.01, 2.5e-05, 0.0], "float() reads -0.01 and 2.5e-05 as they stand; 0 is a value, too."),
+        (r"metrics ppo .* kl=([-+0-9.e]+)", log, [], "A metric that is not in the log has no values: an empty list."),
+        (r"a=(\d)", "a=1 a=2\na=3", [1.0, 3.0], "One value a line: re.search finds the first. Go line by line."),
+    ]
+    for regex, text, wanted, hint in cases:
+        got = logged_values(regex, text)
+        if not isinstance(got, list) or got != wanted:
+            _fail(f"logged_values({regex!r}, log)", got, wanted, hint)
+        if not all(isinstance(value, float) for value in got):
+            _fail(f"logged_values({regex!r}, log)", got, wanted, "The log is text: make numbers of it with float().")
+    _ok(f"{len(cases)} logs read as SageMaker reads them.")
+
+
+# --- 11 Serving and sharing ------------------------------------------------------------------------------------------
+
+
+def check_merge_lora(merge_lora: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
+    """Check `merge_lora(weight, lora_A, lora_B, alpha)`: (out, in), (r, in), (out, r) -> the merged (out, in)."""
+    cases = [
+        ([[0, 0], [0, 0]], [[1, 2]], [[3], [4]], 1, [[3, 6], [4, 8]],
+         "B is (out, r) and A is (r, in): B @ A has the shape of the weight."),
+        ([[1, 0], [0, 1]], [[1, 2]], [[3], [4]], 1, [[4, 6], [4, 9]], "Add the update to the base model's weight."),
+        ([[0, 0], [0, 0]], [[1, 2]], [[3], [4]], 2, [[6, 12], [8, 16]], "The update is scaled by alpha / r."),
+        ([[0, 0], [0, 0]], [[1, 0], [0, 1]], [[1, 2], [3, 4]], 1, [[0.5, 1], [1.5, 2]],
+         "The update is scaled by alpha / r, and r is the number of rows of A: here 2."),
+        ([[1, 1, 1], [1, 1, 1]], [[1, 2, 3]], [[1], [0]], 1, [[2, 3, 4], [1, 1, 1]],
+         "A layer need not be square: (out, r) @ (r, in)."),
+        ([[1, 0], [0, 1]], [[1, 2]], [[0], [0]], 16, [[1, 0], [0, 1]], "LoRA starts with B = 0: nothing has changed."),
+    ]
+    for weight, lora_A, lora_B, alpha, wanted, hint in cases:
+        before = torch.tensor(weight, dtype=torch.float)
+        given = before.clone()
+        got = merge_lora(given, torch.tensor(lora_A, dtype=torch.float), torch.tensor(lora_B, dtype=torch.float), alpha)
+        _check_tensor(f"merge_lora({weight}, {lora_A}, {lora_B}, alpha={alpha})", got, wanted, hint)
+        if not torch.equal(given, before):
+            raise CheckFailed("merge_lora changed the weight that it was given.\nHint: return a new tensor, `weight + "
+                              "...`; with `weight += ...` the base model is lost.")
+    _ok(f"{len(cases)} layers merged.")
+
+
 # --- 12 Results ------------------------------------------------------------------------------------------------------
 
 

@@ -301,6 +301,44 @@ def plot_attempts(
     return _finish(figure, path)
 
 
+def plot_problem_accuracy(evaluation: Evaluation, path: str | Path | None = None) -> Figure:
+    """How many questions are never, sometimes and always answered right: the histogram behind one accuracy."""
+    figure, ax = plt.subplots(figsize=(9, 5))
+    n = evaluation.num_samples
+    right = np.round(evaluation.per_problem * n).astype(int)
+    share = np.bincount(right, minlength=n + 1) / len(right)
+    ax.bar(range(n + 1), share, 0.8, color=OTHER_COLOURS[0])
+    ax.axvline(right.mean(), color=INK, linestyle="--", linewidth=2)
+    ax.annotate(f" mean {right.mean() / n:.0%}", (right.mean(), 1.0), xycoords=("data", "axes fraction"), va="top")
+    ax.set_xticks(range(n + 1))
+    ax.set(title="Are they the same questions every time?", ylabel="% of questions",
+           xlabel=f"right answers among {n} to the same question")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    return _finish(figure, path)
+
+
+def plot_log(values: Mapping[str, Sequence[float]], path: str | Path | None = None) -> Figure:
+    """Metrics that were read from a job's log, one panel each, in the order in which the log has them.
+
+    Args:
+        values: {"grpo:reward": [0.12, 0.19, ...]}, by the name of the metric definition, STAGE:METRIC.
+    """
+    rows = -(-len(values) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(12.8, 3.9 * rows), squeeze=False)
+    for ax, (name, series) in zip(axes.flat, values.items(), strict=False):
+        stage, metric = name.split(":")
+        title, unit = METRICS.get(metric, (metric, ""))
+        ax.plot(range(1, len(series) + 1), series, color=colours([stage])[0], marker="o", markersize=5)
+        ax.set(title=title, ylabel=unit)
+        if metric in PERCENT:
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        _tidy_axes(ax)
+    for ax in axes.flat[len(values):]:
+        ax.set_visible(False)
+    figure.supxlabel("line of the log with this metric", fontsize=14, color=INK)
+    return _finish(figure, path)
+
+
 def plot_advantages(
     rewards: Sequence[float], advantages: Sequence[float], path: str | Path | None = None
 ) -> Figure:

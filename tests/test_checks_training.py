@@ -1,6 +1,7 @@
 """Tests of the self-checks of notebooks 04, 06, 07, 08 and 12: the solution passes, typical mistakes get their hint."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -145,6 +146,58 @@ def test_pass_at_k_accepts_the_formula_and_ours(capsys):
 )
 def test_pass_at_k_rejects(wrong, hint):
     rejects(checks.check_pass_at_k, wrong, hint)
+
+
+# --- 10 --------------------------------------------------------------------------------------------------------------
+
+
+def logged_values(regex, log):
+    return [float(found[1]) for line in log.splitlines() if (found := re.search(regex, line))]
+
+
+def test_logged_values_accepts(capsys):
+    accepts(checks.check_logged_values, logged_values, capsys)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda regex, log: [float(value) for value in re.findall(regex, log)], "One value a line"),
+        (lambda regex, log: [str(value) for value in logged_values(regex, log)], "in order"),
+        (lambda regex, log: logged_values(regex, log) or None, "an empty list"),
+        (lambda regex, log: logged_values(regex.replace("grpo", ""), log), "other stages do not match"),
+        (lambda regex, log: [value for value in logged_values(regex, log) if value], "0 is a value"),
+        (lambda regex, log: logged_values(regex, log.lower())[:1], "in order"),
+    ],
+)
+def test_logged_values_rejects(wrong, hint):
+    rejects(checks.check_logged_values, wrong, hint)
+
+
+# --- 11 --------------------------------------------------------------------------------------------------------------
+
+
+def merge_lora(weight, lora_A, lora_B, alpha):
+    return weight + alpha / lora_A.shape[0] * (lora_B @ lora_A)
+
+
+def test_merge_lora_accepts(capsys):
+    accepts(checks.check_merge_lora, merge_lora, capsys)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda weight, a, b, alpha: alpha / a.shape[0] * (b @ a), "Add the update"),
+        (lambda weight, a, b, alpha: weight + b @ a, "scaled by alpha / r"),
+        (lambda weight, a, b, alpha: weight + alpha * (b @ a), "here 2"),
+        (lambda weight, a, b, alpha: weight + alpha / a.shape[0] * (b @ a).T, r"\(out, r\)"),
+        (lambda weight, a, b, alpha: weight.add_(alpha / a.shape[0] * (b @ a)), "return a new tensor"),
+        (lambda weight, a, b, alpha: None, "has the shape"),
+    ],
+)
+def test_merge_lora_rejects(wrong, hint):
+    rejects(checks.check_merge_lora, wrong, hint)
 
 
 # --- 12 --------------------------------------------------------------------------------------------------------------

@@ -109,3 +109,18 @@ def test_labels_at_the_ends_do_not_overlap():
     heights = {text.get_text(): text.get_position()[1] for text in ax.texts}
     assert heights["b"] - heights["a"] == pytest.approx(0.1) and heights["b"] <= 1.0
     plotting.plt.close(figure)
+
+
+def test_metrics_of_a_log_have_a_panel_each(tmp_path):
+    values = {"grpo:reward": [0.1, 0.2, 0.3], "grpo:accuracy": [0.0, 0.1, 0.4], "sft:loss": [2.0]}
+    figure = plotting.plot_log(values, tmp_path / "log.png")
+    assert [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()] == ["Reward", "Accuracy", "Loss"]
+    assert list(figure.axes[1].lines[0].get_ydata()) == [0.0, 0.1, 0.4] and saved(tmp_path / "log.png")
+    assert figure.axes[0].lines[0].get_color() == plotting.METHOD_COLOURS["grpo"]
+
+
+def test_problem_accuracy_counts_questions_by_their_right_answers(evaluations, tmp_path):
+    figure = plotting.plot_problem_accuracy(evaluations["SFT"], tmp_path / "problems.png")
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    right = evaluations["SFT"].scores().sum(axis=1)
+    assert heights == [float((right == n).mean()) for n in range(5)] and saved(tmp_path / "problems.png")

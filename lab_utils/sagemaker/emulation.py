@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 # $1: the folder that becomes /opt/ml; the rest: the command. Where there is no /opt/ml to mount it on, /opt is
 # replaced by a copy made of mounts that has one more entry. Only this process and its children see any of it.
@@ -48,6 +51,7 @@ mount --bind "$ml" /opt/ml
 exec "$@"
 """
 NOTHING_TO_INSTALL = "# Emulated job: nothing is installed, the packages are those of the environment that runs it.\n"
+STEP = re.compile(r"^metrics (\w+) step=(\d+) of=(\d+) ", re.MULTILINE)
 INHERITED = ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "HF_HOME")
 
 
@@ -119,13 +123,34 @@ class EmulatedJob:
             raise
         return self
 
-    def wait_for(self, text: str, timeout: float = 100) -> None:
-        """Wait until the log has `text`; raises EmulationError where the job ends without it, or takes longer."""
-        end = time.monotonic() + timeout
-        while text not in self.log:
-            if self.exit_status is not None or time.monotonic() > end:
-                raise EmulationError(f"{text!r} is not in the log of the job, which ends:\n{self.log[-2000:]}")
-            time.sleep(0.05)
+    def watch(self, until: str | None = None) -> EmulatedJob:
+        """Wait for the end, or for `until` in the log, with a progress bar of the training steps.
+
+        Raises:
+            EmulationError: the job has ended without `until`, or with an error.
+        """
+        bar = None
+        try:
+            while True:
+                ended = self.exit_status is not None  # before the log is read, which is whole then
+                for stage, step, total in STEP.findall(self.log)[-1:]:
+                    bar = bar or tqdm(desc=f"{stage.upper()} in the job", total=int(total), unit="step")
+                    bar.update(int(step) - bar.n)
+                if until is not None and until in self.log:
+                    return self
+                if ended:
+                    break
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+        if self.exit_status or until is not None:
+            reason = self.failure or f"it ended without {until!r} in its log:\n{self.log[-2000:]}"
+            raise EmulationError(f"The job ended with exit status {self.exit_status}: {reason}")
+        return self
 
 
 def emulate(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | None = None) -> EmulatedJob:
