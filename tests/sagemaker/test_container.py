@@ -1,0 +1,226 @@
+"""The container for real: recorded jobs run under an /opt/ml of their own, without AWS and without docker.
+
+One request is recorded and its job run to the end; the other tests change that job's files, or look at what it left.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from account import PLACE
+from safetensors import safe_open
+
+from lab_utils.evaluation import Evaluation
+from lab_utils.sagemaker import container, emulation
+from lab_utils.tracking import TIMING_COLUMNS, RunDirectory
+
+pytest.importorskip("sagemaker.train", reason="the SageMaker SDK is not installed: setup/requirements/sagemaker.txt")
+
+from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, training_request  # noqa: E402
+
+BLOCKED = emulation.namespaces_blocked()
+pytestmark = [pytest.mark.component, pytest.mark.timeout(400)]  # each job imports torch twice, at least
+in_a_namespace = pytest.mark.skipif(BLOCKED is not None, reason=f"no /opt/ml can be mounted here: {BLOCKED}")
+
+SECRET = "hf_not_a_real_token"
+FAST = ("sft.max_steps=2", "grpo.max_steps=4", "grpo.max_completion_length=32", "task.train_limit=16",
+        "tracking.tensorboard=false", "evaluation.max_new_tokens=32", "evaluation.limit=4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """Every job's process computes with one thread, as the tests do: the metrics of two of them can be compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> tuple[dict, Path]:
+    """The request of a small SFT → GRPO job of one's own recipe, and the folder that stands for S3."""
+    folder = tmp_path_factory.mktemp("recorded")
+    recipe = folder / "mine.yaml"
+    recipe.write_text((Path(container.__file__).parents[1] / "recipes" / "countdown-grpo.yaml").read_text())
+    job = TrainingJob(recipe=str(recipe), overrides=FAST, environment={"HF_TOKEN": SECRET}, hardware="smoke", **PLACE)
+    return training_request(job, folder), folder
+
+
+@pytest.fixture(scope="module")
+def finished(recorded, tmp_path_factory) -> emulation.EmulatedJob:
+    """The job, run to its end."""
+    return emulation.emulate(*recorded, tmp_path_factory.mktemp("finished") / "ml")
+
+
+def changed(recorded, tmp_path: Path, **changes) -> tuple[dict, Path]:
+    """The same request with another job.yaml."""
+    request, folder = recorded
+    copy = tmp_path / "changed"
+    shutil.copytree(folder, copy)
+    (path,) = copy.rglob("job.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    return request, copy
+
+
+def equal_metrics(a: Path, b: Path) -> None:
+    frames = [RunDirectory(run).metrics().drop(columns=list(TIMING_COLUMNS), errors="ignore") for run in (a, b)]
+    pd.testing.assert_frame_equal(*frames, check_like=True)
+
+
+# A job that goes well
+
+
+@in_a_namespace
+def test_the_job_ran_at_sagemakers_own_paths(finished):
+    assert finished.exit_status == 0, finished.log[-3000:]
+    assert finished.redirected is None and "/opt/ml/checkpoints" in finished.log
+    assert not Path("/opt/ml/checkpoints/grpo").exists(), "the mount is the job's alone"
+    assert finished.failure is None
+
+
+def test_sft_then_grpo_leave_their_run_directories_without_checkpoints(finished):
+    for stage, steps in (("sft", 2), ("grpo", 4)):
+        run = RunDirectory(finished.output_dir / stage)
+        assert run.config().recipe == "mine", "the code of the channel, not that of this repository"
+        assert run.metrics()["step"].tolist()[-1] == steps
+        assert run.evaluation_path.exists() and not run.checkpoints_dir.exists()
+    assert len(RunDirectory(finished.output_dir / "grpo").completions()) > 0
+
+
+def test_the_model_directory_holds_a_whole_model_with_its_tokenizer(finished):
+    names = {path.name for path in finished.model_dir.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+            "chat_template.jinja"} <= names  # fmt: skip
+    assert not any(name.endswith((".bin", ".pt")) or name.startswith("adapter") for name in names)
+    with safe_open(finished.model_dir / "model.safetensors", "pt") as exported:
+        with safe_open(finished.output_dir / "grpo" / "model" / "model.safetensors", "pt") as trained:
+            assert set(exported.keys()) == set(trained.keys())
+            assert all((exported.get_tensor(key) == trained.get_tensor(key)).all() for key in exported.keys())
+
+
+def test_every_metric_definition_finds_its_metric_in_the_log(finished, recorded):
+    definitions = recorded[0]["AlgorithmSpecification"]["MetricDefinitions"]
+    grpo = RunDirectory(finished.output_dir / "grpo").metrics()
+    missing = []
+    for definition in definitions:
+        values = [float(value) for value in re.findall(definition["Regex"], finished.log)]
+        stage, name = definition["Name"].split(":")
+        metrics = RunDirectory(finished.output_dir / stage).metrics()
+        if len(values) != len(metrics) or not all(
+                abs(a - b) <= 1e-4 * abs(b) for a, b in zip(values, metrics[name], strict=True)):
+            missing.append(definition["Name"])
+    assert missing == [] and len(grpo) == 4
+
+
+def test_secrets_are_not_logged(finished, tmp_path, monkeypatch):
+    assert SECRET not in finished.log
+    redact = container.Redactor({"WANDB_API_KEY": "w" * 40, "AWS_SESSION_TOKEN": "session-secret", "HF_TOKEN": SECRET,
+                                 "AWS_REGION": "us-east-1", "TOKENIZERS_PARALLELISM": "default"})
+    assert redact(f"key {'w' * 40}, {SECRET} and session-secret in us-east-1 by default") == (
+        "key [WANDB_API_KEY], [HF_TOKEN] and [AWS_SESSION_TOKEN] in us-east-1 by default")
+
+
+# Evaluation as a processing job
+
+
+def test_evaluation_is_a_processing_job(finished, tmp_path):
+    job = EvaluationJob(recipe="countdown-grpo", model=str(finished.model_dir), limit=3,
+                        overrides=("evaluation.max_new_tokens=32",), hardware="smoke", **PLACE)
+    run = emulation.emulate(evaluation_request(job, tmp_path / "s3"), tmp_path / "s3", tmp_path / "ml")
+    assert run.exit_status == 0, run.log[-3000:]
+    evaluation = Evaluation.load(run.output_dir / "eval.json")
+    assert (len(evaluation.examples), evaluation.num_samples) == (3, 2)
+    assert {"results.csv", "accuracy.png", "attempts.png"} <= {path.name for path in run.output_dir.iterdir()}
+
+
+# A spot interruption
+
+
+def test_sigterm_saves_and_the_restarted_job_ends_like_an_uninterrupted_one(finished, recorded, tmp_path):
+    first = emulation.start(*recorded, tmp_path / "first")
+    first.watch(until="metrics grpo step=2 ")
+    first.interrupt()
+    first.wait(300)
+    assert first.exit_status == 0 and first.failure is None, first.log[-3000:]
+    assert "GRPO was stopped by SIGTERM after step" in first.log
+    assert not any(first.model_dir.iterdir()), "an unfinished model must not look like a finished one"
+    stopped_at = max(int(path.name.split("-")[1]) for path in first.checkpoints_dir.glob("grpo/checkpoints/*-*"))
+    assert 2 <= stopped_at < 4
+
+    damaged = first.checkpoints_dir / "grpo" / "checkpoints" / "checkpoint-9"
+    damaged.mkdir()  # S3 got a part of it only
+    second = emulation.start(*recorded, tmp_path / "second", checkpoints=first.checkpoints_dir).wait(300)
+    assert second.exit_status == 0, second.log[-3000:]
+    assert "container: going on with what is in" in second.log and "checkpoint-9 is removed" in second.log
+    assert "metrics sft" not in second.log, "the finished stage is not trained again"
+    for stage in ("sft", "grpo"):
+        equal_metrics(second.output_dir / stage, finished.output_dir / stage)
+    assert (second.model_dir / "model.safetensors").read_bytes() == (
+        finished.model_dir / "model.safetensors").read_bytes()
+
+
+# Failures
+
+
+def test_a_failure_file_has_the_traceback_and_the_error_first(recorded, tmp_path):
+    request, folder = changed(recorded, tmp_path, stages=["grpo"])
+    (stage,) = folder.rglob("lab_utils/training/grpo.py")
+    broken = "import os\n    raise RuntimeError('no such key: ' + os.environ['HF_TOKEN'])\n    task = task_of(config)"
+    stage.write_text(stage.read_text().replace("task = task_of(config)", broken, 1))
+    run = emulation.start(request, folder, tmp_path / "ml").wait(300)
+    assert run.exit_status == 1
+    first, *rest = run.failure.splitlines()
+    assert first == "RuntimeError: no such key: [HF_TOKEN]"
+    assert "Traceback (most recent call last):" in rest and any("lab_utils/training/grpo.py" in line for line in rest)
+    assert SECRET not in run.log + run.failure
+
+
+def test_an_error_in_what_was_given_has_no_traceback(recorded, tmp_path):
+    request, folder = changed(recorded, tmp_path, overrides=["grpo.bata=1"])
+    run = emulation.start(request, folder, tmp_path / "ml").wait(300)
+    assert run.exit_status == 1
+    assert run.failure.startswith("train.py: ") and "Did you mean grpo.beta?" in run.failure
+    assert "Traceback" not in run.failure
+
+
+# Two ranks
+
+
+def test_two_ranks_by_torchrun(finished, recorded, tmp_path):
+    overrides = [*FAST, "grpo.max_steps=2", "tracking.print_metrics=true"]
+    request, folder = changed(recorded, tmp_path, processes=2, stages=["grpo"], evaluate=False, overrides=overrides)
+    run = emulation.start(request, folder, tmp_path / "ml").wait(300)
+    assert run.exit_status == 0, run.log[-3000:]
+    assert "torchrun scripts/train.py" in run.log
+    assert run.log.count("metrics grpo step=2 of=2 ") == 1, "only the first rank speaks"
+    one_rank = RunDirectory(finished.output_dir / "grpo").metrics()["num_tokens"]
+    two_ranks = RunDirectory(run.output_dir / "grpo").metrics()["num_tokens"]
+    assert two_ranks[1] > 1.5 * one_rank[1], "each rank samples its own rollouts"
+    assert (run.model_dir / "model.safetensors").exists()
+
+
+# Where /opt/ml cannot be mounted
+
+
+def test_redirected_paths(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(emulation, "namespaces_blocked", lambda: "not permitted")
+    request, folder = changed(recorded, tmp_path, stages=["sft"], evaluate=False)
+    run = emulation.start(request, folder, tmp_path / "ml").wait(300)
+    assert run.exit_status == 0 and run.redirected == "not permitted", run.log[-3000:]
+    assert RunDirectory(run.output_dir / "sft").metrics()["step"].max() == 2
+    assert (run.model_dir / "model.safetensors").exists()
+
+
+def test_a_channel_that_is_not_here_is_named(recorded, tmp_path):
+    request = json.loads(json.dumps(recorded[0]))
+    request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"] = "s3://elsewhere/data"
+    with pytest.raises(emulation.EmulationError, match="s3://elsewhere/data is not on this machine"):
+        emulation.start(request, recorded[1], tmp_path / "ml")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(emulation.EmulationError, match="is not empty"):
+        emulation.start(recorded[0], recorded[1], tmp_path / "full")
