@@ -10,6 +10,7 @@ arguments: an apostrophe in a hyperparameter would end the job before it starts.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import tarfile
@@ -218,6 +219,7 @@ def _train(job: TrainingJob, session: Session, source: Path) -> str:
     if job.max_wait_hours is not None:
         stopping["max_wait_time_in_seconds"] = round(job.max_wait_hours * 3600)
     keep_alive = {"keep_alive_period_in_seconds": job.keep_alive_minutes * 60} if job.keep_alive_minutes else {}
+    os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")  # the SDK would simulate policies, which few may do
     trainer = ModelTrainer(
         sagemaker_session=session,
         role=job.role,
@@ -248,7 +250,7 @@ def hyperparameters(job: Job) -> dict[str, str]:
     given = {"stages": ",".join(getattr(job, "stages", None) or ()), "limit": job.limit}
     given = {name: str(value) for name, value in given.items() if value}
     # SageMaker's start script makes a shell variable of every name, and a dot in one ends the job
-    overrides = {key.replace(".", "-"): value for key, value in (text.split("=", 1) for text in job.overrides)}
+    overrides = {key.replace(".", "-"): value for key, _, value in (text.partition("=") for text in job.overrides)}
     return {"recipe": job.recipe_name, "hardware": job.hardware, **given, **overrides}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
 INSTALL = "pip install -r setup/requirements/sagemaker.txt"
-# The SDK would simulate the role's policies, which few roles allow, and report every call to AWS.
+# Without this the SDK reports every call to AWS.
 CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
-VALIDATE_ROLE = "SAGEMAKER_VALIDATE_ROLE"
 
 
 class SageMakerError(ValueError):
@@ -81,7 +79,6 @@ def require_sdk() -> None:
             found = None
         if found is None:
             raise SageMakerError(f"The SageMaker SDK 3 is not installed (there is no module {module}). Run: {INSTALL}")
-    os.environ.setdefault(VALIDATE_ROLE, "false")
 
 
 @functools.cache
