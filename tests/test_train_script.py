@@ -74,6 +74,30 @@ def test_resume_is_passed_on_to_every_stage(calls, tmp_path):
     assert [call[3] for call in calls] == [False, False, True, True]
 
 
+def test_a_stop_is_no_failure_and_nothing_comes_after_it(calls, tmp_path, capsys, monkeypatch):
+    from lab_utils.training import TrainingStopped
+
+    def stopped(config, output_dir, *, model=None, resume=False):
+        raise TrainingStopped("SFT was stopped by SIGTERM after step 2 of 6.")
+
+    monkeypatch.setattr(sys.modules["lab_utils.training.sft"], "train", stopped)
+    assert train("--output-dir", tmp_path / "out", "--evaluate", "--export", tmp_path / "export") == 0
+    assert "stopped by SIGTERM after step 2 of 6" in capsys.readouterr().out
+    assert calls == [] and not (tmp_path / "export").exists()
+
+
+def test_export_writes_the_last_stages_model_before_the_evaluation(calls, tmp_path, monkeypatch):
+    def export(source, directory, settings):
+        calls.append(("export", Path(source), Path(directory)))
+        return directory
+
+    monkeypatch.setattr("lab_utils.models.export_model", export)
+    out = tmp_path / "out"
+    assert train("--output-dir", out, "--evaluate", "--export", tmp_path / "export") == 0
+    assert calls[2:] == [("export", out / "grpo" / "model", tmp_path / "export"), ("evaluate", out / "sft"),
+                         ("evaluate", out / "grpo")]  # fmt: skip
+
+
 def test_evaluation_after_training(calls, tmp_path):
     assert train("--output-dir", tmp_path, "--evaluate") == 0
     assert calls[2:] == [("evaluate", tmp_path / "sft"), ("evaluate", tmp_path / "grpo")]
