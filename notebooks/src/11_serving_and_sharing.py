@@ -1,0 +1,358 @@
+# %% [markdown]
+# # 11 · Serving and sharing
+#
+# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+#
+# > **You will learn** what each file of a trained model and of a checkpoint is for; how a LoRA adapter is merged; to
+# > ask the base and the trained model side by side; to serve a model over the OpenAI API; to export it with a model
+# > card, zip it and push it to the Hub; to deploy it in the cloud and to delete it again.
+# >
+# > **Time** 2 minutes on a CPU, 5 on a GPU · **Needs** notebook 06 in the same OUTPUT_DIR (its model is trained here
+# > if it is missing)
+
+# %%
+# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY_URL = ""
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
+if not root.exists():
+    if not REPOSITORY_URL:
+        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
+    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))
+
+# %% tags=["parameters"]
+RECIPE = "countdown-grpo"
+HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
+OUTPUT_DIR = "outputs"
+SEED = 0
+
+# %%
+from lab_utils.config import load
+from lab_utils.tasks import load_task
+from lab_utils.training.stages import finished_run
+
+config = load(RECIPE, HARDWARE, {"seed": SEED})
+task = load_task(config.task.name, config.task.response_format)
+run = finished_run(config, Path(OUTPUT_DIR) / task.name, config.stages[-1])
+print(f"The trained model is in {run.model_dir}.")
+
+# %% [markdown]
+# ## What training leaves
+#
+# A model is a folder of files. None of them is magic, and it pays to know which ones you need. Here is the folder of
+# the trained model.
+
+# %%
+import pandas as pd
+
+from lab_utils.export import describe
+
+pd.set_option("display.max_colwidth", None)
+pd.DataFrame(describe(run.model_dir))
+
+# %% [markdown]
+# A **checkpoint** is another thing: it is what the trainer needs to go on. Look at the sizes.
+
+# %%
+pd.DataFrame(describe(run.last_checkpoint()))
+
+# %% [markdown]
+# To *use* the model you need three kinds of files: the configuration, the weights, the tokenizer with its chat
+# template. To *resume training* you also need the rest. The optimiser's state is about twice as large as the trained
+# weights, because Adam keeps two running means for each of them. With LoRA the weights are those of the adapter only,
+# a few MB, and the optimiser's state shrinks with them.
+#
+# ## Inside a safetensors file
+#
+# The file begins with eight bytes, a number: the length of the header. The header is JSON; it gives name, type, shape
+# and place of every tensor. The rest is bytes. You can read it with nothing but the standard library, and that is the
+# point: loading it runs no code. A `.bin` or `.pt` file is a Python pickle, which can run anything when it is loaded.
+
+# %%
+import json
+import math
+
+weights_file = next(run.model_dir.glob("*model.safetensors"))
+with open(weights_file, "rb") as file:
+    header_length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(header_length))
+tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+print(f"{weights_file.name}: a header of {header_length:,} bytes with {len(tensors)} tensors")
+for name, entry in list(tensors.items())[:6]:
+    print(f"  {name:<45} {entry['dtype']}  {entry['shape']}")
+parameters = sum(math.prod(entry["shape"]) for entry in tensors.values())
+print(f"{parameters:,} parameters; header and tensors make {weights_file.stat().st_size:,} bytes")
+
+# %% [markdown]
+# Count: parameters × bytes each, plus the header and the eight bytes, is the size of the file. F32 takes four bytes a
+# parameter, BF16 two. A model of 0.5 billion parameters in bfloat16 is a file of 1 GB, and that is how you can tell
+# from a file's size what is in it.
+#
+# ## Merging an adapter
+#
+# LoRA (notebook 04) leaves a layer's weight $W$ as it is and learns two small matrices, $A$ of shape (r, in) and $B$
+# of shape (out, r). The layer then computes with
+#
+# $$W' = W + \frac{\alpha}{r} B A$$
+#
+# You can keep the adapter apart, a few MB for each task on one base model, and swap it while a server runs. Or you can
+# *merge*: compute $W'$ once and save it. Then the model is an ordinary one again, and nobody needs to know of LoRA.
+#
+# By hand: $W = 0$, $A = (1, 2)$, $B = (3, 4)^T$, $\alpha = 2$, $r = 1$ gives the rows (6, 12) and (8, 16).
+#
+# ## Exercise: merge an adapter
+#
+# *Difficulty: easy · importance: high · spend up to 10 minutes*
+#
+# Compute $W'$. The rank r is not given: A knows it. Return a new tensor, and leave the base model's weight as it was.
+
+# %%
+import torch
+
+
+def merge_lora(weight, lora_A, lora_B, alpha):
+    """The merged weight: (out, in), (r, in), (out, r) -> (out, in)."""
+    # YOUR CODE HERE
+    # >>> solution
+    rank = lora_A.shape[0]
+    return weight + alpha / rank * (lora_B @ lora_A)
+    # <<< solution
+
+
+merge_lora(torch.zeros(2, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]), alpha=2)
+
+# %%
+from lab_utils import checks
+
+checks.check_merge_lora(merge_lora)
+
+# %% [markdown]
+# Now against the library. PEFT puts a random adapter of rank 4 on the tiny model, and merges it. Your function gets the
+# same three matrices of one layer.
+
+# %%
+from peft import LoraConfig, get_peft_model
+
+from lab_utils.models import load_model
+
+adapted = get_peft_model(load_model("tiny"), LoraConfig(r=4, lora_alpha=8, init_lora_weights=False))
+layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
+with torch.no_grad():
+    matrices = (layer.base_layer.weight.clone(), layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+    yours = merge_lora(*matrices, alpha=8)
+    merged = adapted.merge_and_unload().model.layers[0].self_attn.q_proj.weight
+print(f"changed by the adapter: {(yours - matrices[0]).abs().max():.3f} at most")
+print(f"yours and PEFT's:       {(yours - merged).abs().max():.1e} apart at most")
+
+# %% [markdown]
+# The second number is rounding. It grows with fewer bits: merged in bfloat16, $W'$ is rounded to three digits, and a
+# small update is lost in part. And an adapter that was trained on a base in 4 bits was trained on *rounded* weights;
+# merged into the exact ones it behaves a little differently. Measure a model again after you have merged it.
+#
+# ## Side by side
+#
+# Ask the model before and after training. Each answer becomes a line of a JSONL file: query, model, reasoning, answer
+# and the whole response. That is a format which every other tool reads.
+#
+# The completions are sampled at the temperature of the evaluation. A model that learned by sampling wants to be
+# sampled: at temperature 0, where only the likeliest token counts, the tiny model can repeat one attempt until it is
+# cut off.
+
+# %%
+from lab_utils.chat import append_jsonl, as_prompt, chat_records
+from lab_utils.generation import sample
+from lab_utils.inspection import side_by_side
+from lab_utils.models import load_tokenizer
+
+models = {"base": config.model.name, "trained": run.model_dir}
+speakers = {label: (load_model(name, config.model), load_tokenizer(name)) for label, name in models.items()}
+how = {"temperature": config.evaluation.temperature, "max_new_tokens": config.evaluation.max_new_tokens, "seed": SEED}
+word_problem = "Anna has 3 pens and buys 4 more. How many pens has she?"
+queries = ["3 7 25 46", "2 5 9 1", "4 6 8 10"] if task.name == "countdown" else [word_problem]
+chat_file = Path(OUTPUT_DIR) / "chat" / f"{config.recipe}.jsonl"
+for query in queries:
+    prompt = as_prompt(task, query)
+    responses = {label: sample(*speaker, [prompt], **how)[0][0].text for label, speaker in speakers.items()}
+    print(prompt[-1]["content"], side_by_side(responses), sep="\n", end="\n\n")
+    append_jsonl(chat_file, chat_records(task, query, responses))
+print(f"the last line of {chat_file}:\n{chat_file.read_text(encoding='utf-8').splitlines()[-1]}")
+
+# %% [markdown]
+# In a terminal, with questions that you type:
+#
+# ```bash
+# python scripts/chat.py outputs/countdown/grpo
+# ```
+#
+# ## Serving
+#
+# A **server** keeps the model in memory and answers over HTTP. Nearly all of them speak the OpenAI API, so any client
+# can ask any server: a list of messages goes in, a message comes out. The client never sees the chat template; the
+# server applies it, and that is why it belongs into the model's folder.
+#
+# With a GPU you serve with **vLLM**. It answers many questions at once, lets a finished one leave and a waiting one in
+# at every token, and keeps the cache of keys and values in small blocks, so that no memory is reserved for tokens which
+# are never written. Where it is not installed, `transformers serve` does the same for one question at a time.
+
+# %%
+import time
+
+from lab_utils.serving import NO_SERVER, ask, backend, served_models, serving
+
+greedy = sample(*speakers["trained"], [prompt], temperature=0.0, max_new_tokens=48)[0][0].text  # to compare with
+speakers.clear()  # on a GPU the server needs the memory
+if backend() is None:
+    print(NO_SERVER)
+else:
+    print(f"serving with {backend()}, which {'is' if backend() == 'vLLM' else 'is used because vLLM is not'} installed")
+    start = time.perf_counter()
+    with serving(run) as url:
+        print(f"up after {time.perf_counter() - start:.0f} s; it has: {', '.join(served_models(url))}")
+        start = time.perf_counter()
+        answer = ask(url, prompt, max_new_tokens=48, temperature=0.0)
+        print(f"answered in {time.perf_counter() - start:.1f} s, 48 tokens at most:\n{answer}")
+    print(f"\nthe same as without a server: {answer.strip() == greedy.strip()}")
+
+# %% [markdown]
+# At temperature 0 the server should give what the model gives without it. If it does not, look for a chat template that
+# is missing, another end token, or a sampling default: the generation config of Qwen's instruct models brings a
+# temperature and a repetition penalty, and servers apply them without a word. In bfloat16 a word may also differ by
+# rounding.
+#
+# In a terminal, for as long as you like:
+#
+# ```bash
+# python scripts/serve.py start outputs/countdown/grpo
+# python scripts/chat.py outputs/countdown/grpo --server http://127.0.0.1:8000
+# python scripts/serve.py swap outputs/another/grpo
+# ```
+#
+# The last line is for adapters on vLLM: base and trained model are served together, and the adapter is replaced while
+# the server runs, in milliseconds. That is how a training run can be tried out every few steps.
+#
+# ## Export
+#
+# One folder that anybody can load, with the adapter merged, and with a **model card**: what it was trained on, how,
+# what was measured, and what it cannot do. The card is written from the run directory. What was not measured is not
+# claimed.
+
+# %%
+import shutil
+
+from lab_utils.evaluation import evaluate_run
+from lab_utils.export import export_run
+
+if not run.evaluation_path.exists():
+    evaluate_run(run, config)
+folder = Path(OUTPUT_DIR) / "export" / config.recipe
+shutil.rmtree(folder, ignore_errors=True)  # an export never overwrites; this one is made anew with the notebook
+export_run(run, folder)
+pd.DataFrame(describe(folder))
+
+# %%
+card = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]  # what stands before is for the Hub
+recipe, metrics = card.index("## Recipe"), card.index("## Metrics")
+print(f"{card[:recipe]}[the recipe: {metrics - recipe:,} characters]\n\n{card[metrics:]}")
+
+# %% [markdown]
+# Read the limits aloud. Would a stranger who finds this model know what not to use it for?
+#
+# The proof of an export is to load it with nothing of the workshop, and to get the same answer:
+
+# %%
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder, device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(**inputs.to(model.device), max_new_tokens=48, do_sample=False)[0]
+text = tokenizer.decode(output[inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+print(text)
+print(f"\nthe same as the run's model: {text == greedy}")
+
+# %% [markdown]
+# ## A zip file, and the Hub
+#
+# A zip file is for a colleague. The **Hugging Face Hub** is for everybody, or for your own machines if the repository
+# is private. A push needs a token that may write: `hf auth login` asks for it once and keeps it outside of your
+# project. Never write a token into a notebook, where it is saved with the outputs. A dry run shows what would be sent.
+
+# %%
+from lab_utils.export import push_to_hub, zip_folder
+
+archive = zip_folder(folder)
+print(f"{archive.name}: {archive.stat().st_size / 1e3:,.0f} kB\n")
+print(push_to_hub(folder, "your-name/countdown-tiny", dry_run=True))
+
+# %% [markdown]
+# All of it in one line, the push included:
+#
+# ```bash
+# python scripts/export.py outputs/countdown/grpo --output-dir shared/it --zip --push-to your-name/it --dry-run
+# ```
+#
+# ## An endpoint in the cloud, and its end
+#
+# A SageMaker **endpoint** is the same vLLM server on a rented machine. Unlike a training job it has no end: it costs
+# money every hour, asked or not, until *you* delete it. `--dry-run` prints the requests and what an hour costs, and
+# needs no account.
+
+# %%
+command = [sys.executable, "scripts/launch_sagemaker.py", "deploy", "--model", "s3://your-bucket/model.tar.gz",
+           "--role", "arn:aws:iam::123456789012:role/your-role", "--region", "us-east-1", "--dry-run"]  # fmt: skip
+result = subprocess.run(command, capture_output=True, text=True)
+print(result.stdout or result.stderr)
+
+# %% [markdown]
+# The three requests are a *model* (which container, which weights), an *endpoint configuration* (which machine, how
+# many) and the *endpoint* itself. With an account, and a finished training job of notebook 10:
+#
+# ```bash
+# python scripts/launch_sagemaker.py deploy --job YOUR-JOB --wait
+# python scripts/launch_sagemaker.py invoke YOUR-ENDPOINT --recipe countdown-grpo --question "3 7 25 46"
+# python scripts/launch_sagemaker.py delete YOUR-ENDPOINT
+# python scripts/launch_sagemaker.py status
+# ```
+#
+# The last one lists everything that still runs and costs money. Make it a habit to end with it.
+#
+# ## What you should see, and what it means if you don't
+
+# %%
+from lab_utils.inspection import expect
+
+lines = [json.loads(line) for line in chat_file.read_text(encoding="utf-8").splitlines()]
+answered = {label: sum(line["answer"] is not None for line in lines if line["model"] == label) for label in models}
+expect(config, "the trained model answers where the base model does not", answered["trained"] > answered["base"])
+expect(config, "the exported model answers as the run does", text == greedy)
+expect(config, "and so does the served one", backend() is None or answer.strip() == greedy.strip())
+
+# %% [markdown]
+# An exported model that answers differently has lost something on the way: compare the tokenizer's chat template, the
+# end tokens in `generation_config.json` and the dtype in `config.json`, in this order.
+#
+# ## Summary
+#
+# - A model is a configuration, weights and a tokenizer with its chat template. A checkpoint adds what training needs.
+# - Merging is $W + \frac{\alpha}{r} B A$, layer by layer. Merged, a model is simple to share; apart, an adapter is
+#   small and can be swapped.
+# - Servers speak one API. What they apply in silence (template, end tokens, sampling defaults) is part of your model.
+# - Share with a card that says what was measured and what was not. Keep tokens out of notebooks. Delete endpoints.
+#
+# ## Questions
+#
+# 1. You trained ten adapters on one base model of 1 GB. What do you store and serve, merged or apart? What if each of
+#    them has its own customers, who all ask at once?
+# 2. Somebody sends you a model as a `.bin` file. What do you do before you load it?
+# 3. Your served model repeats itself less than in your evaluation, and is right less often. Where do you look first?
+# 4. The card says 65% on synthetic problems. Which sentence would you add for a reader who wants to use it at school?
+#
+# Next: [12 · Results](12_results.ipynb) tells the whole story in figures.
