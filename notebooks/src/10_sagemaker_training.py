@@ -54,11 +54,14 @@ from lab_utils.training.stages import start_model
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 task = load_task(config.task.name, config.task.response_format)
-start_folder = start_model(config, Path(OUTPUT_DIR) / task.name, "grpo")  # notebook 04's model
+stage = config.stages[-1]
+start_folder = None  # on AWS the job trains all stages itself; here it starts from notebook 04's model
+if not LAUNCH and len(config.stages) > 1:
+    start_folder = start_model(config, Path(OUTPUT_DIR) / task.name, stage)
 work = Path(OUTPUT_DIR) / "sagemaker"
 shutil.rmtree(work, ignore_errors=True)
 figures = Path(OUTPUT_DIR) / "figures"
-print(f"Task {task.name}, tier {config.hardware}, start: {start_folder}")
+print(f"Task {task.name}, tier {config.hardware}, start: {start_folder or config.model.name}")
 
 # %% [markdown]
 # ## What a training job is
@@ -84,9 +87,10 @@ print(f"Task {task.name}, tier {config.hardware}, start: {start_folder}")
 from lab_utils.sagemaker.job import TrainingJob, package_source, training_request
 
 # A short job, so that you need not wait; a GPU tier trains in full.
-short = {"smoke": ("grpo.max_steps=4", "grpo.max_completion_length=48"), "cpu": ("grpo.max_steps=12",)}
+short = {"smoke": (f"{stage}.max_steps=4", f"{stage}.max_completion_length=48"), "cpu": (f"{stage}.max_steps=12",)}
 job = TrainingJob(
-    recipe=RECIPE, hardware=config.hardware, stages=("grpo",), model=start_folder, evaluate=False,
+    recipe=RECIPE, hardware=config.hardware, evaluate=False,
+    stages=(stage,) if start_folder else None, model=start_folder,
     overrides=(f"seed={SEED}", *short.get(config.hardware, ())),
     role=ROLE or "arn:aws:iam::123456789012:role/rl-workshop-execution-us-east-1",
     bucket=BUCKET or "rl-workshop-123456789012-us-east-1",
@@ -188,7 +192,7 @@ def logged_values(regex, log):
 
 
 line = "metrics grpo step=1 of=12 loss=-0.01 reward=0.125 accuracy=0.0625 completions/mean_length=31.2"
-logged_values(definitions["grpo:reward"], line)
+logged_values(r"metrics grpo .* reward=([-+0-9.e]+)", line)
 
 # %%
 from lab_utils import checks
@@ -213,7 +217,7 @@ from lab_utils.sagemaker.emulation import namespaces_blocked, start
 if not LAUNCH:
     blocked = namespaces_blocked()
     print("The job sees its own /opt/ml." if blocked is None else f"Redirected paths, no /opt/ml: {blocked}")
-    first = start(request, work, work / "first-machine").watch(until="metrics grpo step=2 ")
+    first = start(request, work, work / "first-machine").watch(until=f"metrics {stage} step=2 ")
     first.interrupt()
     first.watch()
     print("\n".join(line for line in first.log.splitlines() if "SIGTERM" in line))
@@ -236,6 +240,8 @@ if LAUNCH:
     name, lines = launch(job, session), []
     finished = follow(name, session, on_line=lambda line: (print(line), lines.append(line)))
     print(finished)
+    if finished.status != "Completed":
+        raise SystemExit("The job left no model. Its log, above, says more.")
     download(name, session, work / "outputs")
     log, outputs, model = "\n".join(lines), work / "outputs", finished.model
 
@@ -247,7 +253,7 @@ if LAUNCH:
 # %%
 from lab_utils.plotting import plot_log
 
-shown = ("grpo:reward", "grpo:accuracy", "grpo:completions/mean_length", "grpo:attempts")
+shown = [f"{stage}:{name}" for name in ("reward", "accuracy", "completions/mean_length", "attempts")]
 plot_log({name: logged_values(definitions[name], log) for name in shown}, figures / "10_metrics_from_the_log.png")
 
 # %% [markdown]
@@ -256,10 +262,10 @@ plot_log({name: logged_values(definitions[name], log) for name in shown}, figure
 # %%
 from lab_utils.tracking import RunDirectory
 
-run = RunDirectory(outputs / "grpo")
+run = RunDirectory(outputs / stage)
 metrics = run.metrics()
 print("steps in metrics.csv:", metrics["step"].tolist())
-rewards = logged_values(definitions["grpo:reward"], log)
+rewards = logged_values(definitions[f"{stage}:reward"], log)
 print(f"last reward in the log: {rewards[-1]:.4f}, in metrics.csv: {metrics['reward'].iloc[-1]:.4f}")
 print("in the run directory:  ", ", ".join(sorted(path.name for path in run.path.iterdir())))
 
@@ -267,7 +273,7 @@ print("in the run directory:  ", ", ".join(sorted(path.name for path in run.path
 # ## What you should see, and what it means if you don't
 
 # %%
-steps = [int(step) for step in re.findall(r"metrics grpo step=(\d+) ", log)]
+steps = [int(step) for step in re.findall(rf"metrics {stage} step=(\d+) ", log)]
 for claim, holds in (
     ("metrics.csv has every step once", metrics["step"].tolist() == list(range(1, len(metrics) + 1))),
     ("no step was done twice", steps == sorted(set(steps))),
@@ -278,7 +284,7 @@ for claim, holds in (
 # %% [markdown]
 # The interruption leaves no trace in the metrics: the second machine goes on with the step after the last one saved,
 # with the same data order and random numbers. If a step is missing, the job was killed before it could save; it then
-# went on from the last regular checkpoint (`grpo.save_steps`), and the steps after that are in the log twice.
+# went on from the last regular checkpoint (`save_steps`), and the steps after that are in the log twice.
 #
 # Two minutes are not long. A job stops at the end of a rollout; where one takes longer than that, only the regular
 # checkpoints count, so choose `save_steps` by what you can bear to lose.
@@ -315,7 +321,7 @@ print(evaluation)
 # %%
 from lab_utils.plotting import plot_attempts
 
-plot_attempts({"GRPO job": evaluation}, figures / "10_lengths.png", name="num_tokens")
+plot_attempts({f"{stage.upper()} job": evaluation}, figures / "10_lengths.png", name="num_tokens")
 
 # %%
 from lab_utils.plotting import plot_problem_accuracy

@@ -6,6 +6,7 @@ One request is recorded and its job run to the end; the other tests change that 
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -127,8 +128,12 @@ def test_secrets_are_not_logged(finished, tmp_path, monkeypatch):
 # Evaluation as a processing job
 
 
-def test_evaluation_is_a_processing_job(finished, tmp_path):
-    job = EvaluationJob(recipe="countdown-grpo", model=str(finished.model_dir), limit=3,
+def test_evaluation_is_a_processing_job_on_what_a_training_job_leaves_in_s3(finished, tmp_path):
+    archive = tmp_path / "s3" / "s3" / "trained" / "model.tar.gz"
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as files:
+        files.add(finished.model_dir, arcname=".")
+    job = EvaluationJob(recipe="countdown-grpo", model="s3://trained/model.tar.gz", limit=3,
                         overrides=("evaluation.max_new_tokens=32",), hardware="smoke", **PLACE)
     run = emulation.emulate(evaluation_request(job, tmp_path / "s3"), tmp_path / "s3", tmp_path / "ml")
     assert run.exit_status == 0, run.log[-3000:]
