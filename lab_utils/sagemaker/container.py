@@ -20,6 +20,7 @@ directories and goes on.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -36,7 +37,7 @@ import psutil  # accelerate brings it
 import yaml
 
 SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)(_|$)|^AWS_(?!.*REGION)")
-TRACEBACK = re.compile(r"^(\[\w+\]:)? ?Traceback \(most recent call last\):")
+TRACEBACK = re.compile(r"(\[rank\d+\]: )?Traceback \(most recent call last\):")
 LAUNCHER = re.compile(r"^[EWI]\d{4} ")  # torchrun's own lines, not the script's
 FAILURE_LINES = 200
 
@@ -95,20 +96,23 @@ class Child:
         for process in psutil.Process(self.process.pid).children() if self.launched else [self.process]:
             process.send_signal(signal.SIGTERM)
 
-    def failure(self, status: int) -> str:
-        """The script's error: its last line first (SageMaker shows the beginning), then the traceback."""
-        lines = list(self.lines)
-        starts = [i for i, line in enumerate(lines) if TRACEBACK.match(line)]
-        if starts:
-            rest = lines[starts[0]:]
-            ends = (i for i, line in enumerate(rest) if LAUNCHER.match(line))
-            rest = rest[: next(ends, len(rest))]
-            last = next(line for line in reversed(rest) if line.strip() and not line.startswith((" ", "\t")))
-            return "\n".join([last, "", *rest])
-        if messages := [i for i, line in enumerate(lines) if re.match(r"(train|evaluate)\.py: ", line)]:
-            return "\n".join(lines[messages[-1]:])  # of an error in what the learner gave
-        killed = f"signal {-status}, as for lack of memory" if status < 0 else f"exit status {status}"
-        return "\n".join([f"The script ended with {killed}. The log ends:", *lines[-20:]])
+
+def failure_message(lines: list[str], status: int) -> str:
+    """A failed script's error, from the end of its output: the error first (SageMaker shows the beginning of a failure
+    file), then the traceback. Of several ranks, that of the first that failed."""
+    if starts := [i for i, line in enumerate(lines) if TRACEBACK.match(line)]:
+        rank = TRACEBACK.match(lines[starts[0]])[1] or ""
+        rest = lines[starts[0]:]
+        if rank:
+            rest = [line.removeprefix(rank) for line in rest if line.startswith(rank)]
+        rest = list(itertools.takewhile(lambda line: not LAUNCHER.match(line), rest))
+        last_frame = max(i for i, line in enumerate(rest) if i == 0 or line.startswith("  File "))
+        error = next((line for line in rest[last_frame + 1:] if line.strip() and not line.startswith(" ")), rest[-1])
+        return "\n".join([error, "", *rest])
+    if messages := [i for i, line in enumerate(lines) if re.match(r"(train|evaluate)\.py: ", line)]:
+        return "\n".join(lines[messages[-1]:])  # about what the learner gave
+    ended = f"signal {-status}, 9 is most often lack of memory" if status < 0 else f"exit status {status}"
+    return "\n".join([f"The script ended with {ended}. Its output ends:", *lines[-20:]])
 
 
 def run_script(arguments: list[str], processes: int = 1) -> bool:
@@ -134,7 +138,7 @@ def run_script(arguments: list[str], processes: int = 1) -> bool:
         print(f"container: stopped (exit status {status})", flush=True)
         return False
     if status != 0:
-        raise JobError(child.failure(status))
+        raise JobError(failure_message(list(child.lines), status))
     return True
 
 

@@ -192,6 +192,34 @@ def test_an_error_in_what_was_given_has_no_traceback(recorded, tmp_path):
     assert "Traceback" not in run.failure
 
 
+# What a failure file says
+
+TRACE = ["Traceback (most recent call last):", '  File "/opt/ml/input/data/code/scripts/train.py", line 9, in run', "    f()"]
+CHAINED = [*TRACE, "KeyError: 'a'", "", "During handling of the above exception, another exception occurred:", "", *TRACE]
+TORCHRUN = ["E1121 06:17:00.1 7 torch/distributed/elastic/multiprocessing/api.py:1] failed (exitcode: 1)", *TRACE,
+            "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"]  # fmt: skip
+RANKS = [f"[rank1]: {TRACE[0]}", f"[rank0]: {TRACE[0]}", f"[rank1]: {TRACE[1]}", "[rank1]: ValueError: mine",
+         "[rank0]: ValueError: later", "[rank1]:[W1121 06:17:00.1 7] Warning: destroy_process_group() was not called"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "first", "absent"),
+    [
+        ([*TRACE, "ValueError: a message", "of two lines"], "ValueError: a message", "Recipe"),
+        ([*CHAINED, "RuntimeError: b"], "RuntimeError: b", "Recipe"),
+        ([*RANKS, *TORCHRUN], "ValueError: mine", "later"),
+        ([*TRACE, "OSError: no file", *TORCHRUN], "OSError: no file", "ChildFailed"),
+        (["train.py: There is no key grpo.bata.", "Keys: beta."], "train.py: There is no key grpo.bata.", "Recipe"),
+        ([], "The script ended with signal 9, 9 is most often lack of memory. Its output ends:", "Traceback"),
+    ],
+    ids=["one", "chained", "ranks", "torchrun", "given", "killed"],
+)
+def test_what_a_failure_file_says(lines, first, absent):
+    message = container.failure_message(["Recipe countdown-grpo on hardware tier smoke", *lines], -9)
+    assert message.splitlines()[0] == first
+    assert absent not in message
+
+
 # Two ranks
 
 
