@@ -194,8 +194,8 @@ def test_an_error_in_what_was_given_has_no_traceback(recorded, tmp_path):
 
 # What a failure file says
 
-TRACE = ["Traceback (most recent call last):", '  File "/opt/ml/input/data/code/scripts/train.py", line 9, in run', "    f()"]
-CHAINED = [*TRACE, "KeyError: 'a'", "", "During handling of the above exception, another exception occurred:", "", *TRACE]
+TRACE = ["Traceback (most recent call last):", '  File "/opt/ml/input/data/code/scripts/train.py", line 9', "    run()"]
+CHAINED = [*TRACE, "KeyError: 'a'", "During handling of the above exception, another exception occurred:", "", *TRACE]
 TORCHRUN = ["E1121 06:17:00.1 7 torch/distributed/elastic/multiprocessing/api.py:1] failed (exitcode: 1)", *TRACE,
             "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"]  # fmt: skip
 RANKS = [f"[rank1]: {TRACE[0]}", f"[rank0]: {TRACE[0]}", f"[rank1]: {TRACE[1]}", "[rank1]: ValueError: mine",
