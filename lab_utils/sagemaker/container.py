@@ -59,16 +59,12 @@ class JobError(RuntimeError):
 # --- The child process ------------------------------------------------------------------------------------------------
 
 
-class Redactor:
-    """Takes the values of secret environment variables out of text, and puts their names there."""
-
-    def __init__(self, environment: dict[str, str]):
-        self.names = {value: name for name, value in environment.items() if SECRET.search(name) and len(value) >= 6}
-
-    def __call__(self, text: str) -> str:
-        for value, name in self.names.items():
+def redact(text: str) -> str:
+    """Take the values of secret environment variables out of a text, and put their names there."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 6:
             text = text.replace(value, f"[{name}]")
-        return text
+    return text
 
 
 class Child:
@@ -83,7 +79,6 @@ class Child:
 
     def run(self) -> int:
         """Wait for the end and return the exit status."""
-        redact = Redactor(dict(os.environ))
         for raw in self.process.stdout:
             line = redact(raw.decode("utf-8", errors="replace").rstrip("\n"))
             self.lines.append(line)
@@ -93,7 +88,8 @@ class Child:
     def stop(self) -> None:
         """Ask for a checkpoint and the end of training."""
         self.stopping = True
-        for process in psutil.Process(self.process.pid).children() if self.launched else [self.process]:
+        ranks = psutil.Process(self.process.pid).children() if self.launched else []
+        for process in ranks or [self.process]:
             process.send_signal(signal.SIGTERM)
 
 
@@ -124,7 +120,7 @@ def run_script(arguments: list[str], processes: int = 1) -> bool:
     launcher = [sys.executable]
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    print(f"container: {' '.join(['torchrun' if processes > 1 else 'python', *arguments])}", flush=True)
+    print(redact(f"container: {' '.join(['torchrun' if processes > 1 else 'python', *arguments])}"), flush=True)
     child = Child([*launcher, *arguments], launched=processes > 1)
 
     def on_sigterm(signum, frame):
@@ -228,7 +224,7 @@ def main(arguments: list[str]) -> int:
     except JobError as error:
         message = str(error)
     except Exception as error:  # whatever it is, SageMaker must show it
-        message = Redactor(dict(os.environ))(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+        message = redact(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
         print(message, file=sys.stderr, flush=True)
     failure = place("SM_OUTPUT_FAILURE", "output/failure")
     failure.parent.mkdir(parents=True, exist_ok=True)
