@@ -70,6 +70,7 @@ METRICS = {
     "completions/clipped_ratio": ("Responses cut off", "% of responses"),
     "clip_ratio/region_mean": ("Clipped ratios", "% of tokens"),
     "explained_variance": ("What the critic explains", "explained variance"),
+    "explained_variance/lambda_1": ("… of what really came", "explained variance"),
     "value_loss": ("Loss of the critic", "squared error / 2"),
 }
 PERCENT = {"accuracy", "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/region_mean"}
@@ -384,6 +385,29 @@ def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = 
     ax.set_ylim(-0.02, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
     _label_ends(ax, ends, gap=0.14)
+    return _finish(figure, path)
+
+
+def plot_against_tokens(curves: Sequence[Mapping], path: str | Path | None = None) -> Figure:
+    """Accuracy in training against the tokens generated so far, of several methods and seeds.
+
+    Args:
+        curves: one mapping a run, as scripts/measure_learning.py writes them: model, tokens and accuracy, one value a
+            rollout each. Runs of one model share a colour; the thick line is one seed's moving average.
+    """
+    labels = list(dict.fromkeys(curve["model"] for curve in curves))
+    figure, ax = plt.subplots(figsize=(9, 5))
+    ends = []
+    for label, colour in zip(labels, colours(labels), strict=True):
+        group = [curve for curve in curves if curve["model"] == label]
+        for curve in group:
+            thousands = np.array(curve["tokens"]) / 1000
+            ax.plot(thousands, 100 * np.array(curve["accuracy"]), color=colour, linewidth=1, alpha=0.3)
+            ax.plot(thousands, 100 * _smooth(pd.Series(curve["accuracy"])), color=colour)
+        ends.append((100 * np.mean([np.mean(curve["accuracy"][-3:]) for curve in group]), label, colour))
+    ax.set(title="Accuracy on training problems", xlabel="thousand tokens generated", ylabel="% of responses correct")
+    _tidy_axes(ax, "tokens")
+    _label_ends(ax, ends, gap=0.08)
     return _finish(figure, path)
 
 

@@ -22,6 +22,7 @@ from lab_utils.models import load_model
 from lab_utils.tracking import TIMING_COLUMNS, RunDirectory
 from lab_utils.training import grpo, ppo
 from lab_utils.training.ppo import (
+    Critic,
     explained_variance,
     generalized_advantages,
     load_critic,
@@ -121,6 +122,18 @@ def test_value_loss_by_hand():
     assert clipped.item() == pytest.approx(1 / 3)
     loss.backward()
     assert values.grad[0].tolist() == pytest.approx([-0.9 / 3, 0.0, -1.5 / 3, 0.0])
+
+
+def test_the_critic_reads_the_state_and_the_mean_of_the_states_so_far():
+    critic = Critic(3)
+    torch.nn.init.normal_(critic.head.weight)
+    hidden = torch.randn(2, 5, 3)
+    for t in range(5):
+        features = torch.cat([hidden[:, t], hidden[:, : t + 1].mean(1)], dim=-1)
+        torch.testing.assert_close(critic(hidden)[:, t], critic.head(features)[:, 0])
+    later = hidden.clone()
+    later[:, 3:] = 100.0  # what comes later, padding included, changes nothing
+    torch.testing.assert_close(critic(later)[:, :3], critic(hidden)[:, :3])
 
 
 def test_explained_variance():
@@ -322,7 +335,8 @@ def test_model_loads_without_its_critic_and_with_it(tmp_path, changes, recwarn):
     metrics = run.metrics()
     for name in ("policy_loss", "value_loss", "approx_kl", "entropy", "clip_ratio/region_mean", "clip_ratio/value"):
         assert metrics[name].notna().all(), name
-    for name in ("explained_variance", "values/mean", "returns/mean", "advantages/mean", "advantages/std", "kl"):
+    for name in ("explained_variance", "explained_variance/lambda_1", "values/mean", "returns/mean", "advantages/mean",
+                 "advantages/std", "kl"):
         assert metrics[name].notna().tolist() == [True, False, False, False], name  # once a rollout
     model, start = load_model(run.model_dir), load_model("tiny")
     assert any(not torch.equal(weight, start.state_dict()[name]) for name, weight in model.state_dict().items())

@@ -140,20 +140,25 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
 class Critic(nn.Module):
     """Predicts the return still to come: one linear layer on hidden states, which starts at 0.
 
-    The hidden states are the policy's own final ones, or with `backbone` those of a model of the critic's own.
+    The hidden states are the policy's own final ones, or with `backbone` those of a model of the critic's own. The layer
+    sees the state before a token and the mean of the completion's states so far: the state alone is made to predict the
+    next token, and hardly remembers what was checked twenty tokens ago.
     """
 
     def __init__(self, hidden_size: int, backbone: nn.Module | None = None):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(hidden_size, 1)  # float32 whatever the policy's dtype
+        self.head = nn.Linear(2 * hidden_size, 1)  # float32 whatever the policy's dtype
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T)."""
+        """States before each token of a completion, from its first: (B, T, D) -> (B, T)."""
         with torch.autocast(hidden_BTD.device.type, enabled=False):
-            return self.head(hidden_BTD.float()).squeeze(-1)
+            hidden_BTD = hidden_BTD.float()
+            count_T = torch.arange(1, hidden_BTD.shape[1] + 1, device=hidden_BTD.device)
+            mean_BTD = hidden_BTD.cumsum(1) / count_T[:, None]
+            return self.head(torch.cat([hidden_BTD, mean_BTD], dim=-1)).squeeze(-1)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The weights that training changes, without a frozen backbone's."""
@@ -205,10 +210,12 @@ class PPOTrainer(RecordingGRPOTrainer):
         rewards_BT = token_rewards(self.scores_B, rollout["old_per_token_logps"], ref_logps_BT, mask_BT, settings.beta)
         advantages_BT, returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, settings.lam)
 
-        # The critic is judged by the returns that came (λ = 1), not by returns that it predicts itself.
+        # With λ < 1 the returns that the critic is trained on, and by custom is judged by, hold predictions of its own.
+        # Those that really came (λ = 1) are the harder judge.
         _, actual_returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, lam=1.0)
         all_mask_BT, all_values_BT, all_advantages_BT = map(self._of_all, (mask_BT, values_BT, advantages_BT))
-        self._log("explained_variance", explained_variance(all_values_BT, self._of_all(actual_returns_BT), all_mask_BT))
+        for name, judge_BT in (("explained_variance", returns_BT), ("explained_variance/lambda_1", actual_returns_BT)):
+            self._log(name, explained_variance(all_values_BT, self._of_all(judge_BT), all_mask_BT))
         self._log("values/mean", masked_mean(all_values_BT, all_mask_BT))
         self._log("returns/mean", masked_mean(self._of_all(returns_BT), all_mask_BT))
         self._log("advantages/mean", masked_mean(all_advantages_BT, all_mask_BT))
