@@ -140,9 +140,9 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
 class Critic(nn.Module):
     """Predicts the return still to come: one linear layer on hidden states, which starts at 0.
 
-    The hidden states are the policy's own final ones, or with `backbone` those of a model of the critic's own. The layer
-    sees the state before a token and the mean of the completion's states so far: the state alone is made to predict the
-    next token, and hardly remembers what was checked twenty tokens ago.
+    The hidden states are the policy's own final ones, or with `backbone` those of the critic's own model. The layer
+    sees the state before a token, and the mean of the completion's states so far: the state alone is made to predict
+    the next token, and hardly remembers what was checked twenty tokens ago.
     """
 
     def __init__(self, hidden_size: int, backbone: nn.Module | None = None):
