@@ -6,6 +6,7 @@ through here: TRL runs its own vLLM (`use_vllm`), which it keeps supplied with t
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def vllm_engine(name: str | Path, settings: ModelSettings, **options: Any) -> Iterator[LLM]:
+def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool = True,
+                **options: Any) -> Iterator[LLM]:
     """Load a model into vLLM, and give its memory back at the end of the `with` block.
 
     Args:
         name: "tiny", a path or a Hub id. A LoRA adapter is merged into its base model first.
         settings: of these, `dtype` counts.
+        own_process: only with the end of a process of its own is all of its memory free again.
         options: arguments of vllm.LLM, for example max_model_len.
 
     Raises:
@@ -38,6 +41,7 @@ def vllm_engine(name: str | Path, settings: ModelSettings, **options: Any) -> It
     """
     from vllm import LLM
 
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))  # TRL's colocate mode has left a 0 there
     options = {"logprobs_mode": "processed_logprobs", **options}  # at the sampling temperature, as the loss wants them
     if not torch.cuda.is_available():
         options = {"enforce_eager": True, **options}  # compiling for a CPU takes minutes
