@@ -335,7 +335,8 @@ plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
 # ## From the command line, and cleaning up
 #
 # ```bash
-# python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware a10g --spot --max-wait-hours 12 --dry-run
+# export SAGEMAKER_ROLE=arn:aws:iam::...:role/... SAGEMAKER_BUCKET=... AWS_DEFAULT_REGION=us-east-1
+# python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware a10g --spot --max-wait-hours 8 --dry-run
 # python scripts/launch_sagemaker.py status      # what runs and costs money
 # python scripts/launch_sagemaker.py stop NAME
 # ```
