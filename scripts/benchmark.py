@@ -1,23 +1,34 @@
-"""Paired timings: A and B in turn on the same inputs, the ratio pair by pair: a drifting machine does not decide.
+"""Timings. `generation` and `ppo` are paired, A and B in turn on the same inputs: a drifting machine does not decide.
 
     python scripts/benchmark.py generation --model runs/measured/countdown/seed-0/grpo/model
     python scripts/benchmark.py ppo --model runs/measured/countdown/seed-0/grpo/model
+    python scripts/benchmark.py gpu --output-dir runs/gpu
+
+`gpu` needs no model and no download, and runs without a GPU, too: with the tiny model's shape, in a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from unittest import mock
 
 import torch
 from transformers import TrainerCallback
+from trl.import_utils import is_vllm_available
 
 from lab_utils import config as configuration
+from lab_utils import step_times, vllm_sampling
+from lab_utils.environment import is_installed
 from lab_utils.generation import end_token_ids, rollout, sample_token_ids
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.tasks import load_task
@@ -31,47 +42,90 @@ def timed(function: Callable) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
     """Return the median with minimum and maximum."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def generation(options: argparse.Namespace) -> None:
-    """Useful tokens per second of the project's sampler against transformers.generate, on one rollout's prompts."""
-    model, tokenizer = load_model(options.model).eval(), load_tokenizer(options.model)
+    """Useful tokens per second and memory of transformers.generate, the project's sampler and, if installed, vLLM.
+
+    Without a GPU the seconds are CPU seconds of all threads, which other programs do not stretch.
+    """
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    with ExitStack() as stack:
+        if options.alone:
+            before = memory()
+            generator(options.alone, options, stack)()
+            print(f"{memory(peak=True) - before:.0f}")
+            return
+        names = ["generate", "sampler", *(["vLLM"] if is_vllm_available() else [])]
+        generators = {name: generator(name, options, stack) for name in names}
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        lengths: list[int] = []
+        for pair in range(options.pairs + 1):  # the first round warms up
+            torch.manual_seed(pair)
+            for name in names if pair % 2 else names[::-1]:
+                start = clock()
+                found = generators[name]()
+                if pair:
+                    rates[name].append(sum(found) / (clock() - start))
+                    lengths += found
+    second = "second" if torch.cuda.is_available() else "CPU second"
+    print(f"{options.prompts * options.group} completions a rollout, {options.pairs} rounds, "
+          f"{torch.get_num_threads()} thread(s); completion length: mean {statistics.mean(lengths):.0f}, longest "
+          f"{max(lengths)} tokens\n\n"
+          f"| | useful tokens per {second} | times generate | MB added |\n|---|---|---|---|")
+    for name in names:
+        alone = [sys.executable, __file__, *sys.argv[1:], "--alone", name]  # a process of its own for its memory
+        added = subprocess.run(alone, capture_output=True, text=True, check=True).stdout.split()[-1]
+        ratios = [a / b for a, b in zip(rates[name], rates["generate"], strict=True)]
+        print(f"| {name} | {spread(rates[name], 0)} | {spread(ratios)} | {added} |")
+
+
+def generator(name: str, options: argparse.Namespace, stack: ExitStack) -> Callable[[], list[int]]:
+    """Return a function that samples one rollout with the back end `name`, and returns the completions' lengths."""
     prompts = load_task(options.task).dataset("test", options.prompts)["prompt"]
+    tokenizer = load_tokenizer(options.model)
+    if name == "vLLM":
+        config = configuration.load("countdown-grpo", "a100" if torch.cuda.is_available() else "cpu")
+        engine = stack.enter_context(vllm_sampling.vllm_engine(options.model, config.model, own_process=False))
+        return lambda: [len(completion.token_ids) for completions in vllm_sampling.sample(
+            engine, tokenizer, prompts, num_samples=options.group, max_new_tokens=options.max_new_tokens)
+            for completion in completions]
+
+    model = load_model(options.model).eval()
     ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
            for prompt in prompts]
     ends = end_token_ids(model, tokenizer)
+    if name == "sampler":
+        return lambda: [len(tokens) for tokens, _ in sample_token_ids(
+            model, ids, [options.group] * len(ids), end_ids=ends, max_new_tokens=options.max_new_tokens)]
+
     copies = [prompt for prompt in ids for _ in range(options.group)]
     width = max(map(len, ids))
     batch = {"input_ids": torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in copies]),
              "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in copies])}
 
-    def ours() -> list[int]:
-        return [len(tokens) for tokens, _ in sample_token_ids(
-            model, ids, [options.group] * len(ids), end_ids=ends, max_new_tokens=options.max_new_tokens)]
-
-    def theirs() -> list[int]:
-        rows = model.generate(**batch, max_new_tokens=options.max_new_tokens, do_sample=True, temperature=1.0, top_k=0)
-        is_end = torch.isin(rows[:, width:], torch.tensor(ends))
+    def generate() -> list[int]:
+        rows = model.generate(**{key: value.to(model.device) for key, value in batch.items()},
+                              max_new_tokens=options.max_new_tokens, do_sample=True, temperature=1.0, top_k=0)
+        is_end = torch.isin(rows[:, width:], torch.tensor(ends, device=rows.device))
         return [int(row.nonzero()[0]) + 1 if row.any() else len(row) for row in is_end]
 
-    rates: dict[str, list[float]] = {"sampler": [], "generate": []}
-    lengths: list[int] = []
-    for pair in range(options.pairs + 1):  # the first pair warms up
-        torch.manual_seed(pair)
-        for name, function in (("sampler", ours), ("generate", theirs)):
-            seconds, found = timed(function)
-            if pair:
-                rates[name].append(sum(found) / seconds)
-                lengths += found
-    ratios = [a / b for a, b in zip(rates["sampler"], rates["generate"], strict=True)]
-    print(f"{len(copies)} completions a rollout, {options.pairs} pairs; completion length: mean "
-          f"{statistics.mean(lengths):.0f}, longest {max(lengths)} tokens")
-    for name, values in rates.items():
-        print(f"{name:9} useful tokens per second: {spread(values)}")
-    print(f"ratio sampler / generate: {spread(ratios)}")
+    return generate
+
+
+def memory(peak: bool = False) -> float:
+    """Return this process's memory in MB, now or at its peak since the last call: the GPU's, or else resident RAM."""
+    if torch.cuda.is_available():
+        found = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return found / 1e6
+    lines = Path("/proc/self/status").read_text().splitlines()  # Linux only
+    kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM" if peak else "VmRSS"))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    return int(kilobytes) * 1024 / 1e6
 
 
 class RolloutClock(TrainerCallback):
@@ -138,6 +192,31 @@ def ppo_step(options: argparse.Namespace) -> None:
     print(f"ratio PPO / GRPO: {spread(whole)} with sampling, {spread(alone)} without")
 
 
+def gpu(options: argparse.Namespace) -> None:
+    """Step time in rollout, scoring and update, tokens per second and peak memory, over back ends and batch sizes."""
+    on_gpu = torch.cuda.is_available()
+    hardware = options.hardware or (configuration.detect_hardware()[0] if on_gpu else "cpu")
+    shape = options.shape or ("Qwen/Qwen2.5-0.5B" if on_gpu else "tiny")
+    engines = options.engines or (["transformers", "vllm"] if on_gpu and is_installed("vllm") else ["transformers"])
+    machine = step_times.machine()
+    print(f"{shape} with random weights on tier {hardware}, {machine}")
+    if not on_gpu:
+        print("There is no GPU here: these are figures of a CPU in float32, not of a GPU.")
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(step_times.random_model(shape, Path(folder) / "model"))
+        for stage, engine, size in itertools.product(options.stages, engines, options.batch_sizes or [8]):
+            case = step_times.Case(
+                stage, engine, size, rollout=options.rollout or (64 if on_gpu else 16),
+                completion=options.completion or (512 if on_gpu else 32), steps=options.steps, hardware=hardware,
+                model=model, settings=tuple(options.settings))
+            rows.append(step_times.measure_alone(case))
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+            step_times.write(rows, options.output_dir, f"{shape}, {machine}{'' if on_gpu else '; not a GPU'}")
+    print(f"Written to {options.output_dir}: gpu_benchmark.csv, gpu_benchmark.md, gpu_benchmark.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
@@ -148,7 +227,8 @@ def main() -> None:
     command.add_argument("--prompts", type=int, default=16)
     command.add_argument("--group", type=int, default=16, help="completions of each prompt")
     command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--pairs", type=int, default=7)
+    command.add_argument("--pairs", type=int, default=7, help="rounds: each back end once, in turn")
+    command.add_argument("--alone", metavar="BACK-END", help="one rollout of it; prints the MB that it took")
     command.set_defaults(run=generation)
     command = commands.add_parser("ppo", help=ppo_step.__doc__, allow_abbrev=False)
     command.add_argument("--model", required=True, help="a model that knows the format: RUN/model")
@@ -157,6 +237,18 @@ def main() -> None:
     command.add_argument("--rollouts", type=int, default=3, help="timed rollouts of each run")
     command.add_argument("--pairs", type=int, default=3, help="pairs of runs")
     command.set_defaults(run=ppo_step)
+    command = commands.add_parser("gpu", help=gpu.__doc__, allow_abbrev=False)
+    command.add_argument("--output-dir", type=Path, default=Path("outputs/gpu-benchmark"))
+    command.add_argument("--hardware", help="tier; by default what auto chooses")
+    command.add_argument("--shape", help="model whose shape is taken; Qwen/Qwen2.5-0.5B, or tiny without a GPU")
+    command.add_argument("--stages", nargs="+", choices=["grpo", "ppo"], default=["grpo", "ppo"])
+    command.add_argument("--engines", nargs="+", choices=["transformers", "vllm"], help="by default what is installed")
+    command.add_argument("--batch-sizes", nargs="+", type=int, help="rows of a forward pass; 8 by default")
+    command.add_argument("--rollout", type=int, help="completions in a rollout; 64, without a GPU 16")
+    command.add_argument("--completion", type=int, help="tokens of a completion; 512, without a GPU 32")
+    command.add_argument("--steps", type=int, default=3, help="timed steps of a case")
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+    command.set_defaults(run=gpu)
     options = parser.parse_args()
     options.run(options)
 
