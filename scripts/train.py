@@ -68,6 +68,11 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
     return configuration.load(arguments.recipe, arguments.hardware, overrides)
 
 
+def is_first_process() -> bool:
+    """Of several processes that `accelerate launch` started, the first one prints, checks and evaluates."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
     """Raise where results would be overwritten or cannot be written. Run directories of other stages may be there."""
     try:
@@ -90,7 +95,8 @@ def train(config: RunConfig, output_dir: Path, model: str | None, resume: bool) 
     for stage, module in zip(config.stages, modules, strict=True):
         run = module.train(config, output_dir / stage, model=model, resume=resume)
         model = str(run.model_dir)
-        print(f"{stage}: the trained model is in {model}")
+        if is_first_process():
+            print(f"{stage}: the trained model is in {model}")
     return run
 
 
@@ -107,7 +113,7 @@ def run(argv: list[str] | None) -> None:
     arguments = parse_arguments(argv)
     config = load_config(arguments)
     output_dir = arguments.output_dir or Path("outputs") / config.recipe
-    first_process = os.environ.get("RANK", "0") == "0"
+    first_process = is_first_process()
     if first_process:
         print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
     start = arguments.model or config.model.name  # what must fit
