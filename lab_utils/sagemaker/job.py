@@ -138,7 +138,8 @@ def package_source(job: Job, directory: Path) -> Path:
 
 # --- Metrics ----------------------------------------------------------------------------------------------------------
 
-# What SageMaker takes from the log and plots (40 metrics a job at most); metrics.csv has all of them.
+# What SageMaker takes from the log and plots, at most 40 metrics a job; metrics.csv has all of them.
+MOST_METRICS = 40
 SHARED = ("loss", "grad_norm", "learning_rate", "entropy", "num_tokens")
 SAMPLED = (
     "reward", "reward_std", "frac_reward_zero_std", "accuracy", "attempts", "completions/mean_length",
@@ -159,6 +160,7 @@ def metric_definitions(config: RunConfig) -> dict[str, str]:
         if stage != "sft":
             names += [(stage, f"rewards/{reward}/mean") for reward in config.rewards]
             names += [(stage, "kl")] if stage == "grpo" and config.grpo.beta else []
+    names = names[:MOST_METRICS]  # only sft, grpo and ppo in one job have more
     return {f"{stage}:{name}": rf"metrics {stage} .* {re.escape(name)}=([-+0-9.e]+)" for stage, name in names}
 
 

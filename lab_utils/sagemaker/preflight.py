@@ -60,6 +60,14 @@ def service_model() -> Any:
     return botocore.session.get_session().get_service_model("sagemaker")
 
 
+@functools.cache
+def regions() -> list[str]:
+    """The regions in which botocore knows SageMaker."""
+    import botocore.session
+
+    return botocore.session.get_session().get_available_regions("sagemaker")
+
+
 # --- The job, as described --------------------------------------------------------------------------------------------
 
 
@@ -74,12 +82,9 @@ def job_problems(job: Job) -> list[Problem]:
 
 def _place_problems(job: Job) -> Iterator[Problem]:
     """Role, bucket and region."""
-    import boto3
-
-    regions = boto3.Session().get_available_regions("sagemaker")
-    if job.region not in regions:
+    if job.region not in regions():
         yield Problem(f"The region {job.region!r} is none of SageMaker's.",
-                      f"{_did_you_mean(job.region, regions)}Give --region, such as us-east-1.")
+                      f"{_did_you_mean(job.region, regions())}Give --region, such as us-east-1.")
     if not job.role:
         yield Problem("No execution role was given: the job acts in your account as that role.",
                       "Give --role ARN or set SAGEMAKER_ROLE. setup/sagemaker/README.md says how to make one.")
@@ -143,7 +148,7 @@ def _instance_problems(job: Job) -> Iterator[Problem]:
                       "for all, and training refuses to start.",
                       f"{remedy} Or --env CUDA_VISIBLE_DEVICES=0, knowingly.")
     elif facts["memory_gb"] < tier.memory_gb:
-        yield Problem(f"The tier {tier.name} is made for {tier.memory_gb} GB a GPU, and {instance} has "
+        yield Problem(f"The tier {tier.name} is made for {tier.memory_gb:g} GB a GPU, and {instance} has "
                       f"{facts['memory_gb']} GB.", remedy)
 
 

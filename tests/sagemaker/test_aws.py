@@ -1,0 +1,367 @@
+"""Jobs and endpoints against an account in memory: what is sent, what comes back, and that nothing is left over."""
+
+import datetime
+import io
+import json
+import re
+import tarfile
+
+import pytest
+import yaml
+from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
+
+from lab_utils import config as configuration
+from lab_utils.sagemaker import endpoint, job, resources
+from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, launch, training_request
+from lab_utils.sagemaker.session import SageMakerError, connect, local_copy, record
+
+pytestmark = pytest.mark.component
+IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13"
+METRICS_OF = {
+    "countdown-grpo": {"sft:loss", "sft:mean_token_accuracy", "grpo:reward", "grpo:rewards/equation_reward/mean"},
+    "countdown-ppo": {"ppo:value_loss", "ppo:explained_variance", "ppo:rewards/format_reward/mean"},
+    "gsm8k-grpo": {"grpo:accuracy", "grpo:rewards/xmlcount_reward/mean"},
+    "gsm8k-sft-ppo": {"sft:loss", "ppo:policy_loss", "ppo:rewards/numeric_match_reward/mean"},
+    "reasoning-sft-grpo": {"sft:loss", "grpo:kl", "grpo:rewards/conciseness_reward/mean"},
+}
+
+
+def without_time(request: dict) -> str:
+    return re.sub(r"\d{14}", "TIME", json.dumps(request, sort_keys=True))
+
+
+def uploaded(aws, uri: str) -> dict[str, bytes]:
+    bucket, prefix = job.bucket_and_key(uri)
+    found = aws.s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")["Contents"]
+    return {entry["Key"].removeprefix(f"{prefix}/"): aws.s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
+            for entry in found}
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", configuration.recipe_names())
+def test_the_request_of_each_recipe(aws, request_of, recipe, tmp_path):
+    described = TrainingJob(recipe=recipe, hardware="a10g", **PLACE)
+    name = launch(described, aws.session)
+    request = request_of("CreateTrainingJob")
+    folder = f"s3://{BUCKET}/rl-workshop-{recipe}/{name}"
+
+    assert re.fullmatch(rf"rl-workshop-{recipe}-\d{{14}}", name)
+    assert request["TrainingJobName"] == name
+    assert request["RoleArn"] == ROLE
+    assert request["HyperParameters"] == {"recipe": recipe, "hardware": "a10g"}
+    assert {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+            for channel in request["InputDataConfig"]} == {
+                "code": f"{folder}/input/code", "sm_drivers": f"{folder}/input/sm_drivers"}
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.2xlarge", "InstanceCount": 1, "VolumeSizeInGB": 100}
+    assert request["EnableManagedSpotTraining"] is False
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 6 * 3600}
+    assert request["CheckpointConfig"] == {"S3Uri": f"{folder}/checkpoints", "LocalPath": "/opt/ml/checkpoints"}
+    assert request["OutputDataConfig"]["S3OutputPath"] == f"s3://{BUCKET}/rl-workshop-{recipe}"
+    assert request["Environment"] == {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+    assert request["Tags"] == [{"Key": "project", "Value": "rl-workshop"}, {"Key": "recipe", "Value": recipe},
+                               {"Key": "hardware", "Value": "a10g"}]
+
+    algorithm = request["AlgorithmSpecification"]
+    assert algorithm["TrainingImage"] == f"{IMAGE}-cu133-amzn2023-sagemaker"
+    assert algorithm["ContainerEntrypoint"] == ["/bin/bash"]
+    assert algorithm["ContainerArguments"][1].endswith("/opt/ml/input/data/sm_drivers/sm_train.sh")
+    metrics = {metric["Name"] for metric in algorithm["MetricDefinitions"]}
+    assert METRICS_OF[recipe] <= metrics and len(metrics) <= 40
+    assert {name.split(":")[0] for name in metrics} == set(configuration.load(recipe, "a10g").stages)
+
+    # the entry point, and what it runs
+    start = uploaded(aws, f"{folder}/input/sm_drivers")["sm_train.sh"].decode()
+    assert "exec python -m lab_utils.sagemaker.container train\n" in start
+    assert "install_requirements.py requirements.txt" in start
+    code = uploaded(aws, f"{folder}/input/code")
+    assert {"lab_utils/config.py", "lab_utils/assets/tiny-qwen2/model.safetensors", "scripts/train.py",
+            "scripts/evaluate.py", "requirements.txt", "pyproject.toml"} <= set(code)
+    assert not [name for name in code if "__pycache__" in name]
+    assert yaml.safe_load(code["job.yaml"]) == {
+        "kind": "train", "recipe": recipe, "hardware": "a10g", "stages": None, "limit": None, "evaluate": True,
+        "overrides": ["tracking.print_metrics=true"], "processes": 1}
+
+    # a dry run shows exactly this
+    recorded = training_request(described, tmp_path)
+    assert without_time(recorded) == without_time(request)
+    place = local_copy(tmp_path, recorded["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"])
+    assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == set(code)
+
+
+def test_every_option_reaches_the_request(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    described = TrainingJob(
+        recipe="countdown-grpo", hardware="a10g-x4", **PLACE, stages=("grpo",), overrides=("grpo.beta=0.04", "seed=1"),
+        limit=50, evaluate=False, model=str(tmp_path / "model"), data="s3://elsewhere/my-data", prefix="my-class",
+        image="123456789012.dkr.ecr.us-east-1.amazonaws.com/mine:1", volume_gb=50, max_run_hours=2, spot=True,
+        max_wait_hours=5, checkpoints="s3://elsewhere/checkpoints", environment={"A": "b"}, tags={"team": "red"},
+        entry_point="python scripts/mine.py",
+    )  # fmt: skip
+    request = training_request(described, tmp_path / "recorded")
+    channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+                for channel in request["InputDataConfig"]}
+    assert channels["data"] == "s3://elsewhere/my-data"
+    assert (local_copy(tmp_path / "recorded", channels["model"]) / "config.json").read_text() == "{}"
+    code = local_copy(tmp_path / "recorded", channels["code"])
+    assert yaml.safe_load((code / "job.yaml").read_text()) == {
+        "kind": "train", "recipe": "countdown-grpo", "hardware": "a10g-x4", "stages": ["grpo"], "limit": 50,
+        "evaluate": False, "overrides": ["grpo.beta=0.04", "seed=1", "tracking.print_metrics=true"], "processes": 4}
+    start = (local_copy(tmp_path / "recorded", channels["sm_drivers"]) / "sm_train.sh").read_text()
+    assert "exec python scripts/mine.py\n" in start
+    assert request["TrainingJobName"].startswith("my-class-countdown-grpo-")
+    assert request["HyperParameters"] == {"recipe": "countdown-grpo", "hardware": "a10g-x4", "stages": "grpo",
+                                          "limit": "50", "grpo-beta": "0.04", "seed": "1"}
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 18000}
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
+    assert request["CheckpointConfig"]["S3Uri"] == "s3://elsewhere/checkpoints"
+    assert request["Environment"]["A"] == "b" and {"Key": "team", "Value": "red"} in request["Tags"]
+    assert request["AlgorithmSpecification"]["TrainingImage"].endswith("/mine:1")
+    assert any(metric["Name"] == "grpo:kl" for metric in request["AlgorithmSpecification"]["MetricDefinitions"])
+
+
+def test_a_warm_pool_and_a_job_without_a_gpu(little_source):
+    request = training_request(TrainingJob(recipe="gsm8k-grpo", hardware="cpu", **PLACE, keep_alive_minutes=15))
+    assert request["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 900
+    assert request["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
+    assert request["AlgorithmSpecification"]["TrainingImage"] == f"{IMAGE}-cpu-amzn2023-sagemaker"
+
+
+def test_your_own_recipe_travels_as_a_file(tmp_path):
+    """With an apostrophe, which would end the job if it went through a hyperparameter."""
+    own = tmp_path / "my_recipe.yaml"
+    own.write_text((configuration.RECIPES / "gsm8k-grpo.yaml").read_text(encoding="utf-8") + "# it's mine\n")
+    request = training_request(TrainingJob(recipe=str(own), hardware="a10g", **PLACE), tmp_path / "recorded")
+    assert request["TrainingJobName"].startswith("rl-workshop-my-recipe-")
+    assert request["HyperParameters"]["recipe"] == "my_recipe"
+    [copy] = (tmp_path / "recorded").rglob("recipes/my_recipe.yaml")
+    assert copy.read_text() == own.read_text()
+
+
+# --- Evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_the_request_of_an_evaluation(aws, request_of):
+    described = EvaluationJob(recipe="gsm8k-grpo", hardware="a10g", **PLACE, model="s3://b/job/output/model.tar.gz",
+                              limit=20, max_run_hours=1)
+    name = launch(described, aws.session)
+    request = request_of("CreateProcessingJob")
+    folder = f"s3://{BUCKET}/rl-workshop-gsm8k-grpo/{name}"
+    assert request["ProcessingJobName"] == name and "-eval-" in name
+    assert {item["InputName"]: (item["S3Input"]["S3Uri"], item["S3Input"]["LocalPath"])
+            for item in request["ProcessingInputs"]} == {
+                "code": (f"{folder}/input/code", "/opt/ml/processing/input/code"),
+                "model": ("s3://b/job/output/model.tar.gz", "/opt/ml/processing/input/model")}
+    [output] = request["ProcessingOutputConfig"]["Outputs"]
+    assert output["S3Output"]["S3Uri"] == f"{folder}/output"
+    assert output["S3Output"]["LocalPath"] == "/opt/ml/processing/output"
+    assert request["AppSpecification"]["ContainerEntrypoint"][2].endswith(
+        "exec python -m lab_utils.sagemaker.container evaluate")
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
+    assert {"Key": "project", "Value": "rl-workshop"} in request["Tags"]
+    description = yaml.safe_load(uploaded(aws, f"{folder}/input/code")["job.yaml"])
+    assert (description["kind"], description["limit"]) == ("evaluate", 20)
+    assert without_time(evaluation_request(described)) == without_time(request)
+
+
+# --- Following, fetching ----------------------------------------------------------------------------------------------
+
+
+def log(aws, group: str, stream: str, lines: list[str]) -> None:
+    logs = aws.session.boto_session.client("logs")
+    logs.create_log_group(logGroupName=group)
+    logs.create_log_stream(logGroupName=group, logStreamName=stream)
+    now = int(datetime.datetime.now().timestamp() * 1000)
+    logs.put_log_events(logGroupName=group, logStreamName=stream,
+                        logEvents=[{"timestamp": now + i, "message": line} for i, line in enumerate(lines)])
+
+
+def finish(aws, name: str, state: str, files: dict[str, str], **details) -> None:
+    """Let a job end in `state`, leaving an output.tar.gz of `files`."""
+    found = aws.backend.training_jobs[name]
+    found.training_job_status = state
+    for attribute, value in details.items():
+        setattr(found, attribute, value)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    prefix = f"{name.rsplit('-', 1)[0]}/{name}/output"
+    for file in ("output.tar.gz", "model.tar.gz"):
+        aws.s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{file}", Body=packed.getvalue())
+
+
+def test_a_completed_job_is_followed_and_becomes_run_directories(aws, tmp_path, little_source):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    log(aws, "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1", ["hello", "metrics sft step=1 of=3 loss=2.5"])
+    finish(aws, name, "Completed", {"sft/config.yaml": "a: 1", "sft/metrics.csv": "step,loss\n1,2.5\n",
+                                    "grpo/config.yaml": "a: 1", "grpo/metrics.csv": "step,loss\n1,0.5\n"})
+    lines = []
+    ended = job.follow(name, aws.session, lines.append, poll=0)
+    assert ended.status == "Completed" and lines == ["hello", "metrics sft step=1 of=3 loss=2.5"]
+    assert job.download(name, aws.session, tmp_path / "out") == [tmp_path / "out/grpo", tmp_path / "out/sft"]
+    assert (tmp_path / "out/grpo/metrics.csv").read_text() == "step,loss\n1,0.5\n"
+    assert not list((tmp_path / "out").glob("*.tar.gz"))
+    with pytest.raises(SageMakerError, match="not empty"):
+        job.download(name, aws.session, tmp_path / "out")
+
+
+def test_a_failed_job_says_why(aws, tmp_path, little_source):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    aws.backend.training_jobs[name].training_job_status = "Failed"
+    aws.backend.training_jobs[name].failure_reason = "AlgorithmError: CUDA out of memory"
+    ended = job.follow(name, aws.session, poll=0)
+    assert ended.status == "Failed" and "out of memory" in str(ended)
+    with pytest.raises(SageMakerError, match="is not there: the training job is Failed"):
+        job.download(name, aws.session, tmp_path / "out")
+
+
+def test_a_running_job_is_stopped_and_can_be_continued(aws, request_of, little_source):
+    described = TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE)
+    name = launch(described, aws.session)
+    aws.backend.training_jobs[name].training_job_status = "InProgress"
+    with pytest.raises(SageMakerError, match="Stop it first"):
+        resources.delete(name, aws.session)
+    assert resources.stop(name, aws.session).status == "Stopped"
+    assert request_of("StopTrainingJob") == {"TrainingJobName": name}
+    with pytest.raises(SageMakerError, match="nothing to stop"):
+        resources.stop(name, aws.session)
+    assert job.follow(name, aws.session, poll=0).checkpoints.endswith(f"/{name}/checkpoints")
+
+
+def test_lines_come_once_and_in_order(aws, little_source):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    log(aws, "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1", ["one", "two"])
+    now, tokens = job.status(name, aws.session), {}
+    assert job._new_log_lines(now, aws.session, tokens) == ["one", "two"]
+    assert job._new_log_lines(now, aws.session, tokens) == []
+    logs = aws.session.boto_session.client("logs")
+    logs.put_log_events(logGroupName="/aws/sagemaker/TrainingJobs", logStreamName=f"{name}/algo-1-1",
+                        logEvents=[{"timestamp": int(datetime.datetime.now().timestamp() * 1000), "message": "three"}])
+    assert job._new_log_lines(now, aws.session, tokens) == ["three"]
+
+
+def test_results_of_an_evaluation_are_fetched(aws, tmp_path, little_source):
+    name = launch(EvaluationJob(recipe="gsm8k-grpo", hardware="cpu", **PLACE, model="s3://b/m.tar.gz"), aws.session)
+    aws.s3.put_object(Bucket=BUCKET, Key=f"rl-workshop-gsm8k-grpo/{name}/output/eval.json", Body=b"{}")
+    assert job.status(name, aws.session).kind == "processing"
+    assert job.download(name, aws.session, tmp_path) == [tmp_path / "eval.json"]
+
+
+def test_a_name_that_does_not_exist(aws):
+    with pytest.raises(SageMakerError, match="no training or processing job 'nobody' in us-east-1"):
+        job.status("nobody", aws.session)
+
+
+# --- Endpoints, and the end -------------------------------------------------------------------------------------------
+
+# moto knows no newer GPU than this one's; it does not serve bfloat16, and the preflight would say so
+SERVED = {"model": "s3://b/job/output/model.tar.gz", "role": ROLE, "region": REGION, "instance_type": "ml.g4dn.xlarge"}
+
+
+def test_an_endpoint_is_created_asked_and_deleted(aws, request_of):
+    described = endpoint.Deployment(name="rl-workshop-demo", **SERVED)
+    endpoint.deploy(described, aws.session)
+    assert {name: body for name, body in aws.sent if name.startswith("Create")} == endpoint.endpoint_requests(described)
+    container = request_of("CreateModel")["PrimaryContainer"]
+    assert container["ModelDataSource"]["S3DataSource"] == {
+        "S3Uri": SERVED["model"], "S3DataType": "S3Object", "CompressionType": "Gzip"}
+    assert container["Image"].endswith("vllm:server-sagemaker-cuda-v2.6")
+    [variant] = request_of("CreateEndpointConfig")["ProductionVariants"]
+    assert variant["InferenceAmiVersion"] == "al2023-ami-sagemaker-inference-gpu-4-1"
+    endpoint.wait_until_in_service("rl-workshop-demo", aws.session, poll=0)
+
+    said = {"choices": [{"message": {"content": "#### 7"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 4}}
+    asked = []
+
+    def answers(params, **kwargs):
+        asked.append(json.loads(params["Body"]))
+
+    events = aws.session.sagemaker_runtime_client.meta.events
+    events.register("provide-client-params.sagemaker-runtime.InvokeEndpoint", answers)
+    from moto.sagemakerruntime.models import sagemakerruntime_backends
+
+    sagemakerruntime_backends[ACCOUNT][REGION].results_queue.append((json.dumps(said), "application/json", "all", ""))
+    messages = [{"role": "user", "content": "3 + 4?"}]
+    answer = endpoint.invoke("rl-workshop-demo", messages, aws.session, max_tokens=9)
+    assert answer == endpoint.Answer("#### 7", 4, "stop")
+    assert asked == [{"model": "rl-workshop", "messages": messages, "max_tokens": 9, "temperature": 0.0}]
+
+    [running] = resources.running(aws.session)
+    assert (running.kind, running.instances, running.usd_per_hour) == ("endpoint", "1 × ml.g4dn.xlarge", 0.736)
+    assert "delete rl-workshop-demo" in str(running)
+    assert resources.delete("rl-workshop-demo", aws.session) == [
+        "endpoint rl-workshop-demo", "endpoint configuration rl-workshop-demo", "model rl-workshop-demo"]
+    assert resources.running(aws.session) == []
+    with pytest.raises(SageMakerError, match="no training or processing job"):
+        resources.delete("rl-workshop-demo", aws.session)
+
+
+def test_an_endpoint_that_fails_says_why(aws):
+    endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
+    aws.backend.endpoints["demo"].endpoint_status = "Failed"
+    aws.backend.endpoints["demo"].failure_reason = "CannotStartContainerError"
+    with pytest.raises(SageMakerError, match=r"demo is Failed.*launch_sagemaker.py delete demo"):
+        endpoint.wait_until_in_service("demo", aws.session, poll=0)
+
+
+def test_what_costs_money_is_listed(aws, little_source):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="a10g", **PLACE), aws.session)
+    aws.backend.training_jobs[name].training_job_status = "InProgress"
+    aws.session.sagemaker_client.create_notebook_instance(
+        NotebookInstanceName="old", InstanceType="ml.m5.xlarge", RoleArn=ROLE)
+    aws.apps.append({"AppName": "default", "SpaceName": "mine", "Status": "InService",
+                     "CreationTime": datetime.datetime.now(datetime.timezone.utc),
+                     "ResourceSpec": {"InstanceType": "ml.g5.xlarge"}})
+    found = {row.kind: row for row in resources.running(aws.session)}
+    assert set(found) == {"training job", "notebook instance", "Studio app"}
+    assert found["training job"].usd_per_hour == 1.515 and found["training job"].hours < 1
+    assert f"stop {name}" in str(found["training job"]) and found["Studio app"].name == "mine/default"
+
+
+def test_nothing_is_left_over(aws, little_source):
+    """Training, evaluation and endpoint; then everything that the workshop has created is deleted, and no more."""
+    aws.s3.put_object(Bucket=BUCKET, Key="mine/notes.txt", Body=b"keep")
+    train = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    finish(aws, train, "Completed", {"sft/config.yaml": ""})
+    log(aws, "/aws/sagemaker/TrainingJobs", f"{train}/algo-1-1", ["hello"])
+    launch(EvaluationJob(recipe="countdown-grpo", hardware="smoke", **PLACE, model="s3://b/m.tar.gz"), aws.session)
+    endpoint.deploy(endpoint.Deployment(name="rl-workshop-demo", **SERVED), aws.session)
+    client = aws.session.sagemaker_client
+    client.create_model(ModelName="rl-workshop-not-ours", ExecutionRoleArn=ROLE)  # without our tag
+
+    names = resources.created(aws.session)
+    assert len(names) == 3
+    deleted = [what for name in names for what in resources.delete(name, aws.session)]
+    assert f"log /aws/sagemaker/TrainingJobs/{train}/algo-1-1" in deleted
+    assert resources.created(aws.session) == []
+    assert [entry["Key"] for entry in aws.s3.list_objects_v2(Bucket=BUCKET)["Contents"]] == ["mine/notes.txt"]
+    assert not client.list_training_jobs()["TrainingJobSummaries"]
+    assert not client.list_processing_jobs()["ProcessingJobSummaries"]
+    assert not client.list_endpoints()["Endpoints"] and not client.list_endpoint_configs()["EndpointConfigs"]
+    assert [model["ModelName"] for model in client.list_models()["Models"]] == ["rl-workshop-not-ours"]
+
+
+# --- The connection ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_region_or_credentials_one_message_says_so(monkeypatch, tmp_path):
+    with pytest.raises(SageMakerError, match="No AWS region is set. Give --region"):
+        record(None, BUCKET, tmp_path)
+    with pytest.raises(SageMakerError, match="No AWS credentials were found.*aws configure"):
+        connect(REGION, BUCKET)
+
+
+def test_a_dry_run_sends_nothing(monkeypatch):
+    """No credentials, and every attempt to connect would fail the test."""
+    def refuse(*args, **kwargs):
+        raise AssertionError("a dry run used the network")
+
+    monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", refuse)
+    monkeypatch.setattr("requests.Session.send", refuse)
+    assert training_request(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE))["RoleArn"] == ROLE

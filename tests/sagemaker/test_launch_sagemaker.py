@@ -1,0 +1,232 @@
+"""scripts/launch_sagemaker.py, from the command line to the account in memory; and metrics from a real training log."""
+
+import datetime
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from account import BUCKET, PLACE, REGION, ROLE
+
+from lab_utils import config as configuration
+from lab_utils.sagemaker.job import METRICS, EvaluationJob, TrainingJob, bucket_and_key, launch, metric_definitions
+from lab_utils.sagemaker.job import status as look_up
+from lab_utils.tracking import RunDirectory, parse_metrics_line
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = ["--recipe", "countdown-grpo", "--hardware", "smoke", "--role", ROLE, "--bucket", BUCKET, "--region", REGION]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("launch_sagemaker", ROOT / "scripts" / "launch_sagemaker.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, aws, little_source, monkeypatch, capsys):
+    """Run a command against the account; returns exit status, standard output and standard error."""
+    monkeypatch.setattr(script, "connect", lambda region, bucket: aws.session)
+
+    def run(*arguments):
+        status = script.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def job_of(out: str) -> str:
+    return re.search(r"Started (\S+)\. ", out)[1]
+
+
+# Metrics
+
+LEFT_OUT = re.compile(r"step|of|epoch|rewards/\w+/std|.*_(min|max)|.*/(min|max)_.*|.*mean_terminated_length|"
+                      r"values/mean|returns/mean|advantages/\w+|clip_ratio/value")
+
+
+@pytest.mark.component
+def test_the_metric_definitions_extract_every_metric_of_a_real_log(tmp_path):
+    """All three stages train; each definition finds in each line of its stage the number that metrics.csv has."""
+    settings = ["grpo.max_completion_length=40", "ppo.max_completion_length=40", "grpo.beta=0.01",
+                "tracking.tensorboard=false", "tracking.print_metrics=true"]
+    command = [sys.executable, "scripts/train.py", "--recipe", "countdown-grpo", "--hardware", "smoke",
+               "--stages", "sft,grpo,ppo", "--output-dir", str(tmp_path / "run")]
+    command += [argument for setting in settings for argument in ("--set", setting)]
+    log = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for stage in ("sft", "grpo", "ppo"):
+        config = configuration.load("countdown-grpo", "smoke", [f"stages=[{stage}]", *settings])
+        definitions = metric_definitions(config)
+        assert {f"{stage}:{name}" for name in METRICS[stage]} <= set(definitions)
+        lines = [line for line in log.splitlines() if line.startswith(f"metrics {stage} ")]
+        rows = RunDirectory(tmp_path / "run" / stage).metrics()
+        assert len(lines) == len(rows) > 0
+        for line, (_, row) in zip(lines, rows.iterrows(), strict=True):
+            row = row.dropna()  # what could not be measured in this step
+            for name, regex in definitions.items():
+                expected = [row[key] for key in [name.split(":")[1]] if key in row]
+                assert [float(value) for value in re.findall(regex, line)] == pytest.approx(expected, rel=1e-5), name
+            found, values = parse_metrics_line(line)
+            measured = {name for name, value in values.items() if not math.isnan(value)}
+            assert found == stage and measured - {"of"} == set(row.index) - {"seconds"}
+            others = [name for name in values if f"{stage}:{name}" not in definitions]
+            assert [name for name in others if not LEFT_OUT.fullmatch(name)] == []
+
+
+def test_a_job_of_any_recipe_has_few_enough_metrics():
+    for recipe in configuration.recipe_names():
+        for hardware in configuration.hardware_names():
+            assert len(metric_definitions(configuration.load(recipe, hardware))) < 40
+    all_stages = configuration.load("countdown-grpo", "a10g", ["stages=[sft,grpo,ppo]"])
+    assert len(metric_definitions(all_stages)) == 40  # cut to what SageMaker takes
+
+
+def test_other_lines_of_a_log_are_no_metrics():
+    assert parse_metrics_line("Training on metrics of 3 kinds") is None
+    assert parse_metrics_line("metrics are fine") is None
+    found = parse_metrics_line("metrics grpo step=2 of=44 reward=-1e-05")
+    assert found == ("grpo", {"step": 2, "of": 44, "reward": -1e-5})
+
+
+# The command line
+
+
+def test_a_dry_run_prints_the_exact_request(script, little_source, capsys):
+    """Without an account; standard output is JSON alone."""
+    status = script.main(["train", *JOB, "--set", "grpo.beta=0.04", "--hyperparameters", '{"seed": 3}', "--dry-run"])
+    out, err = capsys.readouterr()
+    shown = json.loads(out)["HyperParameters"]
+    assert status == 0 and (shown["grpo-beta"], shown["seed"]) == ("0.04", "3")
+    assert "ceiling   6 hours, 1.38 USD" in err and "nothing was sent" in err
+
+
+def test_a_wrong_job_ends_with_one_message(script, capsys):
+    assert script.main(["train", *JOB, "--spot", "--instance-type", "ml.m5.xlrge"]) == 2
+    err = capsys.readouterr().err
+    assert "nothing was started, 2 problem(s)" in err and "--max-wait-hours" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--hyperparameters", "{'seed': 3}"], "is not JSON"), (["--hyperparameters", "[1]"], "not a JSON object"),
+    (["--env", "A"], "write --env NAME=VALUE"),
+])  # fmt: skip
+def test_options_that_cannot_be_read(script, capsys, arguments, said):
+    assert script.main(["train", *JOB, *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_an_error(script):
+    with pytest.raises(SystemExit):
+        script.main(["train", *JOB, "--max-wait", "3"])
+
+
+def test_without_the_sdk_the_message_says_what_to_install(monkeypatch, script, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert script.main(["train", *JOB]) == 2
+    assert "pip install -r setup/requirements/sagemaker.txt" in capsys.readouterr().err
+
+
+def test_the_package_does_not_need_the_sdk():
+    code = """
+import sys
+sys.modules.update({name: None for name in ("boto3", "botocore", "sagemaker")})
+import lab_utils.sagemaker.job, lab_utils.sagemaker.preflight, lab_utils.sagemaker.cost
+import lab_utils.sagemaker.endpoint, lab_utils.sagemaker.resources
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.component
+def test_a_job_is_launched_followed_and_deleted(run, aws, tmp_path):
+    status, out, _ = run("train", *JOB)
+    name = job_of(out)
+    assert status == 0 and "Cost: ml.m5.xlarge" in out and name in aws.backend.training_jobs
+    status, out, _ = run("status", name, "--region", REGION)
+    assert status == 0 and f"training job {name}: Completed" in out
+    aws.backend.training_jobs[name].training_job_status = "InProgress"
+    assert f"launch_sagemaker.py stop {name}" in run("status")[1]
+    assert "Stopped" in run("stop", name)[1]
+    status, _, err = run("delete", name)
+    assert status == 2 and "There is nobody to answer: give --yes" in err
+    assert f"deleted: training job {name}" in run("delete", name, "--yes")[1]
+    assert "has nothing in us-east-1" in run("delete", "--all", "--yes")[1]
+    assert "Nothing on SageMaker runs" in run("status")[1]
+
+
+@pytest.mark.component
+def test_waiting_shows_log_and_result(run, aws, monkeypatch, tmp_path):
+    logs = aws.session.boto_session.client("logs")
+    logs.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")
+
+    def launch_and_log(described, session):
+        name = launch(described, session)
+        if session is not aws.session:  # the recorder of the dry run
+            return name
+        stream = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamName": f"{name}/algo-1-1"}
+        logs.create_log_stream(**stream)
+        now = int(datetime.datetime.now().timestamp() * 1000)
+        messages = ["installing", "metrics grpo step=1 of=2 reward=0.5"]
+        logs.put_log_events(**stream, logEvents=[{"timestamp": now, "message": message} for message in messages])
+        aws.backend.training_jobs[name].training_job_status = "Failed"
+        aws.backend.training_jobs[name].failure_reason = "AlgorithmError: out of memory"
+        return name
+
+    monkeypatch.setattr("lab_utils.sagemaker.job.launch", launch_and_log)
+    status, out, err = run("train", *JOB, "--wait", "--output-dir", tmp_path / "out")
+    assert status == 1 and "installing" in out and "Failed" in out and "out of memory" in out
+    assert "grpo:  50%" in err and "reward=0.5" in err
+
+
+@pytest.mark.component
+def test_dear_jobs_are_asked_for(run, aws, monkeypatch):
+    dear = [option if option != "smoke" else "a10g" for option in JOB]
+    status, out, err = run("train", *dear)
+    assert status == 2 and "can cost up to 9.09 USD" in err and "give --yes" in err and not aws.backend.training_jobs
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert run("train", *dear)[0] == 2 and not aws.backend.training_jobs
+    assert run("train", *dear, "--ask-above", "20")[0] == 0
+    assert run("train", *dear, "--yes")[0] == 0
+
+
+@pytest.mark.component
+def test_a_model_goes_from_training_to_evaluation_and_endpoint(run, aws, request_of):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    ended = look_up(name, aws.session)
+    for uri in (ended.model, f"{ended.checkpoints}/sft/config.yaml"):
+        bucket, key = bucket_and_key(uri)
+        aws.s3.put_object(Bucket=bucket, Key=key, Body=b"x")
+
+    assert run("evaluate", *JOB, "--job", name)[0] == 0
+    inputs = request_of("CreateProcessingJob")["ProcessingInputs"]
+    assert {item["InputName"]: item["S3Input"]["S3Uri"] for item in inputs}["model"] == ended.model
+    assert run("train", *JOB, "--resume", name)[0] == 0
+    assert request_of("CreateTrainingJob")["CheckpointConfig"]["S3Uri"].endswith(f"/{name}/checkpoints")
+
+    status, out, _ = run("deploy", "--job", name, "--role", ROLE, "--dry-run", "--region", REGION)
+    assert status == 0
+    container = json.loads(out)["CreateModel"]["PrimaryContainer"]
+    assert container["ModelDataSource"]["S3DataSource"]["S3Uri"] == ended.model
+    aws.backend.training_jobs[name].training_job_status = "InProgress"
+    status, _, err = run("deploy", "--job", name, "--role", ROLE, "--region", REGION)
+    assert status == 2 and "has left no model yet" in err
+
+
+def test_prices_are_listed(script, capsys):
+    assert script.main(["cost", "--region", REGION]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"ml.g5.2xlarge .* a10g .* 1.515  .*2026-08-17", out)
+
+
+def test_an_evaluation_is_described_by_its_options(script):
+    arguments = script.parse_arguments(["evaluate", *JOB, "--model", "s3://b/m.tar.gz", "--limit", "5", "--tag", "a=b"])
+    described = script.described_job(arguments)
+    assert described == EvaluationJob(recipe="countdown-grpo", hardware="smoke", **PLACE, model="s3://b/m.tar.gz",
+                                      limit=5, tags={"a": "b"})
