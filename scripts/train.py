@@ -116,8 +116,8 @@ def run(argv: list[str] | None) -> None:
     first_process = is_first_process()
     if first_process:
         print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
-    trained = None if arguments.evaluate_only else arguments.model  # it must fit, where it is not the recipe's
-    sized = dataclasses.replace(config, model=dataclasses.replace(config.model, name=trained or config.model.name))
+    start = None if arguments.evaluate_only else arguments.model  # it must fit, where it is not the recipe's
+    sized = dataclasses.replace(config, model=dataclasses.replace(config.model, name=start or config.model.name))
     check_machine(sized)
     if first_process and configuration.load_tier(config.hardware).gpus:
         from lab_utils import estimate
