@@ -162,10 +162,8 @@ expect(config, "and make more attempts", after["attempts"] > before["attempts"])
 # ## Is the run healthy?
 
 # %%
-plot_training(
-    {"GRPO": run}, figures / "06_health.png",
-    metrics=[name for name in ("entropy", "kl", "frac_reward_zero_std", "completions/clipped_ratio") if name in metrics],
-)  # fmt: skip
+drawn = [n for n in ("entropy", "kl", "frac_reward_zero_std", "completions/clipped_ratio") if n in metrics]
+plot_training({"GRPO": run}, figures / "06_health.png", metrics=drawn)
 
 # %% [markdown]
 # How to read them:
