@@ -15,4 +15,6 @@ cd "$repo"
 "$python" setup/check_environment.py
 "$python" -m ruff check .
 "$python" scripts/build_notebooks.py --check
-exec "$python" -m pytest "$@"
+# Two workers of one thread each: most tests are too small to gain from two threads. Files stay whole, for their
+# fixtures, and start in order: the notebooks, which take longest, come first.
+OMP_NUM_THREADS=1 exec "$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
