@@ -115,8 +115,8 @@ if [ $keep_torch = yes ]; then
 elif [ $gpu = yes ]; then
     set -- -r $requirements/gpu.txt
     expect="several GB, 5 to 10 minutes"
-else
-    set -- -r $requirements/cpu.txt
+else  # sagemaker.txt and serve.txt: what notebooks 10 and 11 need where there is no vLLM
+    set -- -r $requirements/cpu.txt -r $requirements/sagemaker.txt -r $requirements/serve.txt
 fi
 if [ $dev = yes ]; then set -- "$@" -r $requirements/dev.txt; fi
 say "packages: $expect ..."
