@@ -137,6 +137,6 @@ def test_prompts_that_are_all_too_long_say_what_length_would_do(tmp_path):
 
 def test_a_model_that_does_not_exist_is_named_before_anything_is_written(tmp_path):
     config = configuration.load("countdown-grpo", "smoke")
-    with pytest.raises(ModelLoadError, match="(?s)nowhere/model.*Hub id"):
+    with pytest.raises(ModelLoadError, match="(?s)nowhere/model.*(Hub id|Hub cannot be reached)"):
         grpo.train(config, tmp_path / "run", model="nowhere/model")
     assert not (tmp_path / "run").exists()

@@ -281,7 +281,7 @@ def _walk(shape: Any, value: Any, path: str) -> Iterator[Problem]:
             if name not in value:
                 yield Problem(f"{path}{name} is missing.", "SageMaker requires it.")
         return
-    where = path.rstrip(".")
+    where = path.rstrip(". ")
     if kind in ("list", "map", "string") and not limits.get("min", 0) <= len(value) <= limits.get("max", 10**9):
         unit = "characters" if kind == "string" else "entries"
         yield Problem(f"{where} has {len(value)} {unit}.",
