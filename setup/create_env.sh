@@ -87,7 +87,8 @@ if [ -f "$stamp" ]; then
 fi
 
 pip() { "$python" -m pip "$@"; }
-install() { pip install -qq --disable-pip-version-check "$@"; }  # -qq: errors only
+# -qq: errors only. Python compiles a module when it is first imported; pip would compile all of them, most for nothing.
+install() { pip install -qq --no-compile --disable-pip-version-check "$@"; }
 
 # Step 3: torch. On Linux the package index has the CUDA build (several GB), so a machine without a GPU asks PyTorch's own
 # index for the CPU build first. If that index cannot be reached, pip goes on after a retry and takes what it finds elsewhere;
