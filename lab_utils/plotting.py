@@ -432,7 +432,7 @@ def plot_token_values(
         ax.set_xticks(range(len(words)), [word.strip() or "⏎" for word in words], rotation=90, fontsize=11)
         ax.set_ylabel("expected return")
         ax.margins(x=0.01)
-    axes[0, 0].legend(frameon=False, loc="upper left", ncols=len(values))
+    axes[0, 0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(values))
     axes[-1, 0].set_xlabel("the value stands at the token that comes next")
     return _finish(figure, path)
 

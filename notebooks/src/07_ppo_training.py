@@ -188,7 +188,7 @@ plot_training({"PPO": run}, figures / "07_critic.png", metrics=shown)
 #
 # Take test problems, sample responses from the trained model, and ask the critic before each token what will come.
 # The grey line is the critic before training. The cell picks the first right and the first wrong response with at
-# least two attempts.
+# least two attempts that is short enough to be drawn.
 
 # %%
 from lab_utils.generation import sample
@@ -198,8 +198,8 @@ rows = task.dataset("test", limit=min(64, config.evaluation.limit or 64), source
 longest = settings.max_completion_length
 responses = [one[0] for one in sample(model, tokenizer, rows["prompt"], seed=SEED, max_new_tokens=longest)]
 right = [task.is_correct(response.text, row) for response, row in zip(responses, rows, strict=True)]
-several = [task.attempts(response.text) > 1 for response in responses]
-candidates = {wanted: [i for i, r in enumerate(right) if r == wanted and several[i]] for wanted in (True, False)}
+drawable = [task.attempts(response.text) > 1 and len(response.token_ids) <= 60 for response in responses]
+candidates = {wanted: [i for i, r in enumerate(right) if r == wanted and drawable[i]] for wanted in (True, False)}
 chosen = [(found or [0])[0] for found in candidates.values()]  # an untrained model may have none: then the first one
 
 # %%
@@ -248,9 +248,10 @@ expect(config, f"explained variance ends above 0.3 ({explained:.2f})", explained
 # %% [markdown]
 # ## What you should see, and what it means if you don't
 #
-# The explained variance starts at zero and rises within the first steps. The value line climbs at `yes`, and falls
-# where the completion closes with an answer that missed: the critic has learned to read the checks. It cannot know
-# more than the text so far tells, so at the first token it can only judge how hard the problem is.
+# The explained variance starts at zero and rises within the first rollouts. On average the critic expects most after
+# `yes` and least after `no`: it has learned to read the checks, and after a `no` it still counts on the next attempt.
+# In a single response its line is noisy, and falls slowly while a search goes on and on. It cannot know more than the
+# text so far tells, so at the first token it can only judge how hard the problem is.
 #
 # - Explained variance stays near zero: the critic's learning rate is too low, or it cannot see the reason (its hidden
 #   states hold no trace of it).
