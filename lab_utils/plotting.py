@@ -443,8 +443,8 @@ def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Pa
     figure, axes = plt.subplots(1, 3, figsize=(17, 5), width_ratios=[1, 1, 1.15])
     for ax, metric, title in zip(axes, ("accuracy", "attempts"), ("Right answers in training", "Attempts a response"),
                                  strict=False):  # fmt: skip
-        _draw_metric(ax, groups, metric, "step", label_gap=0.09 if metric == "attempts" else None)
-        ax.set(title=title, xlabel="training step")
+        _draw_metric(ax, groups, metric, "minutes", label_gap=0.09 if metric == "attempts" else None)  # steps differ
+        ax.set(title=title, xlabel="minutes of training")
     labels = list(evaluations)
     ax = axes[2]
     for index, (label, colour) in enumerate(zip(labels, colours(labels), strict=True)):
