@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ..config import ConfigError
 from .session import SageMakerError
 
 INSTANCES = Path(__file__).with_name("instances.yaml")
@@ -62,6 +63,7 @@ class Cost:
 
     price: Price | None
     hours: tuple[float, float] | None  # least and most
+    estimated: bool  # by lab_utils.estimate, not from a run that was timed
     ceiling_hours: float
     spot: bool
     where: str  # "ml.g5.2xlarge in us-east-1"
@@ -78,9 +80,10 @@ class Cost:
         lines = [f"Cost: {self.where}, {self.price.usd:g} USD an hour ({self.price.source})"]
         if self.hours:
             least, most = (hours * self.price.usd for hours in self.hours)
-            lines.append(f"  expected  {self.hours[0]:g} to {self.hours[1]:g} hours, {least:.2f} to {most:.2f} USD")
+            lines.append(f"  expected  {self.hours[0]:g} to {self.hours[1]:g} hours, {least:.2f} to {most:.2f} USD"
+                         + (", an estimate: nobody has timed it yet" if self.estimated else ""))
         else:
-            lines.append("  expected  not known: this recipe has not been timed on this tier")
+            lines.append("  expected  not known")
         lines.append(f"  ceiling   {self.ceiling_hours:g} hours, {self.ceiling:.2f} USD; SageMaker stops the job then")
         if self.spot:
             lines.append("  spot      AWS takes off up to 90%, by the day's supply; the sums above are without it")
@@ -93,13 +96,33 @@ def cost_of(job: Any) -> Cost:
     found = hours["any"].get(job.hardware)
     if hasattr(job, "stages") and not (job.stages or job.limit or job.overrides):  # those change the duration
         found = found or hours.get(job.recipe_name, {}).get(job.hardware)
+    estimate = None if found else estimated_hours(job)
     return Cost(
         price=price(job.instance, job.region),
-        hours=tuple(found) if found else None,
+        hours=tuple(found) if found else estimate,
+        estimated=estimate is not None,
         ceiling_hours=job.max_run_hours + getattr(job, "keep_alive_minutes", 0) / 60,
         spot=getattr(job, "spot", False),
         where=f"{job.instance} in {job.region}",
     )
+
+
+def estimated_hours(job: Any) -> tuple[float, float] | None:
+    """Least and most hours of a training job by lab_utils.estimate, which is right to a factor of two or three, and a
+    quarter of an hour to start; None for evaluations, for a --limit, and where machine or model are unknown to it."""
+    if not hasattr(job, "stages") or job.limit:
+        return None
+    from ..estimate import hours  # takes seconds to import
+    from ..models import ModelLoadError
+
+    try:
+        config = job.config()
+        stages = [hours(config, stage) for stage in config.stages]
+    except (ConfigError, ModelLoadError):  # the preflight says what is wrong
+        return None
+    if None in stages:
+        return None
+    return round(0.25 + sum(stages) / 2.5, 1), round(0.25 + 2.5 * sum(stages), 1)
 
 
 def refresh(region: str, boto_session: Any) -> dict[str, float]:

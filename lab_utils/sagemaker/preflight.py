@@ -177,8 +177,9 @@ def _time_problems(job: Job) -> Iterator[Problem]:
         yield Problem(f"An instance can be kept warm for 0 to {LONGEST_KEEP_ALIVE_MINUTES} minutes, not "
                       f"{job.keep_alive_minutes}.",
                       "Give a smaller --keep-alive-minutes; a warm instance costs as before.")
-    hours = None if _broken(job) else cost.cost_of(job).hours
-    if hours and hours[1] > job.max_run_hours > 0:
+    expected = None if _broken(job) else cost.cost_of(job)
+    hours = expected and expected.hours
+    if hours and hours[0 if expected.estimated else 1] > job.max_run_hours > 0:  # an estimate may be far too high
         yield Problem(f"The job is expected to take {hours[0]:g} to {hours[1]:g} hours, and SageMaker would stop it "
                       f"after {job.max_run_hours:g}.",
                       f"Give --max-run-hours {hours[1]:g} or more, or less to do: --limit.")

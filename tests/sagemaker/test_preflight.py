@@ -7,6 +7,8 @@ import boto3
 import pytest
 from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
 
+from lab_utils import estimate
+from lab_utils.config import load
 from lab_utils.sagemaker import cost, preflight
 from lab_utils.sagemaker.endpoint import Deployment, deployment_problems, endpoint_requests
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, training_request
@@ -205,6 +207,11 @@ def test_the_cost_of_a_job_is_estimate_and_ceiling():
     assert expected.ceiling == pytest.approx(6.5 * 1.515)
     assert "3 to 5 hours, 4.54 to 7.57 USD" in str(expected) and "captured 2026-08-17" in str(expected)
     assert cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-sft-ppo"}, limit=10)).hours is None  # not timed
+    estimated = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}))
+    total = sum(estimate.hours(load("countdown-grpo", "a10g"), stage) for stage in ("sft", "grpo"))
+    assert estimated.estimated and estimated.hours[0] < total < estimated.hours[1] and "an estimate" in str(estimated)
+    shorter = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}, stages=("sft",)))
+    assert shorter.hours[1] < estimated.hours[1]
     unknown = cost.cost_of(TrainingJob(**GOOD | {"region": "eu-west-1"}))
     assert unknown.ceiling is None and "not known" in str(unknown)
 
