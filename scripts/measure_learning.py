@@ -52,9 +52,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--recipe", default="countdown-grpo", help="its last stage, grpo or ppo, is what is measured")
     parser.add_argument("--hardware", default="auto", help="the tier (default: auto)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--controls", action="store_true", help="also train the two controls")
-    parser.add_argument("--tokens-of", choices=("grpo", "ppo"), metavar="STAGE",
-                        help="generate as many tokens as this stage's run of the same seed (trained if missing)")
+    besides = parser.add_mutually_exclusive_group()  # the controls have the budget of a whole run
+    besides.add_argument("--controls", action="store_true", help="also train the two controls")
+    besides.add_argument("--tokens-of", choices=("grpo", "ppo"), metavar="STAGE",
+                         help="generate as many tokens as this stage's run of the same seed (trained if missing)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="change a setting, such as evaluation.limit=1000; may be repeated")  # fmt: skip
     parser.add_argument("--output-dir", type=Path, required=True)
@@ -197,6 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"stages = {config.stages} cannot be measured: sft and then grpo or ppo are needed. "
             "Add --set stages=[sft,grpo], or choose a tier that puts SFT first, such as cpu."
         )
+    if arguments.tokens_of == config.stages[-1]:
+        raise ConfigError(f"--tokens-of {arguments.tokens_of} compares {config.recipe} with itself. "
+                          "Name the other method, or leave it out.")
     tables, trained, head_to_head = [], {}, []
     for seed in arguments.seeds:
         evaluations, runs = measure_seed(arguments, seed)

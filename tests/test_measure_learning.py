@@ -95,3 +95,15 @@ def test_ppo_gets_as_many_generated_tokens_as_grpo_has_used(tmp_path, capsys):
 def test_a_recipe_without_sft_cannot_be_measured(tmp_path):
     with pytest.raises(ConfigError, match=r"stages=\[sft,grpo\]"):
         measure_learning.main(["--recipe", "gsm8k-grpo", "--hardware", "a100", "--output-dir", str(tmp_path)])
+
+
+def test_a_method_is_not_compared_with_itself(tmp_path):
+    with pytest.raises(ConfigError, match="compares countdown-grpo with itself"):
+        measure_learning.main(["--recipe", "countdown-grpo", "--hardware", "smoke", "--tokens-of", "grpo",
+                               "--output-dir", str(tmp_path)])  # fmt: skip
+
+
+def test_controls_and_an_equal_budget_exclude_each_other(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        measure_learning.main(["--controls", "--tokens-of", "grpo", "--output-dir", str(tmp_path)])
+    assert "not allowed with" in capsys.readouterr().err
