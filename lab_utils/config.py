@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ NonNegative = Annotated[float, Rule("at least 0", lambda x: x >= 0)]
 Share = Annotated[float, Rule("greater than 0 and at most 1", lambda x: 0 < x <= 1)]
 UnitInterval = Annotated[float, Rule("at least 0 and at most 1", lambda x: 0 <= x <= 1)]
 BelowOne = Annotated[float, Rule("at least 0 and less than 1", lambda x: 0 <= x < 1)]
+ServerUrl = Annotated[
+    str, Rule("such as http://127.0.0.1:8000", lambda url: re.fullmatch(r"http://[\w.-]+:\d+", url) is not None)]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 # --- The sections ----------------------------------------------------------------------------------------------------
@@ -69,6 +72,7 @@ class LoraSettings:
 class ModelSettings:
     name: str  # a Hub id, a path, or "tiny" for the model that ships with the workshop
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    device: Literal["auto", "cpu"] = "auto"  # auto: a GPU where there is one
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     load_in_4bit: bool = False
     lora: LoraSettings | None = None  # null: all weights are trained
@@ -116,6 +120,7 @@ class RLSettings:
     vllm_gpu_memory_utilization: Share = 0.3
     vllm_enable_sleep_mode: bool = False
     vllm_tensor_parallel_size: Count = 1
+    vllm_server_url: ServerUrl = "http://127.0.0.1:8000"  # of vllm_mode server
     logging_steps: Count = 1
     save_steps: Count = 100
     log_completions_steps: Count = 10
@@ -216,6 +221,7 @@ class Tier:
     memory_gb: Positive  # of one GPU, or of the machine where gpus is 0
     tflops: Positive | None = None  # peak rate of one GPU in half precision (dense), from its data sheet
     bandwidth: Positive | None = None  # GB/s between one GPU and its memory, from its data sheet
+    server_gpus: CountOrZero = 0  # besides them, those of a vLLM server that samples for training
     based_on: str | None = None  # another tier, whose settings this one changes
     base_model_needs_sft: bool = False  # an sft stage is put first where the recipe has none
     set: dict[str, Any] = field(default_factory=dict)

@@ -222,6 +222,8 @@ def _model_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
     model, where = config.model, f"on the tier {tier.name!r}"
     if tier.gpus == 0 and model.dtype != "float32":
         yield _problem(config, "model.dtype", f"float32 {where}: half precision is for GPUs", "float32")
+    if tier.gpus and model.device == "cpu":
+        yield _problem(config, "model.device", f"auto {where}", "auto, or --hardware cpu")
     if tier.gpus == 0 and model.load_in_4bit:
         yield _problem(config, "model.load_in_4bit", f"false {where}: bitsandbytes needs a GPU", "false")
     if tier.name == "t4" and model.dtype == "bfloat16":
@@ -242,6 +244,8 @@ def _model_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
         if settings.use_vllm and model.load_in_4bit and stage in config.stages:
             rule = "false with model.load_in_4bit: TRL cannot pass quantised weights on to vLLM"
             yield _problem(config, f"{stage}.use_vllm", rule, "false, or true with model.load_in_4bit=false")
-        if tier.processes % settings.vllm_tensor_parallel_size:
-            rule = f"a divisor of the {tier.processes} processes {where}"
+        server = settings.vllm_mode == "server" and tier.server_gpus
+        whole, whose = (tier.server_gpus, "GPUs of the server") if server else (tier.processes, "processes")
+        if whole % settings.vllm_tensor_parallel_size:
+            rule = f"a divisor of the {whole} {whose} {where}"
             yield _problem(config, f"{stage}.vllm_tensor_parallel_size", rule, 1)

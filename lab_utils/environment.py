@@ -6,6 +6,7 @@ Uses the standard library only (and torch, where it is installed), so that it al
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -75,6 +76,8 @@ def check_machine(config: RunConfig) -> None:
         return
     import torch
 
+    from .models import local_gpu
+
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
         raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and {_why_no_gpu()}")
@@ -90,7 +93,7 @@ def check_machine(config: RunConfig) -> None:
         raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}. "
                           f"Start with: {start} ...")
 
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(local_gpu())
     found = f"the {properties.name} here"
     if properties.total_memory / 1e9 < estimate.HEADROOM * tier.memory_gb:
         raise ConfigError(f"The hardware tier {tier.name} is for GPUs of {tier.memory_gb:g} GB, and {found} has "
@@ -98,17 +101,19 @@ def check_machine(config: RunConfig) -> None:
     if config.model.dtype == "bfloat16" and properties.major < 8:
         raise ConfigError(f"model.dtype = 'bfloat16' needs a GPU of the Ampere generation or newer, and {found} has "
                           f"compute capability {properties.major}.{properties.minor}. Choose --hardware t4.")
-    from .training.grpo import check_vllm  # takes seconds
+    from .training.vllm_rollouts import check_vllm  # takes seconds
 
     for stage in config.stages:
         if stage != "sft":
-            check_vllm(getattr(config, stage))
+            check_vllm(config, stage)
     if config.model.load_in_4bit and not is_installed("bitsandbytes"):
         pin = read_pins(REQUIREMENTS / "gpu.txt")["bitsandbytes"]
         raise ConfigError("model.load_in_4bit = True needs bitsandbytes, which is not installed. Install it with "
                           f"pip install bitsandbytes=={pin}, or give --set model.load_in_4bit=false.")
     estimate.check_memory(config)
-    free = torch.cuda.mem_get_info()[0] / 1e9
+    gc.collect()  # an earlier stage's trainer refers to itself
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(local_gpu())[0] / 1e9
     for stage in config.stages:
         needed = estimate.memory(config, stage).peak
         if free < needed - estimate.OVERHEAD_GB:

@@ -202,14 +202,14 @@ def memory(config: RunConfig, stage: str, shape: Shape | None = None) -> Memory:
     stay: dict[str, float] = {"weights": trained * 4 + (0 if full else _frozen_bytes(shape, config, number))}
     critic = 0
     if stage == "ppo":
-        critic = shape.hidden + 1
+        critic = 2 * shape.hidden + 1
         if settings.separate_critic:
             critic += trained
             stay["critic"] = stay["weights"]
         else:
             stay["critic"] = critic * 4
     if stage != "sft" and settings.beta > 0 and full:
-        stay["reference"] = shape.parameters * 4  # with LoRA it is the model with the adapter switched off
+        stay["reference"] = shape.parameters * number  # with LoRA it is the model with the adapter switched off
     stay["optimizer"] = (trained + critic) * 8
     stay["overhead"] = (OVERHEAD_GB if on_gpu else PROCESS_GB) * GB
 
@@ -273,8 +273,8 @@ def optimizer_steps(config: RunConfig, stage: str) -> int | None:
     if settings.max_steps > 0:
         return settings.max_steps
     rows = TRAIN_ROWS[config.task.name] if config.task.source == "hub" else None
-    limit = (config.sft.train_limit if stage == "sft" else None) or config.task.train_limit
-    rows = limit if rows is None else min(rows, limit or rows)
+    limits = [rows, config.task.train_limit, config.sft.train_limit if stage == "sft" else None]
+    rows = min((limit for limit in limits if limit is not None), default=None)
     if rows is None:
         return None
     samples = rows * settings.num_train_epochs
@@ -304,8 +304,11 @@ def step_seconds(config: RunConfig, stage: str) -> float | None:
     update = tokens * shape.parameters * per_token / (tier.tflops * 1e12 * EFFICIENCY)
     sampled = rollout_rows(config, stage)
     engine = "vllm" if settings.use_vllm else "transformers"
-    read = 2 * shape.parameters + sampled * settings.max_completion_length / 2 * shape.kv_bytes(2)
-    decode = settings.max_completion_length * max(DECODE_MS[engine] / 1e3, read / (tier.bandwidth * GB))
+    at_once, gpus = sampled, 1  # what one engine samples
+    if settings.use_vllm and settings.vllm_mode == "server":
+        at_once, gpus = sampled * tier.processes, settings.vllm_tensor_parallel_size
+    read = 2 * shape.parameters + at_once * settings.max_completion_length / 2 * shape.kv_bytes(2)
+    decode = settings.max_completion_length * max(DECODE_MS[engine] / 1e3, read / (gpus * tier.bandwidth * GB))
     passes = settings.num_iterations if stage == "grpo" else settings.ppo_epochs
     return update + decode * rows / (sampled * passes)
 
@@ -333,7 +336,8 @@ def check_memory(config: RunConfig) -> None:
                 + advice(config, stage))  # fmt: skip
         if not vllm_fits(config, stage):
             shape, length = model_shape(config.model.name), settings.max_prompt_length + settings.max_completion_length
-            least = (2 * shape.parameters + length * shape.kv_bytes(2)) / GB + VLLM_WORKSPACE_GB
+            gpus = settings.vllm_tensor_parallel_size
+            least = (2 * shape.parameters + length * shape.kv_bytes(2)) / gpus / GB + VLLM_WORKSPACE_GB
             raise ConfigError(
                 f"{stage}.vllm_gpu_memory_utilization = {settings.vllm_gpu_memory_utilization} gives vLLM "
                 f"{settings.vllm_gpu_memory_utilization * tier.memory_gb:.1f} GB, and {config.model.name} with one "
@@ -342,9 +346,9 @@ def check_memory(config: RunConfig) -> None:
 
 
 def vllm_fits(config: RunConfig, stage: str) -> bool:
-    """Whether vLLM's share of the GPU holds the weights and one completion at least."""
+    """Whether vLLM's share of its GPUs holds the weights and one completion at least."""
     settings = getattr(config, stage)
-    if stage == "sft" or not settings.use_vllm or settings.vllm_mode == "server":
+    if stage == "sft" or not settings.use_vllm:
         return True
     return vllm_cache_tokens(config, stage) >= settings.max_prompt_length + settings.max_completion_length
 

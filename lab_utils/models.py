@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,19 +64,22 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str | Path, settings: ModelSettings | None = None) -> PreTrainedModel:
+def load_model(name: str | Path, settings: ModelSettings | None = None, *,
+               train_adapter: bool = False) -> PreTrainedModel | PeftModel:
     """Load a causal language model for training or sampling.
 
     Args:
         name: "tiny", a path or a Hub id. A folder with a LoRA adapter is merged into its base model; on a 4-bit base,
             which cannot be merged without loss, the adapter stays on top.
-        settings: dtype, attention and quantisation (`config.model`); float32 on the CPU when None.
+        settings: device, dtype, attention and quantisation (`config.model`); float32 on the CPU when None.
+        train_adapter: leave a LoRA adapter on top of its base, to train it on. What training saves is one adapter,
+            which names the base that it belongs on; merged weights would be missing in that base.
 
     Returns:
         The model. A completion of it ends at the end of a chat turn as well as at its own end-of-text token.
 
     Raises:
-        ModelLoadError: nothing there, no access, or files that are incomplete.
+        ModelLoadError: nothing there, no access, files that are incomplete, or no room on the GPU.
     """
     location = model_location(name)
     base = adapter_base(location)
@@ -86,20 +90,30 @@ def load_model(name: str | Path, settings: ModelSettings | None = None) -> PreTr
             arguments["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=getattr(torch, settings.dtype))
-    if torch.cuda.is_available():
-        arguments["device_map"] = {"": torch.cuda.current_device()}
+    if settings is not None and on_gpu(settings):
+        arguments["device_map"] = {"": local_gpu()}
     try:
         model = AutoModelForCausalLM.from_pretrained(model_location(base or location), **arguments)
         if base is not None:
-            quantised = settings is not None and settings.load_in_4bit
-            model = PeftModel.from_pretrained(model, location, is_trainable=quantised)
-            model = model if quantised else model.merge_and_unload()
-    except (OSError, ValueError, RuntimeError) as error:
+            stays = train_adapter or (settings is not None and settings.load_in_4bit)
+            model = PeftModel.from_pretrained(model, location, is_trainable=train_adapter)
+            model = model if stays else model.merge_and_unload()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise _load_error("model", name, error) from error
     tokenizer = load_tokenizer(name)
     model.generation_config.eos_token_id = end_ids(model.config, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def on_gpu(settings: ModelSettings) -> bool:
+    """Say whether a run uses a GPU: where there is one, unless its tier is for the processor."""
+    return settings.device == "auto" and torch.cuda.is_available()
+
+
+def local_gpu() -> int:
+    """Return the number of this process's GPU: of several processes that a launcher started, each has its own."""
+    return int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
 
 
 def export_model(name: str | Path, directory: str | Path, settings: ModelSettings) -> Path:
@@ -149,7 +163,13 @@ def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError
     def caused_by(*kinds: type[Exception]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    if caused_by(GatedRepoError):
+    if caused_by(torch.OutOfMemoryError):
+        step = ("The GPU has no room for it: another process or an earlier model holds it (nvidia-smi shows which; "
+                "restart the notebook's kernel), or take a smaller model.")
+    elif caused_by(ImportError):
+        step = ("Keeping its weights in 4 bits needs bitsandbytes and an NVIDIA GPU: pip install -r "
+                "setup/requirements/gpu.txt. Or set model.load_in_4bit to false.")
+    elif caused_by(GatedRepoError):
         step = (f"Its owner gives access on request: ask on https://huggingface.co/{name}, then run `hf auth login` "
                 "with a token of your account. The Qwen models need neither.")
     elif caused_by(RepositoryNotFoundError):

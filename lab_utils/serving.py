@@ -28,6 +28,7 @@ from .models import adapter_base, end_ids, export_model, load_tokenizer, model_l
 from .tracking import RunDirectory
 from .vllm_sampling import free_share
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank (vllm/config/lora.py)
 NO_SERVER = ("Neither vLLM nor the packages of `transformers serve` are installed. On Linux with an NVIDIA GPU run "
              "bash setup/create_env.sh, elsewhere pip install -r setup/requirements/serve.txt.")
 
@@ -96,8 +97,9 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
     ends = end_ids(AutoConfig.from_pretrained(location), load_tokenizer(model))
     GenerationConfig(eos_token_id=ends).save_pretrained(folder)
     rank = json.loads((model / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    most = next(most for most in LORA_RANKS if most >= rank)
     command += ["--model", location, "--served-model-name", "base", "--generation-config", str(folder), "--enable-lora",
-                "--max-lora-rank", str(max(8, rank)), "--lora-modules", f"trained={model.resolve()}"]
+                "--max-lora-rank", str(most), "--lora-modules", f"trained={model.resolve()}"]
     return ServerCommand("vLLM", command, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, folder)
 
 

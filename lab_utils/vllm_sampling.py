@@ -45,12 +45,12 @@ def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool 
     options = {"logprobs_mode": "processed_logprobs", **options}  # at the sampling temperature, as the loss wants them
     if not torch.cuda.is_available():
         options = {"enforce_eager": True, **options}  # compiling for a CPU takes minutes
-    else:
-        options = {"gpu_memory_utilization": free_share(), **options}
     with tempfile.TemporaryDirectory() as folder:
         location = model_location(name)
         if adapter_base(location) is not None:
             location = str(export_model(location, folder, settings))
+        if torch.cuda.is_available():  # after the export, whose memory is free again
+            options = {"gpu_memory_utilization": free_share(), **options}
         engine = LLM(model=location, dtype=settings.dtype, seed=0, **options)
     try:
         yield engine

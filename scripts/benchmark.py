@@ -87,14 +87,14 @@ def generator(name: str, options: argparse.Namespace, stack: ExitStack) -> Calla
     """Return a function that samples one rollout with the back end `name`, and returns the completions' lengths."""
     prompts = load_task(options.task).dataset("test", options.prompts)["prompt"]
     tokenizer = load_tokenizer(options.model)
+    config = configuration.load("countdown-grpo", "a100" if torch.cuda.is_available() else "cpu")  # device and dtype
     if name == "vLLM":
-        config = configuration.load("countdown-grpo", "a100" if torch.cuda.is_available() else "cpu")
         engine = stack.enter_context(vllm_sampling.vllm_engine(options.model, config.model, own_process=False))
         return lambda: [len(completion.token_ids) for completions in vllm_sampling.sample(
             engine, tokenizer, prompts, num_samples=options.group, max_new_tokens=options.max_new_tokens)
             for completion in completions]
 
-    model = load_model(options.model).eval()
+    model = load_model(options.model, config.model).eval()
     ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
            for prompt in prompts]
     ends = end_token_ids(model, tokenizer)

@@ -6,7 +6,8 @@
     python scripts/train.py --recipe countdown-grpo --evaluate-only --output-dir outputs/a
 
 Every stage has its own run directory, OUTPUT_DIR/sft, OUTPUT_DIR/grpo and so on. The exit status is 2, with one message
-and no traceback, where something that you gave cannot work. SIGTERM ends training after a checkpoint, with status 0.
+and no traceback, where something that you gave cannot work. SIGTERM ends training after a checkpoint, with status 0
+(under `accelerate launch` send it to the training processes: the launcher kills them after 30 seconds).
 """
 
 from __future__ import annotations

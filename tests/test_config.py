@@ -18,7 +18,7 @@ from lab_utils.tracking import RunDirectory
 pytestmark = pytest.mark.unit
 
 RECIPES = ["countdown-grpo", "countdown-ppo", "gsm8k-grpo", "gsm8k-sft-ppo", "reasoning-sft-grpo"]
-GPU_TIERS = ["t4", "a10g", "a10g-x4", "a100", "h200"]
+GPU_TIERS = ["t4", "a10g", "a10g-x4", "a10g-x4-server", "a100", "h200"]
 TIERS = ["cpu", "smoke", *GPU_TIERS]
 
 
@@ -332,6 +332,8 @@ def test_a_wrong_override_is_explained(overrides, parts):
         ("gsm8k-grpo", "t4", ["model.dtype=bfloat16"], ["model.dtype = 'bfloat16'", "'t4'", "float16"]),
         ("gsm8k-grpo", "t4", ["model.attn_implementation=flash_attention_2"], ["Ampere"]),
         ("gsm8k-grpo", "a10g-x4", ["grpo.vllm_tensor_parallel_size=3"], ["= 3", "divisor of the 4 processes"]),
+        ("gsm8k-grpo", "a10g-x4-server", ["grpo.vllm_tensor_parallel_size=4"], ["divisor of the 2 GPUs of the server"]),
+        ("gsm8k-grpo", "a10g-x4-server", ["grpo.vllm_server_url=localhost"], ["'localhost'", "http://127.0.0.1:8000"]),
         ("gsm8k-grpo", "cpu", ["rewards.equation_reward=1"], ["equation_reward", "'gsm8k'", "nums and target"]),
         ("gsm8k-grpo", "cpu", ["rewards.numeric_match_reward=1"], ["numeric_match_reward", "'reasoning'"]),
         ("reasoning-sft-grpo", "cpu", ["rewards.strict_format_reward=1"], ["strict_format_reward", "'think'"]),

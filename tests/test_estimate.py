@@ -20,7 +20,7 @@ from lab_utils.tracking import RunDirectory
 from lab_utils.training import grpo, ppo, sft
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-GPU_TIERS = ["t4", "a10g", "a10g-x4", "a100", "h200"]
+GPU_TIERS = ["t4", "a10g", "a10g-x4", "a10g-x4-server", "a100", "h200"]
 STAGES = [(recipe, hardware, stage) for recipe in configuration.recipe_names() for hardware in GPU_TIERS
           for stage in load(recipe, hardware).stages]
 SMALL = {
@@ -110,6 +110,8 @@ def test_trl_takes_the_settings_and_the_estimate_fits(recipe, hardware, stage, t
     if stage != "sft":
         assert arguments.generation_batch_size == estimate.rollout_rows(config, stage) * arguments.world_size
         assert arguments.use_vllm == settings.use_vllm
+        if settings.use_vllm:
+            assert arguments.vllm_mode == ("server" if tier.server_gpus else "colocate")
     needed = estimate.memory(config, stage)
     assert needed.fits, estimate.describe(config)
     assert 1.0 < needed.peak < tier.memory_gb
@@ -138,7 +140,8 @@ def test_what_each_setting_saves():
     assert part("activations", gradient_checkpointing=False) > 7 * part("activations")
     assert part("vLLM") == 0 and part("vLLM", "rollout") == pytest.approx(7.2), "asleep during the update"
     assert part("vLLM", vllm_enable_sleep_mode=False) == pytest.approx(7.2)
-    assert part("reference", beta=0.04) == pytest.approx(shape.parameters * 4 / 1e9)
+    assert part("vLLM", "rollout", vllm_mode="server") == 0, "on GPUs of its own"
+    assert part("reference", beta=0.04) == pytest.approx(shape.parameters * 2 / 1e9), "in bfloat16"
     assert part("reference", beta=0.04, lora={"r": 16}) == 0, "the model without its adapter"
     assert part("KV cache", "rollout", use_vllm=False) == pytest.approx(1.5 * 64 * 1024 * shape.kv_bytes(2) / 1e9)
 
@@ -146,7 +149,7 @@ def test_what_each_setting_saves():
 def test_ppo_counts_the_critic():
     shared = estimate.memory(load("countdown-ppo", "a10g"), "ppo").phases["update"]
     separate = estimate.memory(load("countdown-ppo", "a10g", ["ppo.separate_critic=true"]), "ppo").phases["update"]
-    assert shared["critic"] == pytest.approx(897 * 4 / 1e9), "a linear layer on 896 hidden states"
+    assert shared["critic"] == pytest.approx(1793 * 4 / 1e9), "a linear layer on 896 hidden states and their mean"
     assert separate["critic"] == separate["weights"] and separate["activations"] == 2 * shared["activations"]
 
 
@@ -162,7 +165,7 @@ def test_four_bits_are_four_bits():
 @pytest.mark.parametrize("recipe, stage, steps", [
     ("gsm8k-grpo", "grpo", math.ceil(7473 * 16 / 64)), ("countdown-grpo", "grpo", 2 * 1000 * 8 // 64),
     ("countdown-grpo", "sft", math.ceil(1000 / 16)), ("gsm8k-sft-ppo", "ppo", 800)])
-@pytest.mark.parametrize("hardware", ["a10g", "a10g-x4"])
+@pytest.mark.parametrize("hardware", ["a10g", "a10g-x4", "a10g-x4-server"])
 def test_steps_follow_from_the_problems_wherever_it_runs(recipe, stage, steps, hardware):
     assert estimate.optimizer_steps(load(recipe, hardware), stage) == steps
 

@@ -1,6 +1,10 @@
 """Machines that cannot run a GPU tier: one clear message each, with the next step; torch's answers are replaced."""
 
 import importlib.metadata
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -26,11 +30,11 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpus[i])
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free or gpus[0].total_memory, gpus[0].total_memory))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (free or gpus[0].total_memory, gpus[0].total_memory))
         monkeypatch.setattr(torch.cuda, "init", fails if init else lambda: None)
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(environment, "is_installed", lambda package: package in packages)
-        monkeypatch.setattr("lab_utils.training.grpo.is_vllm_available", lambda: "vllm" in packages)
+        monkeypatch.setattr("lab_utils.training.vllm_rollouts.is_vllm_available", lambda: "vllm" in packages)
         monkeypatch.setenv("WORLD_SIZE", str(processes))
 
     return build
@@ -100,6 +104,53 @@ def test_a_package_that_is_missing(machine, package, recipe, hardware, expected)
     machine([A10G], packages=[name for name in ("vllm", "bitsandbytes") if name != package])
     found = message(hardware, recipe)
     assert all(part in found for part in expected), found
+
+
+@pytest.fixture
+def vllm_server():
+    """A server that says what a vLLM server says of its model; `.model` is that, `.url` where it answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": [server.model]} if self.path == "/v1/models" else {}).encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.model = {"id": "served", "root": "Qwen/Qwen2.5-0.5B-Instruct", "max_model_len": 1024}
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_server_of_a_tier_with_one(machine, vllm_server):
+    machine([A10G] * 4, processes=2)
+    here = [f"grpo.vllm_server_url={vllm_server.url}"]
+    check_machine(load("gsm8k-grpo", "a10g-x4-server", here))
+
+    found = message("a10g-x4-server", overrides=[*here, "grpo.max_completion_length=700"])
+    assert "takes 1024 tokens, and grpo needs 1212" in found and "--max-model-len 1212" in found
+    found = message("a10g-x4-server", overrides=[*here, "model.name=Qwen/Qwen3-0.6B"])
+    assert "serves Qwen/Qwen2.5-0.5B-Instruct, whose weights have other sizes than those of Qwen/Qwen3-0.6B" in found
+    vllm_server.model = None
+    assert "no vLLM server answers" in message("a10g-x4-server", overrides=here)
+
+
+def test_a_server_that_is_not_there(machine):
+    machine([A10G] * 4, processes=2)
+    with socket.socket() as free:  # a port on which nobody listens
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        found = message("a10g-x4-server", overrides=[f"grpo.vllm_server_url={url}"])
+    assert f"no vLLM server answers at grpo.vllm_server_url = '{url}'" in found
+    assert "CUDA_VISIBLE_DEVICES=2,3 vllm serve Qwen/Qwen2.5-0.5B-Instruct --host 127.0.0.1" in found
+    machine([A10G] * 4)
+    assert "accelerate launch --config_file setup/accelerate/a10g-x4-server.yaml" in message("a10g-x4-server")
 
 
 def test_a_package_is_looked_for_by_its_import_name():

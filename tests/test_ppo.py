@@ -348,6 +348,9 @@ def test_model_loads_without_its_critic_and_with_it(tmp_path, changes, recwarn):
     if "ppo.separate_critic" not in changes:
         values = token_values(model, load_critic(run.model_dir, model), [5, 6, 7], [8, 9])
         assert values.shape == (2,) and values.abs().sum() > 0
+    else:
+        with pytest.raises(ValueError, match="separate_critic = True"):
+            load_critic(run.model_dir, model)
 
 
 # --- Resuming --------------------------------------------------------------------------------------------------------

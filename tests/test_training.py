@@ -1,5 +1,6 @@
 """SFT and GRPO on the tiny model: a run directory as designed, SIGKILL and resume, LoRA, rewards that misbehave."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from lab_utils import config as configuration
+from lab_utils.config import ConfigError
 from lab_utils.models import TINY_MODEL, ModelLoadError, adapter_base, load_model, load_tokenizer
+from lab_utils.tasks import completion_text
 from lab_utils.tracking import TIMING_COLUMNS, RunDirectory, RunDirectoryError
 from lab_utils.training import grpo, sft
 
@@ -90,6 +95,14 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
         grpo.train(config, tmp_path / "run")
 
 
+MOVES = {"grpo.learning_rate": 1e-2, "grpo.lr_scheduler_type": "constant", "rewards.format_reward": None}
+
+
+def length(completions, **columns):
+    """A reward that differs within every group, so that each step changes the model."""
+    return [float(len(completion_text(completion))) for completion in completions]
+
+
 def test_lora_trains_an_adapter_that_the_next_stage_starts_from(tmp_path):
     lora = {"model.lora": {"r": 16, "alpha": 32}}
     config = configuration.load("countdown-grpo", "smoke", lora)
@@ -98,10 +111,72 @@ def test_lora_trains_an_adapter_that_the_next_stage_starts_from(tmp_path):
     merged, base = load_model(first.model_dir), load_model("tiny")
     changed = [name for name, weight in merged.state_dict().items() if not torch.equal(weight, base.state_dict()[name])]
     assert changed and all("proj" in name for name in changed), "all-linear touches the projections only"
-    second = grpo.train(config, tmp_path / "grpo", model=first.model_dir)
-    tokenizer = load_tokenizer(second.model_dir)
-    ids = torch.tensor([tokenizer("Use each of the numbers 3, 7")["input_ids"]])
-    assert torch.isfinite(load_model(second.model_dir)(ids).logits).all()
+
+    class Watch(TrainerCallback):  # on_train_end, because the trained model of the trainer itself is what must be saved
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                self.logits = model.eval()(ids).logits
+
+    watch, ids = Watch(), torch.tensor([load_tokenizer("tiny")("Use each of the numbers 3, 7")["input_ids"]])
+    for name, changes in {"no KL": {}, "KL": {"grpo.beta": 0.1}}.items():
+        config = configuration.load("countdown-grpo", "smoke", {**lora, **MOVES, **changes})
+        second = grpo.train(config, tmp_path / name, model=first.model_dir, reward_funcs=[length], callbacks=[watch])
+        assert adapter_base(str(second.model_dir)) == str(TINY_MODEL)
+        reloaded = load_model(second.model_dir)
+        with torch.no_grad():
+            assert torch.allclose(reloaded(ids).logits, watch.logits, atol=1e-4), "both stages are in what was saved"
+            assert not torch.allclose(reloaded(ids).logits, merged(ids).logits, atol=1e-3), "and the second did train"
+
+
+def test_an_adapter_is_trained_on_as_it_is(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke", {"model.lora": {"r": 4, "alpha": 8}, "sft.max_steps": 1})
+    first = sft.train(config, tmp_path / "sft")
+    for changes, message in (({"model.lora": {"r": 8, "alpha": 8}}, r"model.lora.r = 8.*Give --set model.lora.r=4"),
+                             ({"model.lora": {"r": 4, "alpha": 16}}, r"model.lora.alpha = 16.*has 8"),
+                             ({}, "model.lora = None trains all weights.*scripts/export.py")):
+        with pytest.raises(ConfigError, match=message):
+            grpo.train(configuration.load("countdown-grpo", "smoke", changes), tmp_path / "grpo", resume=True,
+                       model=first.model_dir)
+
+
+def test_a_killed_run_that_trains_an_adapter_on_resumes_with_it(tmp_path):
+    """With a KL term TRL keeps a copy of the start adapter beside the trained one. A resumed run must not take that."""
+    overrides = {"model.lora": {"r": 4, "alpha": 8}, "grpo.beta": 0.1, "grpo.max_steps": 3, **MOVES}
+    config = configuration.load("countdown-grpo", "smoke", overrides)
+    start = sft.train(config, tmp_path / "sft").model_dir
+    whole = grpo.train(config, tmp_path / "whole", model=start, reward_funcs=[length])
+    shorter = configuration.load("countdown-grpo", "smoke", {**overrides, "grpo.max_steps": 2})
+    grpo.train(shorter, tmp_path / "halves", model=start, reward_funcs=[length])
+    assert not (tmp_path / "halves" / "checkpoints" / "checkpoint-2" / "ref").exists()
+    halves = grpo.train(config, tmp_path / "halves", model=start, resume=True, reward_funcs=[length])
+    assert_same_run(whole, halves)
+    adapters = [load_file(run.model_dir / "adapter_model.safetensors") for run in (whole, halves)]
+    assert all(torch.allclose(adapters[0][name], adapters[1][name], atol=1e-5) for name in adapters[0])
+
+
+def test_a_finished_run_is_left_alone_unless_more_steps_are_asked_for(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1})
+    run = sft.train(config, tmp_path / "sft")
+    written = (run.model_dir / "model.safetensors").stat().st_mtime_ns
+    assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2]
+    assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
+
+    before = load_model(run.model_dir).state_dict()
+    shutil.rmtree(run.model_dir)  # as if killed between the last checkpoint and the saved model
+    again = sft.train(config, tmp_path / "sft", resume=True)
+    assert again.metrics()["step"].tolist() == [1, 2]
+    assert all(torch.equal(weight, before[name]) for name, weight in load_model(again.model_dir).state_dict().items())
+
+    longer = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 4, "sft.logging_steps": 1})
+    assert sft.train(longer, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_fewer_demonstrations_than_the_tier_has_when_the_task_is_limited(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sft, "demonstrations", lambda task, dataset: asked.append(len(dataset)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sft.train(configuration.load("countdown-grpo", "smoke", {"task.train_limit": 5}), tmp_path / "sft")
+    assert asked == [5], "sft.train_limit is 64 there"
 
 
 def raises(completions, **columns):

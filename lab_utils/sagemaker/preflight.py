@@ -115,6 +115,11 @@ def _config_problems(job: Job) -> Iterator[Problem]:
 
 def _instance_problems(job: Job) -> Iterator[Problem]:
     """Does the instance exist, and does the tier fit it?"""
+    tier = configuration.load_tier(job.hardware)
+    if tier.server_gpus:
+        yield Problem(f"The tier {tier.name} needs a vLLM server that is started beforehand, and a job's container "
+                      "starts training only.", f"--hardware {tier.based_on} samples in the training processes.")
+        return
     try:
         instance = job.instance
     except SageMakerError as error:
@@ -130,7 +135,7 @@ def _instance_problems(job: Job) -> Iterator[Problem]:
                       if elsewhere else
                       f"{_did_you_mean(instance, enum)}`launch_sagemaker.py cost` lists those that the workshop knows.")
         return
-    facts, tier = cost.known()["instances"].get(instance), configuration.load_tier(job.hardware)
+    facts = cost.known()["instances"].get(instance)
     if facts is None:
         return
     gpus = len(job.environment["CUDA_VISIBLE_DEVICES"].split(",")) \

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 from trl import GRPOConfig
 
 from .. import estimate
 from .. import rewards as reward_functions
 from ..config import ConfigError, RunConfig
-from ..models import lora_config
+from ..models import load_model, lora_config, on_gpu
 from ..tasks import Task, load_task
 from ..tracking import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, wandb_environment
 from . import TrainingStopped
@@ -32,26 +34,54 @@ def task_of(config: RunConfig) -> Task:
     return load_task(config.task.name, config.task.response_format)
 
 
+def starting_from(start: str | Path, config: RunConfig) -> RunConfig:
+    """Return the configuration with the model that a stage starts from: what is to be sized and checked."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(start)))
+
+
 def trainer_arguments(config: RunConfig, run: RunDirectory, settings: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the arguments that SFTConfig and GRPOConfig share; `names` are copied from the stage's settings."""
-    on_gpu = torch.cuda.is_available()
+    gpu = on_gpu(config.model)
     arguments = {name: getattr(settings, name) for name in names}
     return arguments | {
         "output_dir": str(run.checkpoints_dir),
         "seed": config.seed,
-        "use_cpu": not on_gpu,
-        "bf16": config.model.dtype == "bfloat16" and on_gpu,
-        "fp16": config.model.dtype == "float16" and on_gpu,
+        "use_cpu": not gpu,
+        "bf16": config.model.dtype == "bfloat16" and gpu,
+        "fp16": config.model.dtype == "float16" and gpu,
         "logging_first_step": True,
         "save_total_limit": 2,
         "report_to": wandb_environment(config),
         "disable_tqdm": True,
-        "dataloader_pin_memory": on_gpu,
+        "dataloader_pin_memory": gpu,
     }
 
 
+def load_policy(start: str | Path, config: RunConfig) -> PreTrainedModel | PeftModel:
+    """Load a stage's start model, to be trained. An adapter stays on top of its base model and is trained on.
+
+    Raises:
+        ModelLoadError: nothing there, no access, or files that are incomplete.
+        ConfigError: an adapter that is not the one which `model.lora` describes.
+    """
+    model, wanted = load_model(start, config.model, train_adapter=True), lora_config(config.model)
+    if not isinstance(model, PeftModel):
+        return model
+    if wanted is None:
+        raise ConfigError(f"model.lora = None trains all weights, and the start model {start} is a LoRA adapter. Merge "
+                          "it first (python scripts/export.py RUN --output-dir FOLDER, then --model FOLDER), or give "
+                          "model.lora.")
+    found = model.peft_config["default"]
+    for name in ("r", "lora_alpha"):
+        if getattr(found, name) != getattr(wanted, name):
+            key = f"model.lora.{name.removeprefix('lora_')}"
+            raise ConfigError(f"{key} = {getattr(wanted, name)}, and the adapter {start}, which is trained on, has "
+                              f"{getattr(found, name)}. Give --set {key}={getattr(found, name)}.")
+    return model
+
+
 def new_adapter(model: PreTrainedModel | PeftModel, config: RunConfig) -> LoraConfig | None:
-    """Return the adapter to add to a start model: none if all weights are trained or it brings its own (on 4 bits)."""
+    """Return the adapter to add to a start model: none if all weights are trained or it brings its own."""
     return None if isinstance(model, PeftModel) else lora_config(config.model)
 
 
@@ -111,6 +141,18 @@ def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, ma
     return kept
 
 
+@contextmanager
+def memory_explained(config: RunConfig, stage: str) -> Iterator[None]:
+    """Raise ConfigError, with a setting that saves memory, where the GPU runs out of it inside the `with` block."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, ValueError) as error:
+        if isinstance(error, ValueError) and "Free memory on device" not in str(error):  # vLLM's words
+            raise
+        raise ConfigError(f"{stage} ran out of the GPU's memory: {str(error).split('. ')[0]}. "
+                          f"{estimate.first_saving(config, stage)} Go on with --resume.") from error
+
+
 def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: bool, description: str) -> RunDirectory:
     """Train with the workshop's progress bar and metrics file, then save model and tokenizer in RUN/model.
 
@@ -118,7 +160,6 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
 
     Raises:
         TrainingStopped: SIGTERM came; the run has a checkpoint of its last step.
-        ConfigError: the GPU ran out of memory; the message has a setting that saves some.
     """
     train_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
@@ -132,17 +173,17 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     stop = StopOnSIGTERM(every=math.lcm(rollout, int(trainer.args.logging_steps)))
     trainer.add_callback(stop)
     checkpoint = run.last_checkpoint() if resume else None
-    if checkpoint is not None and is_finished(checkpoint) and run.model_dir.is_dir():
-        return run  # the Trainer would take one more step
     with stop.listening():
-        try:
+        if checkpoint is not None and is_last(checkpoint, trainer.args):  # killed before the model was saved
+            trainer._load_from_checkpoint(str(checkpoint))  # train() would take one more step
+        else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{description} ran out of the GPU's memory at step {trainer.state.global_step + 1}: "
-                              f"{str(error).split('. ')[0]}. {estimate.first_saving(config, description.lower())} "
-                              "Go on with --resume.") from error
     state = trainer.state
     if not stop.stopped or state.global_step == state.max_steps:
+        if config.model.lora is None:  # float32 was for the optimizer's small updates
+            for name, weight in trainer.model.named_parameters():
+                if not name.startswith("critic."):
+                    weight.data = weight.data.to(getattr(torch, config.model.dtype))
         trainer.save_model(str(run.model_dir))
         trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
     if stop.stopped:
@@ -151,7 +192,16 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     return run
 
 
-def is_finished(checkpoint: Path) -> bool:
-    """Say whether a checkpoint is that of the last step of its run."""
+def is_finished(run: RunDirectory, arguments: TrainingArguments) -> bool:
+    """Say whether a run has its trained model, after as many steps as are asked for now."""
+    checkpoint = run.last_checkpoint()
+    return checkpoint is not None and run.model_dir.is_dir() and is_last(checkpoint, arguments)
+
+
+def is_last(checkpoint: Path, arguments: TrainingArguments) -> bool:
+    """Say whether a checkpoint is that of the last step."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= state["max_steps"]
+    if arguments.max_steps > 0:
+        return state["global_step"] >= arguments.max_steps
+    as_before = state["num_train_epochs"] == math.ceil(arguments.num_train_epochs)
+    return as_before and state["global_step"] >= state["max_steps"]

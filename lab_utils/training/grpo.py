@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.functional import pad
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.import_utils import is_vllm_available
 
-from ..config import ConfigError, RLSettings, RunConfig
+from ..config import RunConfig
+from ..environment import check_machine
 from ..generation import rollout
-from ..models import load_model, load_tokenizer
+from ..models import load_tokenizer
 from ..tasks import Task, completion_text
 from ..tracking import RunDirectory
 from .common import (
     checkpoint_between_rollouts,
     filter_long_prompts,
+    is_finished,
+    load_policy,
+    memory_explained,
     new_adapter,
     rewards_of,
     run_trainer,
+    starting_from,
     steps_per_rollout,
     task_of,
     trainer_arguments,
 )
+from .vllm_rollouts import vllm_arguments
 
 COPIED = ("learning_rate", "lr_scheduler_type", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm",
           "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
           "steps_per_generation", "num_generations", "num_iterations", "max_completion_length", "temperature", "top_p",
           "beta", "epsilon", "epsilon_high", "loss_type", "scale_rewards", "mask_truncated_completions",
           "gradient_checkpointing", "logging_steps", "save_steps")
-VLLM_COPIED = ("use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode",
-               "vllm_tensor_parallel_size")
 ROWS = 32  # completions in one forward pass on the CPU
 
 
@@ -42,22 +45,8 @@ def grpo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
     """Translate a run's `grpo` settings and reward weights to TRL's configuration."""
     return checkpoint_between_rollouts(
         GRPOConfig(**trainer_arguments(config, run, config.grpo, COPIED), **vllm_arguments(config.grpo),
-                   warmup_steps=config.grpo.warmup_ratio, reward_weights=list(config.rewards.values())))
-
-
-def vllm_arguments(settings: RLSettings) -> dict[str, Any]:
-    """Return TRL's settings of vLLM, none without it. vLLM has room for the longest prompt and completion."""
-    if not settings.use_vllm:
-        return {}
-    arguments = {name: getattr(settings, name) for name in VLLM_COPIED}
-    return arguments | {"vllm_max_model_length": settings.max_prompt_length + settings.max_completion_length}
-
-
-def check_vllm(settings: RLSettings) -> None:
-    """Raise ConfigError where a run is to generate with vLLM and it is not installed."""
-    if settings.use_vllm and not is_vllm_available():
-        raise ConfigError("use_vllm = True, and vLLM is not installed. Install it with bash setup/create_env.sh (Linux "
-                          "with an NVIDIA GPU), or sample without it: --set grpo.use_vllm=false or ppo.use_vllm=false.")
+                   warmup_steps=config.grpo.warmup_ratio, reward_weights=list(config.rewards.values()),
+                   disable_dropout=True))  # an adapter's dropout would make the policy differ from its own sampler
 
 
 class RecordingGRPOTrainer(GRPOTrainer):
@@ -84,6 +73,12 @@ class RecordingGRPOTrainer(GRPOTrainer):
         self.scores_B = scores[first:first + len(prompts)]
         self._record(inputs, completions, self.scores_B)
         return rewards_per_function
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save without the reference adapter: TRL makes it anew from the start model, and transformers would, when it
+        resumes, load it in place of the adapter that was trained."""
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
 
     def _record(self, rows: list[dict], completions: list, rewards: torch.Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
@@ -143,24 +138,28 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     Returns:
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder.
     """
-    check_vllm(config.grpo)
     task = task_of(config)
     start = model or config.model.name
+    check_machine(starting_from(start, config))
     tokenizer = load_tokenizer(start)
     run = RunDirectory.create(config, output_dir, resume)
+    arguments = grpo_arguments(config, run)
+    if resume and is_finished(run, arguments):
+        return run
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
-    policy = load_model(start, config.model)
-    trainer = RecordingGRPOTrainer(
-        model=policy,
-        reward_funcs=rewards_of(config, reward_funcs, config.grpo.max_completion_length),
-        args=grpo_arguments(config, run),
-        train_dataset=filter_long_prompts(dataset, tokenizer, config.grpo.max_prompt_length),
-        processing_class=tokenizer,
-        peft_config=new_adapter(policy, config),
-        rollout_func=None if config.grpo.use_vllm else rollout,
-        callbacks=list(callbacks),
-        task=task,
-        run=run,
-        log_completions_steps=config.grpo.log_completions_steps,
-    )
-    return run_trainer(trainer, config, run, resume, "GRPO")
+    with memory_explained(config, "grpo"):
+        policy = load_policy(start, config)
+        trainer = RecordingGRPOTrainer(
+            model=policy,
+            reward_funcs=rewards_of(config, reward_funcs, config.grpo.max_completion_length),
+            args=arguments,
+            train_dataset=filter_long_prompts(dataset, tokenizer, config.grpo.max_prompt_length),
+            processing_class=tokenizer,
+            peft_config=new_adapter(policy, config),
+            rollout_func=None if config.grpo.use_vllm else rollout,
+            callbacks=list(callbacks),
+            task=task,
+            run=run,
+            log_completions_steps=config.grpo.log_completions_steps,
+        )
+        return run_trainer(trainer, config, run, resume, "GRPO")

@@ -25,19 +25,25 @@ from trl import GRPOConfig
 from trl.trainer.utils import use_adapter
 
 from ..config import PPOSettings, RunConfig
+from ..environment import check_machine
 from ..generation import rollout
-from ..models import load_model, load_tokenizer, lora_config
+from ..models import load_tokenizer, lora_config
 from ..tracking import RunDirectory
 from .common import (
     checkpoint_between_rollouts,
     filter_long_prompts,
+    is_finished,
+    load_policy,
+    memory_explained,
     new_adapter,
     rewards_of,
     run_trainer,
+    starting_from,
     task_of,
     trainer_arguments,
 )
-from .grpo import RecordingGRPOTrainer, check_vllm, vllm_arguments
+from .grpo import RecordingGRPOTrainer
+from .vllm_rollouts import vllm_arguments
 
 COPIED = ("learning_rate", "lr_scheduler_type", "max_grad_norm", "num_train_epochs", "max_steps",
           "gradient_accumulation_steps", "num_generations", "max_completion_length", "temperature", "top_p", "beta",
@@ -362,14 +368,22 @@ def ppo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
         num_iterations=ppo.ppo_epochs,
         loss_type="bnpo",  # the mean over the tokens of a mini-batch
         scale_rewards="none",
+        disable_dropout=True,  # as in GRPO
         ddp_find_unused_parameters=False,  # the critic is used, but after the forward pass in which DDP would look
     ))
 
 
 def load_critic(folder: str | Path, model: nn.Module) -> Critic:
-    """Read the value head that a PPO run saved beside its model; `model` is that model, loaded with `load_model`."""
-    critic = Critic(model.config.hidden_size)
-    critic.load_state_dict(load_file(Path(folder) / VALUE_HEAD_FILE))
+    """Read the value head that a PPO run saved beside its model; `model` is that model, loaded with `load_model`.
+
+    Raises:
+        ValueError: the critic has a model of its own, whose hidden states the policy does not have.
+    """
+    critic, saved = Critic(model.config.hidden_size), load_file(Path(folder) / VALUE_HEAD_FILE)
+    if any(name.startswith("backbone.") for name in saved):
+        raise ValueError(f"The critic in {folder} was trained with ppo.separate_critic = True: it reads the hidden "
+                         "states of a model of its own. Only a critic on the policy's states can be read here.")
+    critic.load_state_dict(saved)
     return critic.to(model.device)
 
 
@@ -396,12 +410,15 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder. The critic is there too,
         as value_head.safetensors; loading the model does not need it.
     """
-    check_vllm(config.ppo)
     start = model or config.model.name
+    check_machine(starting_from(start, config))
     load_tokenizer(start)  # a model that is not there is named before anything is written
     run = RunDirectory.create(config, output_dir, resume)
-    trainer = make_trainer(config, run, start, reward_funcs=reward_funcs, callbacks=callbacks)
-    return run_trainer(trainer, config, run, resume, "PPO")
+    if resume and is_finished(run, ppo_arguments(config, run)):
+        return run
+    with memory_explained(config, "ppo"):
+        trainer = make_trainer(config, run, start, reward_funcs=reward_funcs, callbacks=callbacks)
+        return run_trainer(trainer, config, run, resume, "PPO")
 
 
 def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
@@ -411,7 +428,7 @@ def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
     tokenizer = load_tokenizer(start)
     task = task_of(config)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
-    policy = load_model(start, config.model)
+    policy = load_policy(start, config)
     return PPOTrainer(
         model=policy,
         reward_funcs=rewards_of(config, reward_funcs, config.ppo.max_completion_length),
@@ -431,7 +448,7 @@ def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
 
 def critic_backbone(start: str | Path, config: RunConfig) -> nn.Module:
     """Load the start model once more, without its output layer, for the critic; with LoRA where the policy has it."""
-    model, lora = load_model(start, config.model), lora_config(config.model)
+    model, lora = load_policy(start, config), lora_config(config.model)
     if lora is None or isinstance(model, PeftModel):
         return _backbone(model)
     return get_peft_model(model.base_model, dataclasses.replace(lora, task_type=None))

@@ -10,10 +10,20 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..config import RunConfig
-from ..models import END_OF_TURN, load_model, load_tokenizer
+from ..environment import check_machine
+from ..models import END_OF_TURN, load_tokenizer
 from ..tasks import Task
 from ..tracking import RunDirectory
-from .common import new_adapter, run_trainer, task_of, trainer_arguments
+from .common import (
+    is_finished,
+    load_policy,
+    memory_explained,
+    new_adapter,
+    run_trainer,
+    starting_from,
+    task_of,
+    trainer_arguments,
+)
 
 COPIED = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
           "gradient_accumulation_steps", "max_length", "weight_decay", "max_grad_norm", "gradient_checkpointing",
@@ -59,17 +69,23 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     """
     task = task_of(config)
     start = model or config.model.name
+    check_machine(starting_from(start, config))
     tokenizer = load_tokenizer(start)
     run = RunDirectory.create(config, output_dir, resume)
-    dataset = task.dataset("train", config.sft.train_limit or config.task.train_limit, config.task.source)
-    policy = load_model(start, config.model)
-    trainer = SFTTrainer(
-        model=policy,
-        args=sft_arguments(config, run),
-        train_dataset=demonstrations(task, dataset),
-        processing_class=tokenizer,
-        peft_config=new_adapter(policy, config),
-        callbacks=list(callbacks),
-    )
-    trainer.add_callback(GoOnCounting(trainer))
-    return run_trainer(trainer, config, run, resume, "SFT")
+    arguments = sft_arguments(config, run)
+    if resume and is_finished(run, arguments):
+        return run
+    limits = [limit for limit in (config.sft.train_limit, config.task.train_limit) if limit is not None]
+    dataset = task.dataset("train", min(limits, default=None), config.task.source)
+    with memory_explained(config, "sft"):
+        policy = load_policy(start, config)
+        trainer = SFTTrainer(
+            model=policy,
+            args=arguments,
+            train_dataset=demonstrations(task, dataset),
+            processing_class=tokenizer,
+            peft_config=new_adapter(policy, config),
+            callbacks=list(callbacks),
+        )
+        trainer.add_callback(GoOnCounting(trainer))
+        return run_trainer(trainer, config, run, resume, "SFT")

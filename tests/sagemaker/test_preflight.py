@@ -43,6 +43,7 @@ WRONG = {
         {"hardware": "a100", "instance_type": "ml.g5.xlarge"}, "made for 40 GB", "ml.p5.4xlarge"),
     "a GPU for the tiny model": ({"hardware": "cpu", "instance_type": "ml.g5.xlarge"}, "leave it idle", "ml.m5.xlarge"),
     "a tier without an instance": ({"hardware": "h200"}, "only by eight", "cost"),
+    "a tier with a server of its own": ({"hardware": "a10g-x4-server"}, "starts training only", "--hardware a10g-x4 "),
     "spot without a longest wait": ({"spot": True}, "needs a longest wait", "--max-wait-hours, such as 12"),
     "a wait shorter than the run": (
         {"spot": True, "max_wait_hours": 2}, "cannot be less than the longest run", "--max-wait-hours 12"),
