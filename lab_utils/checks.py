@@ -79,6 +79,8 @@ def check_extract_hash_answer(extract: Callable[[str], str | None]) -> None:
         ("The answer is 72.", None, "Without '#### ' there is no answer: strict means strict."),
         ("#### 72\n#### 5", "72", "Of several, the first one counts."),
         ("#### 72 clips", "72", "The number ends where the digits end."),
+        ("#### 72.5", "72.5", "Do not cut a number at its decimal point: 72.5 is not 72."),
+        ("#### 72 clips in 3 boxes", "72", "The number ends where the digits end; 3 is another number."),
         ("So we get ####", None, "No number after the marker: return None."),
         ("", None, "An empty completion has no answer: return None."),
     ]
@@ -135,6 +137,8 @@ def check_correctness_reward(reward: RewardFunction) -> None:
         ("<answer>72.0</answer>", {"answer": "72"}, 2.0, "72.0 is 72. Compare numbers, not text."),
         ("<answer>banana</answer>", {"answer": "72"}, 0.0, "No number, no reward, and no exception either."),
         ("The answer is 72.", {"answer": "72"}, 0.0, "Without tags there is no answer: the format counts too."),
+        ("<answer>71</answer> No, it is 72.", {"answer": "72"}, 0.0, "Only what stands in the tags counts."),
+        ("<answer>71</answer> No: <answer>72</answer>", {"answer": "72"}, 2.0, "The last complete answer counts."),
         ("", {"answer": "72"}, 0.0, "An empty completion earns 0.0."),
     ]
     _check_reward(reward, cases)
@@ -153,6 +157,8 @@ def check_strict_format_reward(reward: RewardFunction) -> None:
         ("Sure!\n" + good, {}, 0.0, "Text stands before the first tag: match all of it (re.fullmatch)."),
         (good + "\nI hope this helps.", {}, 0.0, "Text stands after the last tag: match all of it (re.fullmatch)."),
         (good.replace("</reasoning>\n", ""), {}, 0.0, "A tag is missing."),
+        ("<reasoning>\na\n</reasoning>\n" + good, {}, 0.0, "Two reasonings, one answer: count each of the four tags."),
+        (good.replace("9 * 8 = 72", "8 < 9, so 72"), {}, 0.5, "A '<' in the text is no tag."),
         (good + "\n" + good, {}, 0.0, "With re.DOTALL, '.*?' can run across tags: count that each stands there once."),
     ]
     _check_reward(reward, cases)
@@ -239,9 +245,10 @@ def check_share_without_signal(share_without_signal: Callable[[list[float], int]
         ([0, 1, 0, 1], 4, 0.0, "Here the group has four completions: use num_generations."),
         ([1.1, 1.1, 0.1, 0.1, 1.1, 0.1], 2, 2 / 3, "Rewards are any numbers, not only 0 and 1."),
         ([0.1, 0.1, 0.1, 0.0], 4, 0.0, "Also a small difference, here in the format, is a signal."),
+        ([0, 1, 1, 0], 4, 0.0, "Compare all rewards of a group, not only the first with the last."),
     ]
     for rewards, num_generations, wanted, hint in cases:
-        got = share_without_signal(list(rewards), num_generations)
+        got = share_without_signal(list(map(float, rewards)), num_generations)
         if not _is_number(got, wanted):
             _fail(f"share_without_signal({rewards}, {num_generations})", got, wanted, hint)
     _ok(f"{len(cases)} batches.")
@@ -304,6 +311,22 @@ def check_pass_at_k(pass_at_k: Callable[[int, int, int], float]) -> None:
     _ok(f"{len(cases)} cases, unbiased.")
 
 
+def check_first_verdict(first_verdict: Callable[[str], str | None]) -> None:
+    """Check `first_verdict(text)`: the first word "yes" or "no", or None."""
+    cases = [
+        ("3 + 7 = 10, 10 + 25 = 35 no\n25 + 7 = 32, 32 + 3 = 35 yes", "no", "The first one counts, not the best one."),
+        ("7 * 6 = 42, 42 + 3 = 45 yes", "yes", "The first attempt can hit."),
+        ("7 * 6 = 42, 42 + 3 = 45", None, "Without a verdict return None: nothing was checked."),
+        ("not one of these, nobody knows: 42 yes", "yes", "A word of its own: 'not' and 'nobody' begin with 'no'."),
+        ("", None, "An empty response has no verdict: return None."),
+    ]
+    for text, wanted, hint in cases:
+        got = first_verdict(text)
+        if got != wanted:
+            _fail(f"first_verdict({text!r})", got, wanted, hint)
+    _ok(f"{len(cases)} responses.")
+
+
 # --- 10 SageMaker training -------------------------------------------------------------------------------------------
 
 
@@ -323,6 +346,8 @@ def check_logged_values(logged_values: Callable[[str, str], list[float]]) -> Non
         (reward, log, [0.125, -0.5, 1e-05], "Group 1 of each line that matches, in order; other stages do not match."),
         (loss, log, [-0.01, 2.5e-05, 0.0], "float() reads -0.01 and 2.5e-05 as they stand; 0 is a value, too."),
         (r"metrics ppo .* kl=([-+0-9.e]+)", log, [], "A metric that is not in the log has no values: an empty list."),
+        (loss, "[rank0] metrics grpo step=1 of=3 loss=0.5", [0.5],
+         "The metric can stand anywhere in the line: re.search, not re.match."),
         (r"a=(\d)", "a=1 a=2\na=3", [1.0, 3.0], "One value a line: re.search finds the first. Go line by line."),
     ]
     for regex, text, wanted, hint in cases:
@@ -378,15 +403,17 @@ def check_conclude(conclude: Callable[[str, float, float, float, int, int], str]
         call = f"conclude({what!r}, {difference}, {low}, {high}, {problems}, {seeds})"
         if not isinstance(got, str):
             _fail(call, got, "a sentence", "Return a string.")
-        said = [word for word in ("not shown", "better", "worse") if word in got]
+        text = got.lower().replace("−", "-")
+        said = ["not shown"] if "not shown" in text else [word for word in ("better", "worse") if word in text]
         if said != [verdict]:
             _fail(call, got, f"a sentence with {verdict!r} and no other verdict", hint)
-        numbers = [f"{100 * abs(x):.1f}" for x in (difference, low, high)] + [str(problems), str(seeds)]
-        missing = [number for number in [what, *numbers] if number not in got]
+        signs = ("-", "") if low < 0 < high else ("", "")  # "worse by 9.4" is clear without a sign
+        points = [f"{sign}{100 * abs(x):.1f}" for sign, x in zip(("", *signs), (difference, low, high), strict=True)]
+        missing = [part for part in [what.lower(), *points, str(problems), str(seeds)] if part not in text]
         if missing:
             _fail(call, got, f"a sentence with {missing[0]}",
                   "A conclusion names what was compared, the difference and both ends of its interval in points with "
-                  "one decimal (33.1), and how many problems and seeds it rests on.")  # fmt: skip
-        if any(word in got.lower() for word in ("prove", "always", "significantly smarter")):
+                  "one decimal (33.1, or -1.1 with its minus sign), and how many problems and seeds it rests on.")
+        if any(word in text for word in ("prove", "always", "significantly smarter")):
             _fail(call, got, "the same without 'prove' and 'always'", "One experiment proves nothing for ever.")
     _ok(f"{len(cases)} conclusions, none of them claims more than its interval.")

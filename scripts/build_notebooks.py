@@ -26,6 +26,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -34,32 +35,36 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 SOLUTION = re.compile(r"^([ \t]*)# >>> solution\n(.*?)^\1# <<< solution(?:\n|$)", re.MULTILINE | re.DOTALL)
-BLANK = 'raise NotImplementedError("Write this part, then run the cell again.")'
+BLANK = 'raise NotImplementedError("Write this part, then run the cell again. Stuck? See notebooks/{name}.ipynb.")'
+LINK = re.compile(r"\]\((?![a-z]+:|#|\d\d_)")  # to another file than a notebook beside this one
 
 
 class SourceError(ValueError):
     """A source file that cannot become a notebook; the message names the file, the cell and the remedy."""
 
 
-def complete(source: str) -> str:
+def complete(cell: NotebookNode, name: str) -> str:
     """A cell's source for the complete edition: the marker lines go, the solution stays."""
-    return SOLUTION.sub(r"\2", source).rstrip("\n")
+    return SOLUTION.sub(r"\2", cell.source).rstrip("\n") if cell.cell_type == "code" else cell.source
 
 
-def blanked(source: str) -> str:
-    """A cell's source for the learner edition: each solution becomes one line that asks for it."""
-    return SOLUTION.sub(lambda match: f"{match[1]}{BLANK}\n", source).rstrip("\n")
+def learner(cell: NotebookNode, name: str) -> str:
+    """A cell's source for the learner edition, one folder further down: each solution becomes one line that asks for it
+    and names the notebook with the solution, and links lead one folder up."""
+    if cell.cell_type == "code":
+        return SOLUTION.sub(lambda match: f"{match[1]}{BLANK.format(name=name)}\n", cell.source).rstrip("\n")
+    return LINK.sub("](../", cell.source)
 
 
-def build(source: Path, edition: Callable[[str], str]) -> str:
-    """The notebook, as .ipynb text, of a source file; `edition` (`complete` or `blanked`) makes its code cells.
+def build(source: Path, edition: Callable[[NotebookNode, str], str]) -> str:
+    """The notebook, as .ipynb text, of a source file; `edition` (`complete` or `learner`) makes the text of its cells.
 
     Cell ids come from the cells' content, so that a change to one cell changes only that cell in the generated file.
     Raises SourceError for a solution marker without its partner.
     """
     cells, seen = [], set()
     for cell in jupytext.read(source, fmt="py:percent").cells:
-        text = edition(cell.source) if cell.cell_type == "code" else cell.source
+        text = edition(cell, source.stem)
         if "# >>> solution" in text or "# <<< solution" in text:
             raise SourceError(
                 f"{source.name}: a solution marker lacks its partner at the same indentation, in the cell that begins\n"
@@ -82,7 +87,7 @@ def build_all(notebooks: Path) -> dict[Path, str]:
     files = {}
     for source in sorted((notebooks / "src").glob("[0-9][0-9]_*.py")):
         files[notebooks / f"{source.stem}.ipynb"] = build(source, complete)
-        files[notebooks / "exercises" / f"{source.stem}.ipynb"] = build(source, blanked)
+        files[notebooks / "exercises" / f"{source.stem}.ipynb"] = build(source, learner)
     return files
 
 

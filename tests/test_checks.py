@@ -79,7 +79,7 @@ def pattern(expression, group=1):
 
 def test_extract_hash_answer_accepts(capsys):
     accepts(checks.check_extract_hash_answer, answers.extract_hash_answer, capsys)
-    accepts(checks.check_extract_hash_answer, pattern(r"#### (-?[\d,]+)"), capsys)
+    accepts(checks.check_extract_hash_answer, pattern(r"#### (-?[\d,]*\.?\d+)"), capsys)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,8 @@ def test_extract_hash_answer_accepts(capsys):
         (answers.extract_last_number, "strict means strict"),
         (pattern(r"#### (\d+)"), "comma"),
         (pattern(r"#### ([\d,]+)"), "minus"),
+        (pattern(r"#### (-?[\d,]+)"), "decimal point"),
+        (pattern(r"#### ?(.*\d)"), "3 is another number"),
         (pattern(r"#### (.+)"), "where the digits end"),
         (lambda text: text.split("####")[-1].strip() if "####" in text else None, "first one"),
         (lambda text: "72" if "####" in text else None, "comma"),
@@ -143,6 +145,9 @@ def test_correctness_reward_accepts(capsys):
         (correctness(answers.extract_xml_answer, lambda predicted, gold: predicted is not None), "wrong number"),
         (lambda completions, answer, **columns: 2.0, "list with one number"),
         (rewards.int_reward, "earns 2.0"),
+        (correctness(lambda text: answers.extract_last_number(text) if "<answer>" in text else None,
+                     answers.numbers_match), "Only what stands in the tags"),
+        (correctness(pattern(r"(?s)<answer>(.*?)</answer>"), answers.numbers_match), "last complete answer"),
     ],
 )
 def test_correctness_reward_rejects(reward, hint):
@@ -171,7 +176,10 @@ def test_strict_format_reward_accepts(capsys):
     ("reward", "hint"),
     [
         (strict_format(flags=0), "several lines"),
-        (strict_format(), "each stands there once"),
+        (strict_format(), "count each of the four"),
+        (lambda completions, **columns: [score if completion_text(completion).count("<answer>") == 1 else 0.0 for
+         completion, score in zip(completions, strict_format()(completions), strict=True)], "count each of the four"),
+        (strict_format(STRICT.replace(".*?", "[^<]*")), "no tag"),
         (strict_format(match=re.search), "before the first tag"),
         (strict_format(match=re.match), "after the last tag"),
         (strict_format(STRICT.removesuffix(r"\n?")), "very end"),

@@ -72,6 +72,8 @@ def share_without_signal(rewards, size, same=lambda group: max(group) == min(gro
 
 def test_share_without_signal_accepts(capsys):
     accepts(checks.check_share_without_signal, share_without_signal, capsys)
+    accepts(checks.check_share_without_signal,
+            lambda rewards, size: (torch.tensor(rewards).view(-1, size).std(1) == 0).float().mean(), capsys)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,7 @@ def test_share_without_signal_accepts(capsys):
         (lambda rewards, size: share_without_signal(rewards, 2), "the group has four|in the first one"),
         (lambda rewards, size: float(max(rewards) == min(rewards)), "Two groups"),
         (lambda rewards, size: share_without_signal([round(r) for r in rewards], size), "small difference"),
+        (lambda rewards, size: share_without_signal(rewards, size, lambda group: group[0] == group[-1]), "the last"),
         (lambda rewards, size: None, "Two groups"),
     ],
 )
@@ -148,6 +151,27 @@ def test_pass_at_k_rejects(wrong, hint):
     rejects(checks.check_pass_at_k, wrong, hint)
 
 
+def first_verdict(text):
+    found = re.search(r"\b(yes|no)\b", text)
+    return found and found[1]
+
+
+def test_first_verdict_accepts(capsys):
+    accepts(checks.check_first_verdict, first_verdict, capsys)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda text: (re.search("yes|no", text) or [None])[0], "a word of its own|A word of its own"),
+        (lambda text: "yes" if "yes" in text else first_verdict(text), "first one counts"),
+        (lambda text: first_verdict(text) or "no", "nothing was checked"),
+    ],
+)
+def test_first_verdict_rejects(wrong, hint):
+    rejects(checks.check_first_verdict, wrong, hint)
+
+
 # --- 10 --------------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +192,7 @@ def test_logged_values_accepts(capsys):
         (lambda regex, log: logged_values(regex.replace("grpo", ""), log), "other stages do not match"),
         (lambda regex, log: [value for value in logged_values(regex, log) if value], "0 is a value"),
         (lambda regex, log: logged_values(regex, log.lower())[:1], "in order"),
+        (lambda regex, log: logged_values(f"^{regex}", log), "re.search, not re.match"),
     ],
 )
 def test_logged_values_rejects(wrong, hint):
@@ -211,6 +236,8 @@ def conclude(what, difference, low, high, problems, seeds):
 
 def test_conclude_accepts(capsys):
     accepts(checks.check_conclude, conclude, capsys)
+    accepts(checks.check_conclude, lambda *facts: conclude(*facts).replace("not shown to", "Not shown better:"), capsys)
+    accepts(checks.check_conclude, lambda *facts: conclude(*facts).replace("-", "−"), capsys)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +247,7 @@ def test_conclude_accepts(capsys):
         (lambda what, d, low, high, n, s: conclude(what, d, low or 1e-9, high, n, s), "touches 0"),
         (lambda *facts: conclude(*facts) + " This proves it.", "proves nothing"),
         (lambda *facts: conclude(*facts).split("(")[0], "both ends of its interval"),
+        (lambda *facts: conclude(*facts).replace("-1.1", "1.1"), "with its minus sign"),
         (lambda *facts: None, "Return a string"),
     ],
 )

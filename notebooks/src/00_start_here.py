@@ -150,12 +150,14 @@ for message in row["prompt"]:
 
 # %% [markdown]
 # Now it answers. It *samples*: each next token is drawn at random, by the model's probabilities, so another seed
-# gives another completion.
+# gives another completion. The **temperature** sharpens these probabilities (below 1) or flattens them (above 1); here,
+# and in training, it is 1. At 0 the likeliest token is taken each time, which is called **greedy**.
 
 # %%
 from lab_utils.generation import sample
 
-(answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=128, seed=SEED)[0]
+longest = 128 if config.model.name == "tiny" else config.evaluation.max_new_tokens  # tokens of a completion
+(answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=longest, seed=SEED)[0]
 print(answer.text)
 print("-" * 60)
 print("in the format:", task.has_format(answer.text), "· right:", task.is_correct(answer.text, row))
@@ -178,7 +180,7 @@ def ask_in_plain_text(questions: list[str]) -> list[str]:
     ids = tokenizer([question + "\n" for question in questions])["input_ids"]
     random = torch.Generator(model.device).manual_seed(SEED)
     sampled = sample_token_ids(model, ids, [1] * len(ids), end_ids=end_token_ids(model, tokenizer),
-                               max_new_tokens=128, generator=random)
+                               max_new_tokens=longest, generator=random)
     return tokenizer.batch_decode([tokens for tokens, _ in sampled], skip_special_tokens=True)
 
 
@@ -195,7 +197,7 @@ print(ask_in_plain_text([row["prompt"][-1]["content"]])[0])
 # - **plain text**: asked in its own way, format forgiven.
 
 # %%
-completions = [one[0].text for one in sample(model, tokenizer, problems["prompt"], max_new_tokens=128, seed=SEED)]
+completions = [one[0].text for one in sample(model, tokenizer, problems["prompt"], max_new_tokens=longest, seed=SEED)]
 in_plain_text = ask_in_plain_text([prompt[-1]["content"] for prompt in problems["prompt"]])
 right = {
     "strict": list(map(task.is_correct, completions, problems)),

@@ -219,7 +219,7 @@ figure.savefig(figures / "01_loss_mask.png")
 # *Difficulty: medium · importance: high · spend up to 10 minutes*
 #
 # GSM8K marks its answer with `#### `. Return the number after the first such mark as text, or `None`. Think of commas
-# (`1,000`), of negative numbers, and of text that follows.
+# (`1,000`), decimals (`72.5`), negative numbers, and of text that follows, with or without numbers in it.
 
 # %%
 import re
@@ -229,7 +229,7 @@ def extract_hash_answer(text: str) -> str | None:
     """Return the number after the first '#### ' as it is written, or None."""
     # YOUR CODE HERE
     # >>> solution
-    match = re.search(r"#### (-?[0-9,]*[0-9])", text)
+    match = re.search(r"#### (-?[0-9,]*\.?[0-9]+)", text)
     return match[1] if match else None
     # <<< solution
 

@@ -67,7 +67,8 @@ print(completion_text([{"role": "assistant", "content": "The answer is 72."}]))
 #
 # Return 2.0 for every completion whose `<answer>` holds the gold number, else 0.0. Published rewards have failed on
 # each of these: an answer on a line of its own, `1,000` for 1000, `$72` for 72, `72.0` for 72, the word *banana* (a
-# crash or, worse, a point), and 72 without any tag. `extract_xml_answer` and `numbers_match` from notebook 01 help.
+# crash or, worse, a point), and 72 without any tag. Of several answers the last complete one counts.
+# `extract_xml_answer` and `numbers_match` from notebook 01 help.
 
 # %%
 from lab_utils.answers import extract_xml_answer, numbers_match
@@ -297,7 +298,8 @@ config = load(RECIPE, HARDWARE)
 task = load_task(config.task.name, config.task.response_format)
 problems = task.dataset("train", 16 if config.hardware == "smoke" else 64, config.task.source)
 model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
-groups = sample(model, tokenizer, problems["prompt"], num_samples=4, max_new_tokens=128, seed=SEED)
+longest = 128 if config.model.name == "tiny" else config.evaluation.max_new_tokens
+groups = sample(model, tokenizer, problems["prompt"], num_samples=4, max_new_tokens=longest, seed=SEED)
 print(problems[0]["question"], "\n")
 print(groups[0][0].text)
 

@@ -64,7 +64,8 @@ print(f"{sum(right) / len(right):.0%} of {len(right)} demonstrations end with a 
 # %% [markdown]
 # Every calculation in them is right, and so is every `yes` and `no`. But after a `no` they often give up and answer
 # with the failed attempt. Also, whoever wrote them knew a solution and hit the target more often than a model can by
-# trying. So imitation cannot do better than this share, and will do worse. Keep it in mind.
+# trying. So a perfect imitator that samples its answers would be right about this often. Yours will be right less
+# often. Keep the number in mind.
 #
 # ## The loss is taken on the completion only
 #
@@ -131,11 +132,11 @@ checks.check_completion_loss(completion_loss)
 # the same. The third counts every token of the prompt as well. Which of them would you want to bring down?
 
 # %%
-base = load_model(config.model.name)
-ids = torch.tensor(input_ids)
-labels = torch.tensor([-100] * len(prompt_ids) + completion_ids)
+base = load_model(config.model.name, config.model)
+ids = torch.tensor(input_ids, device=base.device)
+labels = torch.tensor([-100] * len(prompt_ids) + completion_ids, device=base.device)
 with torch.no_grad():
-    yours = completion_loss(base(ids[None]).logits[0].log_softmax(-1), labels)
+    yours = completion_loss(base(ids[None]).logits[0].float().log_softmax(-1), labels)
     print(f"yours:                             {yours:.4f}")
     print(f"transformers, completion only:     {base(ids[None], labels=labels[None]).loss:.4f}")
     print(f"transformers, prompt included:     {base(ids[None], labels=ids[None]).loss:.4f}")
@@ -150,13 +151,14 @@ with torch.no_grad():
 from peft import LoraConfig, get_peft_model
 
 lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
-adapted = get_peft_model(load_model(config.model.name), lora)
+adapted = get_peft_model(base, lora)  # on top of the model that is loaded already
 q_proj = adapted.get_base_model().model.layers[0].self_attn.q_proj
 print(f"one layer by hand: 16 · ({q_proj.in_features} + {q_proj.out_features}) = "
       f"{16 * (q_proj.in_features + q_proj.out_features):,}, counted: "
       f"{sum(weight.numel() for weight in q_proj.parameters() if weight.requires_grad):,}")
 trainable, total = adapted.get_nb_trainable_parameters()
 print(f"whole model:       {trainable:,} of {total:,} numbers are trained ({trainable / total:.1%})")
+del base, adapted, q_proj  # training will need the memory
 
 # %% [markdown]
 # On a model as small as the workshop's tiny one, r = 16 is no small update: its matrices are not much wider than
@@ -172,8 +174,9 @@ with torch.device("meta"):  # shapes without memory
     half_billion = get_peft_model(Qwen2ForCausalLM(shape), LoraConfig(r=16, target_modules="all-linear"))
 trainable, total = half_billion.get_nb_trainable_parameters()
 print(f"Qwen2.5-0.5B: {trainable:,} of {total:,} are trained ({trainable / total:.1%})")
-frozen = total - trainable
-print(f"its frozen weights: {2 * frozen / 1e9:.2f} GB in bfloat16, {0.5 * frozen / 1e9:.2f} GB in 4 bits")
+frozen, embeddings = total - trainable, shape.vocab_size * shape.hidden_size  # the latter stay in bfloat16
+print(f"its frozen weights: {2 * frozen / 1e9:.2f} GB in bfloat16, "
+      f"{(2 * embeddings + 0.5 * (frozen - embeddings)) / 1e9:.2f} GB with the linear layers in 4 bits")
 for tier in ("cpu", "a10g"):
     model = load("gsm8k-sft-ppo", tier).model
     print(f"recipe gsm8k-sft-ppo on {tier}: {model.name}, LoRA {model.lora is not None}, 4-bit {model.load_in_4bit}")

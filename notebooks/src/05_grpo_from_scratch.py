@@ -47,6 +47,22 @@ SEED = 0
 #
 # Each stage comes first with numbers that you can check by hand, then all of them with the tiny model.
 #
+# If you know supervised fine-tuning, this is the step: *SFT raises log π of tokens that somebody else wrote, each with
+# weight 1. RL raises or lowers log π of tokens that the model itself wrote, each with its advantage as the weight.* The
+# words of RL, for a language model:
+#
+# | word | here |
+# |---|---|
+# | policy, π | the model: its probabilities for the next token |
+# | state and action | the prompt with the tokens so far; the next token |
+# | completion, or trajectory | the tokens from the prompt to the end of the turn |
+# | rollout | the completions that are sampled at one time |
+# | reward | the number that a completion earns, at its end |
+# | return | the rewards that are still to come |
+# | value | what a critic expects the return to be (PPO, notebook 07) |
+# | advantage | how much better than expected it went: than the group (GRPO), than the value (PPO) |
+# | reference | the model that the policy should not move too far from |
+#
 # ## Stage 1: rewards become advantages
 #
 # Four completions answer *reach 45 with 3, 6 and 7*. You judge them with the reward of notebook 02. You will see that
@@ -137,6 +153,13 @@ print(logps, "sum", logps.sum().item(), "probability", logps.sum().exp().item())
 #
 # $$\rho_t = \exp(\log \pi(t) - \log \pi_\mathrm{old}(t))$$
 #
+# Why would one raise ρ · A, the ratio times the advantage? You cannot differentiate the reward: a judge gives it, and
+# sampling lies in between. But the gradient of the *expected* reward can be estimated from samples. Raise the
+# log-probability of every token that was written, in proportion to its advantage: the gradient is the mean of
+# $A\nabla\log\pi$. This is the **policy gradient**. Where ρ = 1, the gradient of ρ · A is exactly that, because the
+# derivative of exp is exp. So the first step is the policy gradient, and in later steps ρ makes up for the tokens
+# having been sampled by an older policy.
+#
 # The objective of a token is ρ · A, but only within limits. A token that is already 20% more likely than when it was
 # sampled gets nothing for rising further. PPO ([arXiv 1707.06347](https://arxiv.org/abs/1707.06347), equation 7):
 #
@@ -192,9 +215,11 @@ checks.check_clipped_loss(clipped_loss)
 # ## Stage 4: KL
 #
 # A policy that chases a reward may forget what it knew. `beta` > 0 adds a price for moving away from a **reference**,
-# as a rule the model before RL. The price is the KL divergence, and it has to be estimated from the tokens that were
-# sampled. GRPO uses Schulman's estimate *k3*: exp(d) − d − 1 with d = log π_ref − log π. Over all tokens it is right
-# on average, and it is never negative. You will see both in the toy: the mean estimate next to the exact KL.
+# as a rule the model before RL. The price is the **KL divergence**: the mean, over what the policy writes, of log π −
+# log π_ref. It is 0 where both give the same probabilities and larger the further they are apart, counted in *nats*,
+# the unit of the natural logarithm. It has to be estimated from the tokens that were sampled. GRPO uses Schulman's
+# estimate *k3*: exp(d) − d − 1 with d = log π_ref − log π. Over all tokens it is right on average, and it is never
+# negative. You will see both in the toy: the mean estimate next to the exact KL.
 
 # %%
 policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.25, 0.25])
@@ -205,8 +230,9 @@ print(f"their mean {(policy * estimates).sum():.6f}, exact {(policy * (policy / 
 # %% [markdown]
 # ## Stage 5: one number
 #
-# Every token has its loss now. How do you average over completions of different lengths? The three loss types differ
-# here, and only here:
+# Every token has its loss now. How do you average over completions of different lengths? In TRL the three loss types
+# differ here, and only here. The papers behind the names change more: DAPO also raises the upper clip (`epsilon_high`),
+# and Dr. GRPO leaves out the division by the standard deviation as well (`scale_rewards="none"`).
 #
 # - `grpo`: first over the tokens of each completion, then over completions. A token of a long one counts less.
 # - `dapo` ([arXiv 2503.14476](https://arxiv.org/abs/2503.14476)): over all tokens of the batch. Every token counts
@@ -296,9 +322,11 @@ print(f"{int(mask.sum())} tokens; largest difference to the sampler's log-probab
 # %% [markdown]
 # ## The first step: no loss, but a gradient
 #
-# Before the first step the policy *is* the one that sampled. Every ratio is 1, nothing is clipped, and since the
-# advantages of a group add up to zero, so does the loss. A loss near zero is normal in GRPO and says nothing. Its
-# gradient is not zero, because raising a good token and lowering a bad one both help. You will see both numbers.
+# Before the first step the policy *is* the one that sampled. Every ratio is 1 and nothing is clipped. The loss type
+# here is `grpo`: each completion counts the same, the advantages of a group add up to zero, and so does the loss.
+# With `dapo` (notebook 06) long completions count more, so the loss is not zero, and it can rise while the model gets
+# better. Either way its value says nothing. The gradient is not zero, because raising a good token and lowering a bad
+# one both help. You will see both numbers.
 
 # %%
 advantages = advantages.to(model.device)
@@ -428,7 +456,7 @@ expect(config, "some tokens are clipped in the second step", bool((clipped * mas
 # ## Summary
 #
 # - Reward → advantage within the group → ratio → clip → average. No critic, no value function.
-# - A loss near zero is normal. Look at the reward and at the gradient norm.
+# - The value of the loss says nothing: zero at the first step with `grpo`, anything with `dapo`. Look at the reward.
 # - The clip stops a token that has gone far enough in the right direction; it never blocks the way back.
 # - Loss types differ in what a token of a long completion counts.
 #

@@ -7,8 +7,8 @@
 # > **You will learn** to train with TRL's GRPOTrainer; to read reward, length, entropy and the groups without a
 # > signal while it runs; what changes on a GPU with vLLM.
 # >
-# > **Time** 5 minutes on a CPU, 1 hour on a GPU · **Needs** notebook 04 in the same OUTPUT_DIR (its model is trained
-# > here if it is missing)
+# > **Time** 5 minutes on a CPU; on a GPU 20 minutes (H200) to 2 hours (T4), an estimate · **Needs** notebook 04 in the
+# > same OUTPUT_DIR (its model is trained here if it is missing)
 
 # %%
 # Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
@@ -51,9 +51,9 @@ print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), sta
 # ## One step of GRPO
 #
 # In notebook 05 you computed each part by hand. TRL's `GRPOTrainer` does the same, step after step: **sample** a
-# group of completions for each of some problems, **score** them with the reward functions, turn the scores of a group
-# into **advantages**, **update** the policy, and throw the completions away. The next step samples from the new
-# policy.
+# group of completions for each of some problems (together a **rollout**), **score** them with the reward functions,
+# turn the scores of a group into **advantages**, **update** the policy, and throw the completions away. The next step
+# samples from the new policy.
 #
 # Nothing says how to solve a problem. What helped becomes more likely, that is all.
 
@@ -75,7 +75,9 @@ print(f"longest:       {settings.max_completion_length} tokens")
 # a reward of 1 or 0, and groups of *G*:
 #
 # - the share of groups without a signal is $p^G + (1 - p)^G$,
-# - the spread of the rewards, which the update lives on, has the variance $p (1 - p)$.
+# - the variance of the rewards is $p (1 - p)$. GRPO divides by its root (notebook 05), so a group that is alive teaches
+#   about as much at every $p$; what $p$ decides is how many groups are alive. Without the division (Dr. GRPO) it would
+#   count here as well.
 #
 # Check a row by hand, say the one with $p = 0.5$.
 
@@ -118,10 +120,12 @@ checks.check_share_without_signal(share_without_signal)
 # ## The real run
 #
 # Write down your guess first: will the responses become longer or shorter? The progress bar shows the mean reward,
-# the accuracy on the problems of the step, and the mean length. To watch the same numbers as curves:
+# the accuracy on the problems of the step, and the mean length. To watch the same numbers as curves, type this in a
+# terminal in the workshop's folder, with your own OUTPUT_DIR (in Colab: `%load_ext tensorboard` and `%tensorboard
+# --logdir outputs` in a cell of its own):
 #
 # ```bash
-# tensorboard --logdir OUTPUT_DIR
+# tensorboard --logdir outputs
 # ```
 #
 # If you interrupt the cell and run it again, it goes on from its last checkpoint. A finished run is not trained
@@ -152,9 +156,9 @@ expect(config, "responses have become longer", after["completions/mean_length"] 
 expect(config, "and make more attempts", after["attempts"] > before["attempts"])
 
 # %% [markdown]
-# Reward and accuracy climb together, steeply at first. The responses become longer *because* the model makes more
-# attempts: it no longer gives up after a wrong one. Nobody asked for that. The reward is for the answer only, and
-# trying again is what earns it.
+# Reward and accuracy climb together, steeply at first. The responses become longer, and the model makes more attempts:
+# it no longer gives up after a wrong one. Nobody asked for that; the reward is for the answer only. Is that the whole
+# gain? Then the *first* attempt would hit as seldom as before. Notebook 08 counts.
 #
 # If you don't see that, look first at whether `reward` and `accuracy` go apart. A reward that rises alone is being
 # earned by something else than right answers (notebook 03). If both stay where they were, look at the next figure.
@@ -193,8 +197,11 @@ print(f"largest clip ratio of the run: {metrics['clip_ratio/region_mean'].max():
 # %% [markdown]
 # Where each rollout is used for one update only, the policy that learns *is* the policy that sampled: all ratios are
 # 1 and nothing is clipped. Clipping matters with several updates a rollout (`num_iterations`,
-# `steps_per_generation`). The loss is no guide either: the advantages of a group add up to 0, so what you see of it is
-# little more than `beta` times the KL.
+# `steps_per_generation`).
+#
+# The loss is no guide either. The advantages of a group add up to 0, but the loss type here, `dapo`, averages over
+# tokens, so a long completion counts more than a short one. Soon the long ones are those that searched and failed.
+# Their advantages are negative, and the loss *rises* while the model gets better.
 #
 # ## Read what it wrote
 #
@@ -279,7 +286,7 @@ pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 #
 # ## Summary
 # - A step samples groups, scores them, compares within each group, updates once. The reward is the only teacher.
-# - Accuracy rises because the model searches longer, and it searches longer because that is what the reward pays for.
+# - The model searches longer because that is what the reward pays for, and accuracy rises with it.
 # - Read reward *and* accuracy, length *and* truncation, entropy, groups without a signal. Never the loss.
 # - Groups in which all are right or all are wrong teach nothing.
 #

@@ -7,8 +7,8 @@
 # > **You will learn** to compute generalised advantages by hand; what a critic is and whether yours is any good; to
 # > train with PPO and see what the critic expects token by token.
 # >
-# > **Time** 6 minutes on a CPU, 1 hour on a GPU · **Needs** notebook 04 in the same OUTPUT_DIR (its model is trained
-# > here if it is missing)
+# > **Time** 6 minutes on a CPU; on a GPU 10 (H200) to 45 minutes (T4), an estimate · **Needs** notebook 04 in the same
+# > OUTPUT_DIR (its model is trained here if it is missing)
 
 # %%
 # Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
@@ -45,7 +45,7 @@ config = load(RECIPE, HARDWARE, {"seed": SEED})
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
-start = start_model(config, runs, "ppo")  # notebook 04's model; trained now where it is missing
+start = start_model(config, runs, "ppo")  # tier cpu: notebook 04's model, trained now where it is missing
 print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), start: {start}")
 
 # %% [markdown]
@@ -68,7 +68,8 @@ print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), sta
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t$$
 #
 # Follow one row by hand. The token `no` lowers the value, so its surprise is negative, although the completion turns
-# out right.
+# out right. γ (gamma) discounts what comes later: a reward *n* tokens away counts γⁿ. For language models it is
+# mostly 1, as here, because the one reward at the end should count fully at the first token.
 
 # %%
 import pandas as pd
@@ -137,9 +138,12 @@ print("group mean 0.25 as value, λ = 1:", gae(rewards, [0.25] * 5, 1.0, 1.0))
 # %% [markdown]
 # ## What PPO needs besides
 #
-# The policy is updated as in GRPO, by the clipped ratio, only with these advantages. Next to it the critic learns to
-# predict the returns, by a squared error. A rollout may serve several passes (`ppo_epochs`) in mini-batches. The
-# sizes must fit:
+# The policy is updated as in GRPO, by the clipped ratio, with two differences. The advantages of the whole rollout
+# are first shifted and scaled to mean 0 and variance 1 (*whitening*), so that the size of a step does not depend on
+# the size of the rewards. And the price for KL, if there is one, is not part of the loss: it is subtracted from the
+# reward of each token, so that the critic sees it too. Next to the policy the critic learns to predict the returns,
+# by a squared error that is clipped like the ratio. A **rollout**, the completions sampled at one time, may serve
+# several passes (`ppo_epochs`) in mini-batches. The sizes must fit:
 
 # %%
 settings = config.ppo
@@ -157,8 +161,9 @@ print(f"γ = {settings.gamma:g}, λ = {settings.lam:g}, clip ±{settings.epsilon
 #
 # ## The real run
 #
-# The same start, the same problems, the same rewards as in notebook 06. Your guess first: will it be faster than
-# GRPO?
+# On tier `cpu`: the same start, the same problems, the same rewards as in notebook 06. On a GPU tier this recipe
+# trains another, smaller model without a warm-up, so its curve cannot be compared with notebook 06's. Your guess
+# first: will it be faster than GRPO?
 
 # %%
 run = ppo.train(config, runs / "ppo", model=start, resume=True)
@@ -267,16 +272,19 @@ expect(config, f"explained variance ends above 0.3 ({explained:.2f})", explained
 
 # %%
 methods = {"PPO": run}
-if RunDirectory(runs / "grpo").metrics_path.is_file():
-    methods = {"GRPO": RunDirectory(runs / "grpo"), **methods}
+other = RunDirectory(runs / "grpo")
+if other.metrics_path.is_file() and other.config().model.name == config.model.name:
+    methods = {"GRPO": other, **methods}
 else:
-    print("There is no run of notebook 06 here, so PPO stands alone.")
+    print("There is no run of notebook 06 with this model here, so PPO stands alone.")
 plot_training(methods, figures / "07_grpo_and_ppo.png", x="minutes")
 
 # %% [markdown]
 # Be careful with what you conclude. It is one seed of each, with hyperparameters chosen for this task, on a model so
-# small that generating is cheap. The critic costs little here because it shares the policy's forward pass; with a
-# model of its own it doubles the memory. `scripts/measure_learning.py` repeats both with several seeds.
+# small that generating is cheap. Two settings favour PPO here: it makes eight updates of each rollout and GRPO one,
+# and it pays no price for KL, while GRPO does (`beta` = 0.1). Notebook 08 says more. The critic costs little here
+# because it shares the policy's forward pass; with a model of its own it doubles the memory.
+# `scripts/measure_learning.py` repeats both with several seeds.
 #
 # ## Summary
 #

@@ -47,8 +47,9 @@ runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 sources = {"base": config.model.name, "SFT": finished_run(config, runs, "sft")}
 sources["GRPO"] = finished_run(config, runs, "grpo")
-if (runs / "ppo" / "model").is_dir():
-    sources["PPO"] = RunDirectory(runs / "ppo")
+ppo = RunDirectory(runs / "ppo")
+if ppo.model_dir.is_dir() and ppo.config().model.name == config.model.name:  # not another recipe's smaller model
+    sources["PPO"] = ppo
 print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources)}.")
 
 # %% [markdown]
@@ -115,9 +116,9 @@ checks.check_pass_at_k(pass_at_k)
 # %% [markdown]
 # ## How sure can you be?
 #
-# 5 of 10 right is no 50%. It is anything between the two ends of an interval that holds the truth in 95 of 100
-# experiments. Wilson's interval for single answers, and how it shrinks with the number of questions, all of them half
-# right:
+# 5 of 10 right does not mean 50%. The true share may be quite different. A 95% interval is made by a rule that covers
+# the truth in 95 of 100 experiments. Here is Wilson's, for one answer a question, and how it shrinks with the number of
+# questions when half are right:
 
 # %%
 from lab_utils.evaluation import wilson_interval
@@ -127,7 +128,9 @@ for n in (10, 50, 250, 500, 1319):
     print(f"{n // 2:>4} of {n:>4}: {low:.1%} to {high:.1%}  (± {50 * (high - low):.1f} points)")
 
 # %% [markdown]
-# The last row is the size of GSM8K's test set. A gain smaller than the half width of the interval is not shown by it.
+# The last row is the size of GSM8K's test set. Two models that answered *different* questions have to differ by about
+# 1.4 times the half width (3.8 points there) before the difference is shown. On the *same* questions less is enough;
+# you will see how below.
 #
 # ## The real evaluation
 #
@@ -200,6 +203,46 @@ only_sft, only_rl, p_value = mcnemar(before.scores()[:, 0], after.scores()[:, 0]
 print(f"right only with SFT: {only_sft}, right only with GRPO: {only_rl} → p = {p_value:.2g}")
 
 # %% [markdown]
+# ## Where does the gain come from?
+#
+# After RL the model makes more attempts and is right more often. It is tempting to say "because". Count instead. The
+# tiny model marks each attempt with `yes` or `no`. If all of the gain came from trying longer, its *first* attempt
+# would hit as seldom as before.
+#
+# ## Exercise 2: the first verdict
+#
+# *Difficulty: easy · importance: medium · spend up to 5 minutes*
+#
+# Return the first `yes` or `no` of a response, a word of its own, or `None` where there is none.
+
+# %%
+import re
+
+
+def first_verdict(text):
+    """The first word of a text that is "yes" or "no", or None."""
+    # YOUR CODE HERE
+    # >>> solution
+    found = re.search(r"\b(yes|no)\b", text)
+    return found[1] if found else None
+    # <<< solution
+
+
+checks.check_first_verdict(first_verdict)
+
+# %%
+for label in [name for name in ("SFT", "GRPO", "PPO") if name in evaluations]:
+    texts = [one["text"] for example in evaluations[label].examples for one in example["completions"]]
+    first_hits = sum(first_verdict(text) == "yes" for text in texts) / len(texts)
+    print(f"{label:>5}: the first attempt hits in {first_hits:4.0%} of the responses, "
+          f"{evaluations[label].accuracy:4.0%} are right in the end")
+
+# %% [markdown]
+# GRPO's first attempts have become somewhat better; most of its gain comes after them, from not giving up. In the
+# runs behind the README, first attempts rose from 21 to 27 points with GRPO, and to 38 with PPO, whose gain is in
+# good part a better choice of what to try. (A full-size model writes no such marks, and the shares are 0. For it you
+# would have to find another sign of a first attempt.)
+#
 # ## Was it the reward?
 #
 # A difference after training is no proof that the *reward* made it. Perhaps any training would have done: longer
@@ -209,7 +252,9 @@ print(f"right only with SFT: {only_sft}, right only with GRPO: {only_rl} → p =
 # - **extra SFT**: more of the same demonstrations, for as many seconds.
 #
 # To save your time they take a quarter of the steps of notebook 06. So compare them with GRPO's curve at the *same*
-# step, not with its end. `scripts/measure_learning.py --controls` runs them in full, with several seeds.
+# step, not with its end. The learning rate falls to zero within their quarter, so the coin also takes smaller steps
+# than GRPO did there; that is in GRPO's favour. `scripts/measure_learning.py --controls` runs them in full, with
+# several seeds.
 
 # %%
 import random
@@ -343,9 +388,9 @@ expect(config, "and so does extra SFT", gain["extra SFT"] < gain["GRPO"] / 4)
 # new, the comparison is paired, and the judge is the same for all.
 #
 # You cannot say that GRPO is better than PPO, or the other way round; the section above says why. You cannot say that
-# the model "reasons" better in general: it has learned one habit that pays on one task. The interval covers the choice
-# of *questions*, not the choice of seed, of hyperparameters, or of the model. And the controls here were shorter than
-# the run that they are to explain.
+# the model "reasons" better in general: most of what it has learned is one habit that pays on one task. The interval
+# covers the choice of *questions*, not the choice of seed, of hyperparameters, or of the model. And the controls here
+# were shorter than the run that they are to explain.
 #
 # ## Summary
 #

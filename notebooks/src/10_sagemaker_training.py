@@ -94,7 +94,7 @@ job = TrainingJob(
     overrides=(f"seed={SEED}", *short.get(config.hardware, ())),
     role=ROLE or "arn:aws:iam::123456789012:role/rl-workshop-execution-us-east-1",
     bucket=BUCKET or "rl-workshop-123456789012-us-east-1",
-    region=REGION, spot=True, max_run_hours=2, max_wait_hours=6,
+    region=REGION, spot=True, max_run_hours=2 if config.hardware in short else 6, max_wait_hours=12,
 )  # fmt: skip
 source = package_source(job, work / "source")
 print("In the channel code:", ", ".join(sorted(path.name for path in source.iterdir())))

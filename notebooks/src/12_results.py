@@ -93,8 +93,9 @@ readable(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(eva
 # %% [markdown]
 # ## The story in one figure
 #
-# From left to right: training pays off, it does so because the model tries more often, and it holds on problems that
-# the model has never seen.
+# From left to right: accuracy rises in training, the model makes more attempts, and it holds on problems that the model
+# has never seen. That two curves rise together does not prove that one causes the other; notebook 08 counts how often
+# the first attempt hits.
 
 # %%
 from lab_utils.plotting import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_story, plot_training
@@ -218,7 +219,8 @@ expect(config, "no right answer is lost to the format any more",
 #
 # ## Summary
 #
-# - Three stages, three jumps: SFT brings the format, reinforcement learning the persistence.
+# - Three stages, two jumps: SFT brings the format; reinforcement learning mostly the persistence, and somewhat better
+#   first attempts.
 # - A claim is a number, an interval, a control, and what it does not cover.
 # - Run directories make all of it checkable.
 #

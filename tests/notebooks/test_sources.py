@@ -60,11 +60,21 @@ def test_there_is_an_exercise_and_a_self_check(source):
 
 @every_notebook
 def test_the_learner_edition_shows_no_solution(source):
-    exercise = build_notebooks.build(source, build_notebooks.blanked)
+    exercise = build_notebooks.build(source, build_notebooks.learner)
     for cell in code_cells(source):
         for solution in re.findall(r"# >>> solution\n(.*?)# <<< solution", cell.source, re.DOTALL):
             assert json.dumps(solution)[1:-1] not in exercise
     assert "NotImplementedError" in exercise and "<<< solution" not in exercise
+
+
+@every_notebook
+@pytest.mark.parametrize("edition", ["", "exercises"])
+def test_every_link_leads_to_a_file(source, edition):
+    notebook = NOTEBOOKS / edition / f"{source.stem}.ipynb"
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", "".join(cell["source"])):
+            if cell["cell_type"] == "markdown":
+                assert (notebook.parent / link).exists(), f"{link} in {edition} {source.stem}"
 
 
 @every_notebook
@@ -129,7 +139,8 @@ def test_the_two_editions(folder):
     )
     assert "".join(learner[2]["source"]) == (
         "def advantages(rewards):\n    # YOUR CODE HERE\n"
-        '    raise NotImplementedError("Write this part, then run the cell again.")\n\n\nadvantages([1, 2])'
+        '    raise NotImplementedError("Write this part, then run the cell again. Stuck? See '
+        'notebooks/00_demo.ipynb.")\n\n\nadvantages([1, 2])'
     )
     assert complete[1]["metadata"] == {"tags": ["parameters"]}
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in complete[1:])
