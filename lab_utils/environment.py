@@ -91,7 +91,8 @@ def check_machine(config: RunConfig) -> None:
     if processes != tier.processes:
         start = launch_command(tier.name) if tier.gpus > 1 else "python scripts/train.py"
         raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}. "
-                          f"Start with: {start} ...")
+                          f"Start with: {start} ... In a notebook, which is one process, train on one GPU: "
+                          "%env CUDA_VISIBLE_DEVICES=0 in its first cell, and HARDWARE = \"auto\".")
 
     properties = torch.cuda.get_device_properties(local_gpu())
     found = f"the {properties.name} here"

@@ -6,6 +6,7 @@ through here: TRL runs its own vLLM (`use_vllm`), which it keeps supplied with t
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool 
 
 def free_share() -> float:
     """Return nine tenths of the GPU memory that is free, as a share of all of it: what vLLM may take."""
+    gc.collect()  # a trainer refers to itself, and would keep its model
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return round(0.9 * free / total, 2)

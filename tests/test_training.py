@@ -135,8 +135,8 @@ def test_an_adapter_is_trained_on_as_it_is(tmp_path):
                              ({"model.lora": {"r": 4, "alpha": 16}}, r"model.lora.alpha = 16.*has 8"),
                              ({}, "model.lora = None trains all weights.*scripts/export.py")):
         with pytest.raises(ConfigError, match=message):
-            grpo.train(configuration.load("countdown-grpo", "smoke", changes), tmp_path / "grpo", resume=True,
-                       model=first.model_dir)
+            grpo.train(configuration.load("countdown-grpo", "smoke", changes), tmp_path / "grpo", model=first.model_dir)
+    assert not (tmp_path / "grpo").exists()
 
 
 def test_a_killed_run_that_trains_an_adapter_on_resumes_with_it(tmp_path):

@@ -22,7 +22,8 @@ from trl import GRPOConfig
 from .. import estimate
 from .. import rewards as reward_functions
 from ..config import ConfigError, RunConfig
-from ..models import load_model, lora_config, on_gpu
+from ..environment import check_machine
+from ..models import adapter_base, lora_config, on_gpu
 from ..tasks import Task, load_task
 from ..tracking import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, wandb_environment
 from . import TrainingStopped
@@ -34,9 +35,25 @@ def task_of(config: RunConfig) -> Task:
     return load_task(config.task.name, config.task.response_format)
 
 
-def starting_from(start: str | Path, config: RunConfig) -> RunConfig:
-    """Return the configuration with the model that a stage starts from: what is to be sized and checked."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(start)))
+def check_start(start: str | Path, config: RunConfig) -> None:
+    """Raise ConfigError, before anything is written, where a stage cannot be trained from a start model.
+
+    The machine must have room for it (GPU tiers), and a start model that is a LoRA adapter, which stays on its base and
+    is trained on, must be the adapter that `model.lora` describes.
+    """
+    check_machine(dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(start))))
+    if adapter_base(str(start)) is None:
+        return
+    if config.model.lora is None:
+        raise ConfigError(f"model.lora = None trains all weights, and the start model {start} is a LoRA adapter. Merge "
+                          "it first (python scripts/export.py RUN --output-dir FOLDER, then --model FOLDER), or give "
+                          "model.lora.")
+    found = json.loads((Path(start) / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, there in (("r", found["r"]), ("alpha", found["lora_alpha"])):
+        here = getattr(config.model.lora, key)
+        if here != there:
+            raise ConfigError(f"model.lora.{key} = {here}, and the adapter {start}, which is trained on, has {there}. "
+                              f"Give --set model.lora.{key}={there}.")
 
 
 def trainer_arguments(config: RunConfig, run: RunDirectory, settings: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -55,29 +72,6 @@ def trainer_arguments(config: RunConfig, run: RunDirectory, settings: Any, names
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
     }
-
-
-def load_policy(start: str | Path, config: RunConfig) -> PreTrainedModel | PeftModel:
-    """Load a stage's start model, to be trained. An adapter stays on top of its base model and is trained on.
-
-    Raises:
-        ModelLoadError: nothing there, no access, or files that are incomplete.
-        ConfigError: an adapter that is not the one which `model.lora` describes.
-    """
-    model, wanted = load_model(start, config.model, train_adapter=True), lora_config(config.model)
-    if not isinstance(model, PeftModel):
-        return model
-    if wanted is None:
-        raise ConfigError(f"model.lora = None trains all weights, and the start model {start} is a LoRA adapter. Merge "
-                          "it first (python scripts/export.py RUN --output-dir FOLDER, then --model FOLDER), or give "
-                          "model.lora.")
-    found = model.peft_config["default"]
-    for name in ("r", "lora_alpha"):
-        if getattr(found, name) != getattr(wanted, name):
-            key = f"model.lora.{name.removeprefix('lora_')}"
-            raise ConfigError(f"{key} = {getattr(wanted, name)}, and the adapter {start}, which is trained on, has "
-                              f"{getattr(found, name)}. Give --set {key}={getattr(found, name)}.")
-    return model
 
 
 def new_adapter(model: PreTrainedModel | PeftModel, config: RunConfig) -> LoraConfig | None:

@@ -12,21 +12,19 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..config import RunConfig
-from ..environment import check_machine
 from ..generation import rollout
-from ..models import load_tokenizer
+from ..models import load_model, load_tokenizer
 from ..tasks import Task, completion_text
 from ..tracking import RunDirectory
 from .common import (
+    check_start,
     checkpoint_between_rollouts,
     filter_long_prompts,
     is_finished,
-    load_policy,
     memory_explained,
     new_adapter,
     rewards_of,
     run_trainer,
-    starting_from,
     steps_per_rollout,
     task_of,
     trainer_arguments,
@@ -140,7 +138,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     """
     task = task_of(config)
     start = model or config.model.name
-    check_machine(starting_from(start, config))
+    check_start(start, config)
     tokenizer = load_tokenizer(start)
     run = RunDirectory.create(config, output_dir, resume)
     arguments = grpo_arguments(config, run)
@@ -148,7 +146,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         return run
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
     with memory_explained(config, "grpo"):
-        policy = load_policy(start, config)
+        policy = load_model(start, config.model, train_adapter=True)
         trainer = RecordingGRPOTrainer(
             model=policy,
             reward_funcs=rewards_of(config, reward_funcs, config.grpo.max_completion_length),

@@ -25,20 +25,18 @@ from trl import GRPOConfig
 from trl.trainer.utils import use_adapter
 
 from ..config import PPOSettings, RunConfig
-from ..environment import check_machine
 from ..generation import rollout
-from ..models import load_tokenizer, lora_config
+from ..models import load_model, load_tokenizer, lora_config
 from ..tracking import RunDirectory
 from .common import (
+    check_start,
     checkpoint_between_rollouts,
     filter_long_prompts,
     is_finished,
-    load_policy,
     memory_explained,
     new_adapter,
     rewards_of,
     run_trainer,
-    starting_from,
     task_of,
     trainer_arguments,
 )
@@ -411,7 +409,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         as value_head.safetensors; loading the model does not need it.
     """
     start = model or config.model.name
-    check_machine(starting_from(start, config))
+    check_start(start, config)
     load_tokenizer(start)  # a model that is not there is named before anything is written
     run = RunDirectory.create(config, output_dir, resume)
     if resume and is_finished(run, ppo_arguments(config, run)):
@@ -428,7 +426,7 @@ def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
     tokenizer = load_tokenizer(start)
     task = task_of(config)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
-    policy = load_policy(start, config)
+    policy = load_model(start, config.model, train_adapter=True)
     return PPOTrainer(
         model=policy,
         reward_funcs=rewards_of(config, reward_funcs, config.ppo.max_completion_length),
@@ -448,7 +446,7 @@ def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
 
 def critic_backbone(start: str | Path, config: RunConfig) -> nn.Module:
     """Load the start model once more, without its output layer, for the critic; with LoRA where the policy has it."""
-    model, lora = load_policy(start, config), lora_config(config.model)
+    model, lora = load_model(start, config.model, train_adapter=True), lora_config(config.model)
     if lora is None or isinstance(model, PeftModel):
         return _backbone(model)
     return get_peft_model(model.base_model, dataclasses.replace(lora, task_type=None))

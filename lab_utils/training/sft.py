@@ -10,17 +10,15 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..config import RunConfig
-from ..environment import check_machine
-from ..models import END_OF_TURN, load_tokenizer
+from ..models import END_OF_TURN, load_model, load_tokenizer
 from ..tasks import Task
 from ..tracking import RunDirectory
 from .common import (
+    check_start,
     is_finished,
-    load_policy,
     memory_explained,
     new_adapter,
     run_trainer,
-    starting_from,
     task_of,
     trainer_arguments,
 )
@@ -69,7 +67,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     """
     task = task_of(config)
     start = model or config.model.name
-    check_machine(starting_from(start, config))
+    check_start(start, config)
     tokenizer = load_tokenizer(start)
     run = RunDirectory.create(config, output_dir, resume)
     arguments = sft_arguments(config, run)
@@ -78,7 +76,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     limits = [limit for limit in (config.sft.train_limit, config.task.train_limit) if limit is not None]
     dataset = task.dataset("train", min(limits, default=None), config.task.source)
     with memory_explained(config, "sft"):
-        policy = load_policy(start, config)
+        policy = load_model(start, config.model, train_adapter=True)
         trainer = SFTTrainer(
             model=policy,
             args=arguments,
