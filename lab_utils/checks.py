@@ -6,14 +6,18 @@ shown as it is. The sections follow the notebooks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .answers import numbers_match
+from .diagnosis import ILLNESSES, SPAN, begin, end
 from .rewards.combine import RewardFunction
+
+if TYPE_CHECKING:
+    from .tracking import RunDirectory
 
 
 class CheckFailed(AssertionError):
@@ -325,6 +329,28 @@ def check_first_verdict(first_verdict: Callable[[str], str | None]) -> None:
         if got != wanted:
             _fail(f"first_verdict({text!r})", got, wanted, hint)
     _ok(f"{len(cases)} responses.")
+
+
+# --- 09 Diagnosing runs ----------------------------------------------------------------------------------------------
+
+
+def check_diagnosis(diagnosis: Mapping[str, str], runs: Mapping[str, RunDirectory], healthy: RunDirectory) -> None:
+    """Check {letter: name of an illness} against what the metrics of each run show next to the healthy run's."""
+    well = healthy.metrics()
+    for letter, name in diagnosis.items():
+        if name not in ILLNESSES:
+            _fail(f"diagnosis[{letter!r}]", name, "one of the names on the list", "Copy the name from the list above.")
+        illness, metrics = ILLNESSES[name], runs[letter].metrics()
+        if not illness.is_seen(metrics, well):
+            here = ", ".join(f"{column} {begin(metrics, column):.3g} → {end(metrics, column):.3g} (healthy "
+                             f"{begin(well, column):.3g} → {end(well, column):.3g})" for column in illness.columns)
+            raise CheckFailed(f"Run {letter} is not a case of {name!r}: with that you would see that {illness.shows}."
+                              f"\nHint: in the first and the last {SPAN} steps it has {here}.")
+    missing = [letter for letter in "BCDEFGH" if letter not in diagnosis]
+    if missing:
+        raise CheckFailed(f"So far all is right, and run {missing[0]} has no diagnosis yet.\nHint: add diagnosis"
+                          f"[{missing[0]!r}].")
+    _ok(f"{len(diagnosis)} runs, {len(diagnosis)} right diagnoses.")
 
 
 # --- 10 SageMaker training -------------------------------------------------------------------------------------------

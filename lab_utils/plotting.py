@@ -27,6 +27,7 @@ METHOD_COLOURS = {
     "grpo": "#0072B2",
     "sft": "#E69F00",
     "base": "#7F7F7F",
+    "healthy": "#7F7F7F",
 }
 # For everything that is no method (Paul Tol's "muted" scheme).
 OTHER_COLOURS = ["#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#88CCEE", "#117733"]
@@ -208,15 +209,71 @@ def plot_reward_components(run: RunDirectory, path: str | Path | None = None) ->
     for name, weight in weights.items():
         label = f"{name.removesuffix('_reward').replace('_', ' ')} × {weight:g}"
         series[label] = weight * frame[f"rewards/{name}/mean"]
-    ends = []
-    for (label, values), colour in zip(series.items(), [INK, *OTHER_COLOURS], strict=False):
-        smooth = _smooth(values)
-        ax.plot(frame["step"], values, color=colour, linewidth=1.2, alpha=0.4)
-        ax.plot(frame["step"], smooth, color=colour)
-        ends.append((smooth.iloc[-1], label, colour))
+    _draw_series(ax, frame["step"], series, [INK, *OTHER_COLOURS], label_gap=0.075)
     ax.set(title="Where the reward comes from", ylabel="mean per response", xlabel="training step")
+    return _finish(figure, path)
+
+
+def _draw_series(
+    ax: Axes, steps: pd.Series, series: Mapping[str, pd.Series], colours: Sequence[str], label_gap: float
+) -> None:
+    """Several series of one run, each a thin line and a thick smoothed one with its label at the end."""
+    ends = []
+    for (label, values), colour in zip(series.items(), colours, strict=False):
+        smooth = _smooth(values)
+        ax.plot(steps, values, color=colour, linewidth=1.2, alpha=0.4)
+        ax.plot(steps, smooth, color=colour)
+        ends.append((smooth.iloc[-1], label, colour))
     _tidy_axes(ax)
-    _label_ends(ax, ends, gap=0.075)
+    _label_ends(ax, ends, label_gap)
+
+
+def _lift_from_axis(ax: Axes) -> None:
+    """Leave room below 0, so that a curve that stays there can be seen."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -0.03 * high), high)
+
+
+# The panels of a check-up, row by row; None is that of the single reward functions.
+CHECKUP = ("reward", "accuracy", None, "completions/mean_length", "completions/clipped_ratio", "entropy",
+           "kl", "grad_norm", "frac_reward_zero_std")  # fmt: skip
+
+
+def plot_checkup(run: RunDirectory, healthy: RunDirectory, path: str | Path | None = None) -> Figure:
+    """The nine curves to read when a run of GRPO looks wrong, next to those of a healthy run (grey)."""
+    frame = run.metrics()
+    groups = _groups({"healthy": healthy, f"run {run.path.name}": run})
+    figure, axes = plt.subplots(3, 3, figsize=(15, 10.5))
+    for ax, metric in zip(axes.flat, CHECKUP, strict=True):
+        if metric is not None:
+            _draw_metric(ax, groups, metric, "step")
+            _lift_from_axis(ax)
+            continue
+        functions = [name for name in frame if name.startswith("rewards/") and name.endswith("/mean")]
+        labels = [name.split("/")[1].removesuffix("_reward") for name in functions]
+        series = {label: frame[name] for label, name in zip(labels, functions, strict=True)}
+        _draw_series(ax, frame["step"], series, OTHER_COLOURS[1:], label_gap=0.13)
+        _lift_from_axis(ax)
+        ax.set(title="Each reward function", ylabel="mean per response")
+    figure.suptitle(f"Run {run.path.name}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
+    figure.supxlabel(_x_label(groups, "step"), fontsize=14, color=INK)
+    return _finish(figure, path)
+
+
+def plot_side_by_side(
+    runs: Mapping[str, RunDirectory], healthy: RunDirectory, metric: str, path: str | Path | None = None
+) -> Figure:
+    """One metric of several runs, a panel each on the same axes, next to that of a healthy run (grey)."""
+    columns = 4
+    rows = -(-len(runs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(15, 3.6 * rows), sharex=True, sharey=True, squeeze=False)
+    for ax, (label, run) in zip(axes.flat, runs.items(), strict=False):
+        _draw_metric(ax, _groups({"healthy": healthy, label: run}), metric, "step")
+        _lift_from_axis(ax)
+        ax.set(title=label, ylabel="")
+    title, unit = METRICS[metric]
+    figure.suptitle(f"{title}, {unit}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
+    figure.supxlabel("training step", fontsize=14, color=INK)
     return _finish(figure, path)
 
 

@@ -1,0 +1,174 @@
+"""Records the runs of notebook 09: a healthy one, and eight in each of which exactly one thing is wrong.
+
+    python scripts/record_runs.py --output-dir runs/recording
+    python scripts/record_runs.py --output-dir runs/recording --only A,E    some of them
+
+Every run is GRPO on Countdown with the tiny model at tier cpu, of one seed and one length. They are trained in
+OUTPUT_DIR, where a finished run is not trained again. What ships goes to notebooks/recorded/runs: the run directories
+without their models, with rounded metrics and a few of the completions.
+
+RECORDINGS below says what is wrong with each. If you want to find out yourself, read notebook 09 first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import json
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pandas as pd
+import torch
+
+from lab_utils import rewards
+from lab_utils.config import RunConfig, load
+from lab_utils.generation import rollout, sample
+from lab_utils.models import load_model, load_tokenizer
+from lab_utils.tasks import completion_text, load_task
+from lab_utils.tracking import RunDirectory, write_atomically
+from lab_utils.training import grpo
+from lab_utils.training.stages import finished_run
+
+RECIPE, HARDWARE, SEED, STEPS = "countdown-grpo", "cpu", 0, 24
+SHIPPED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "runs"
+SHIPPED_ROWS = (0, 1, 2, 3, 16, 17, 18, 19)  # of a step's completions: four each of its first two problems
+ASKED = 512  # training problems among which the easy ones are looked for
+
+
+# --- What can be wrong with the code ---------------------------------------------------------------------------------
+
+
+def format_reward(completions, **columns):
+    """1.0 for the format that the prompt asks for, else 0.0."""
+    pattern = r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>"
+    return [1.0 if re.fullmatch(pattern, completion_text(text)) else 0.0 for text in completions]
+
+
+def stale_rollout() -> Callable:
+    """Return a sampler that gets the weights before the first step and never again: TRL's `rollout_func`."""
+    old: dict[str, torch.Tensor] = {}
+
+    def sample_with_old_weights(prompts, trainer):
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        new = copy.deepcopy(model.state_dict())
+        if not old:
+            old.update(new)
+        model.load_state_dict(old)
+        completions = rollout(prompts, trainer)
+        model.load_state_dict(new)
+        return completions
+
+    return sample_with_old_weights
+
+
+# --- The recordings --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is wrong with a run, by its name in lab_utils/diagnosis.py, and what was changed to make it so."""
+
+    illness: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    reward_funcs: tuple[Callable, Callable] | None = None  # in place of the recipe's format and equation reward
+    stale_sampler: bool = False
+
+
+RECORDINGS = {
+    "healthy": Recording(None),
+    "A": Recording("completions cut off", {"grpo.max_completion_length": 32}),
+    "B": Recording("learning rate too high", {"grpo.learning_rate": 5e-3}),
+    "C": Recording("problems too easy", {"model.name": "healthy/model", "task.source": "easy.jsonl"}),
+    "D": Recording("hacked reward", {"rewards.conciseness_reward": 10.0}),
+    "E": Recording("learning rate too low", {"grpo.learning_rate": 1e-6}),
+    "F": Recording("nothing to reward", {"model.name": "tiny"}),
+    "G": Recording("dead reward function", reward_funcs=(format_reward, rewards.equation_reward)),
+    "H": Recording("sampler not updated", stale_sampler=True),
+}
+
+
+def config_of(recording: Recording, folder: Path) -> RunConfig:
+    """The run's configuration; a path in `settings` is one in `folder`."""
+    settings = {"model.name": "sft/model", **recording.settings}
+    for key in ("model.name", "task.source"):
+        if key in settings and settings[key] != "tiny":
+            settings[key] = str(folder / settings[key])
+    length = {"seed": SEED, "grpo.max_steps": STEPS, "grpo.log_completions_steps": 4}
+    return load(RECIPE, HARDWARE, {**length, **settings})
+
+
+def train(name: str, folder: Path) -> RunDirectory:
+    """The finished run in FOLDER/NAME; it is trained where it is missing, after what it needs."""
+    run, recording = RunDirectory(folder / name), RECORDINGS[name]
+    if run.model_dir.is_dir():
+        return run
+    finished_run(load(RECIPE, HARDWARE, {"seed": SEED}), folder, "sft")
+    config = config_of(recording, folder)
+    if config.task.source != "synthetic":
+        train("healthy", folder)
+        write_easy_problems(config)
+    shutil.rmtree(run.path, ignore_errors=True)
+    sampler = stale_rollout() if recording.stale_sampler else rollout
+    with mock.patch.object(grpo, "rollout", sampler):
+        return grpo.train(config, run.path, reward_funcs=recording.reward_funcs)
+
+
+def write_easy_problems(config: RunConfig) -> None:
+    """Write the training problems that the start model solves 16 times out of 16: the wrong end of a filter."""
+    task = load_task(config.task.name, config.task.response_format)
+    rows = task.synthetic_rows("train", ASKED)
+    model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
+    answers = sample(model, tokenizer, [task.prompt(row) for row in rows], num_samples=16, seed=SEED,
+                     max_new_tokens=config.grpo.max_completion_length)
+    easy = [row for row, group in zip(rows, answers, strict=True)
+            if all(task.is_correct(completion.text, row) for completion in group)]
+    Path(config.task.source).write_text("".join(json.dumps(row) + "\n" for row in easy), encoding="utf-8")
+    print(f"{len(easy)} of {ASKED} problems are solved every time.")
+
+
+def ship(name: str, run: RunDirectory, folder: Path) -> None:
+    """Copy what the notebook reads to SHIPPED/NAME: rounded, few completions, paths within `folder`, no machine."""
+    recording, target = RECORDINGS[name], RunDirectory(SHIPPED / name)
+    shutil.rmtree(target.path, ignore_errors=True)
+    target.path.mkdir(parents=True)
+    write_atomically(target.config_path, run.config().to_yaml().replace(f"{folder}/", ""))
+    versions = {key: value for key, value in run.environment().items() if key in ("python", "packages")}
+    write_atomically(target.path / "environment.json", json.dumps(versions, indent=2) + "\n")
+    run.metrics().to_csv(target.metrics_path, index=False, float_format="%.5g", lineterminator="\n")
+    completions = run.completions().round({"reward": 4})
+    chosen = pd.concat([step.iloc[list(SHIPPED_ROWS)] for _, step in completions.groupby("step")])
+    target.append_completions(json.loads(chosen.to_json(orient="records", force_ascii=False)))
+    code = [*(recording.reward_funcs or ()), *([stale_rollout] if recording.stale_sampler else ())]
+    own = [textwrap.dedent(inspect.getsource(function)) for function in code if function.__module__ == __name__]
+    if own:
+        write_atomically(target.path / "own_code.txt", "\n\n".join(own))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the runs are trained")
+    parser.add_argument("--only", default=",".join(RECORDINGS), help=f"some of {','.join(RECORDINGS)} (default: all)")
+    arguments = parser.parse_args(argv)
+    names = arguments.only.split(",")
+    if unknown := set(names) - set(RECORDINGS):
+        parser.error(f"--only: there is no recording {', '.join(sorted(unknown))}; choose from {', '.join(RECORDINGS)}")
+    for name in names:
+        run = train(name, arguments.output_dir)
+        ship(name, run, arguments.output_dir)
+        last = run.metrics().iloc[-5:].mean()
+        print(f"{name}: reward {last['reward']:.2f}, accuracy {last['accuracy']:.2f} in the last five steps; "
+              f"{run.metrics()['seconds'].iloc[-1]:.0f} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
