@@ -169,6 +169,63 @@ def check_strict_format_reward(reward: RewardFunction) -> None:
     _ok(f"{len(cases)} completions scored, as text and as messages.")
 
 
+# --- 03 Reward hacking -----------------------------------------------------------------------------------------------
+
+
+def check_wasted_attempts(wasted_attempts: Callable[[str], int]) -> None:
+    """Check `wasted_attempts(text)`: how many lines with an equals sign stand after the first </answer>."""
+    whole = "<think>7 + 6 = 13, 13 + 3 = 16 no\n7 * 6 = 42, 42 + 3 = 45 yes</think><answer>(7 * 6) + 3</answer>"
+    cases = [
+        (whole, 0, "Both attempts stand before the answer."),
+        (whole + "\n78 + 1 = 81\n46 + 3 = 49", 2, "Two lines after the answer: `text.partition('</answer>')[2]`."),
+        (whole + "\n7 + 3 = 10, 10 * 6 = 60 no", 1, "Two sums on a line are one attempt: task.attempts counts lines."),
+        (whole + " 78 + 1 = 81", 1, "What follows on the line of </answer> stands after it, too."),
+        (whole + "\n1 + 1 = 2\n" + whole, 3, "After the *first* </answer>: what comes after a second one counts, too, "
+                                             "and so does what lies between them."),
+        ("<think>7 + 6 = 13, 13 + 3 = 16 no\n7 * 6 = ", 0, "Without </answer> nothing stands after it."),
+        (whole + "\n\nI hope this helps.", 0, "Idle talk is no attempt: count lines with an equals sign."),
+        ("", 0, "An empty text has no attempts."),
+    ]
+    for text, wanted, hint in cases:
+        got = wasted_attempts(text)
+        if got != wanted:
+            _fail(f"wasted_attempts({text!r})", got, wanted, hint)
+    _ok(f"{len(cases)} texts, every wasted attempt counted.")
+
+
+def check_closed_reward(reward: RewardFunction) -> None:
+    """Check `reward(completions, nums, target, **columns)`: 1.0 for a right expression in the format, else 0.0."""
+    thoughts, row = "7 * 6 = 42, 42 + 3 = 45 yes", {"nums": [3, 6, 7], "target": 45}
+
+    def response(answer: str, thoughts: str = thoughts) -> str:
+        return f"<think>{thoughts}</think><answer>{answer}</answer>"
+
+    good = response("(7 * 6) + 3")
+    cases = [
+        (good, row, 1.0, "The right expression in the format earns 1.0."),
+        (response("\n3 + 7*6\n"), row, 1.0, "Any order, spaces and line breaks around it: compare numbers and values."),
+        (response("(7 * 6) + 3", "7 * 6 = 42, 42 + 3 = 45 no"), row, 1.0,
+         "Pay for the answer, whatever the response says about itself."),
+        (response("(7 + 6) + 3"), row, 0.0, "Its value is 16, not 45. A 'yes' in the thoughts is only a claim."),
+        (good + "\n78 + 1 = 81\n46 + 3 = 49", row, 0.0,
+         "Text after the answer: this is the hole. `task.has_format(text)` looks at the whole response."),
+        (good + "\n" + good, row, 0.0, "Everything twice is not the format: `task.has_format(text)`."),
+        ("<answer>(7 * 6) + 3</answer>", row, 0.0, "The thoughts are missing: `task.has_format(text)`."),
+        ("<think>" + thoughts, row, 0.0, "Cut off before the answer: extract_xml_answer gives None."),
+        (response("45"), row, 0.0, "45 is the target, and none of the numbers: compare numbers_used with nums."),
+        (response("7 * 6"), {"nums": [3, 6, 7], "target": 42}, 0.0, "3 is not used. Every number has to be."),
+        (response("7 * 6 + 7 - 4"), row, 0.0, "7 is used twice, 4 is not given, and 3 is missing."),
+        (response("5 * 2"), {"nums": [2, 5, 5], "target": 10}, 0.0, "Two fives to use: sorted lists, not sets."),
+        (response("(1 / 49) * 49"), {"nums": [1, 49, 49], "target": 1}, 1.0, "`evaluate` is exact. eval() is not."),
+        (response("7 * 6 + 3 = 45"), row, 0.0, "No expression: catch ExpressionError and return 0.0."),
+        (response("7 ** 6 / 3"), row, 0.0, "No power among + - * /: catch ExpressionError and return 0.0."),
+        (response("banana"), row, 0.0, "No expression: catch ExpressionError and return 0.0."),
+        ("", row, 0.0, "An empty completion earns 0.0."),
+    ]
+    _check_reward(reward, cases)
+    _ok(f"{len(cases)} completions scored, as text and as messages.")
+
+
 # --- 04 SFT warm-up --------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,7 @@ METRICS = {
     "accuracy": ("Accuracy", "% of responses correct"),
     "completions/mean_length": ("Response length", "tokens"),
     "attempts": ("Attempts", "per response"),
+    "usable": ("Usable responses", "% right and in the format"),
     "loss": ("Loss", "nats per token"),
     "entropy": ("Entropy", "nats per token"),
     "kl": ("KL to the reference", "nats per token"),
@@ -74,7 +75,7 @@ METRICS = {
     "explained_variance/lambda_1": ("… of what really came", "explained variance"),
     "value_loss": ("Loss of the critic", "squared error / 2"),
 }
-PERCENT = {"accuracy", "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/region_mean"}
+PERCENT = {"accuracy", "usable", "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/region_mean"}
 
 Runs = RunDirectory | Mapping[str, RunDirectory | Sequence[RunDirectory]]
 

@@ -201,6 +201,101 @@ def test_a_reward_that_reads_only_strings_is_told_about_messages():
             "list of messages")
 
 
+# --- 03 --------------------------------------------------------------------------------------------------------------
+
+
+def attempts(text):
+    return sum("=" in line for line in text.splitlines())
+
+
+def test_wasted_attempts_accepts(capsys):
+    accepts(checks.check_wasted_attempts, lambda text: attempts(text.partition("</answer>")[2]), capsys)
+    accepts(checks.check_wasted_attempts,
+            lambda text: attempts(text.split("</answer>", 1)[1]) if "</answer>" in text else 0, capsys)
+
+
+@pytest.mark.parametrize(
+    ("wasted_attempts", "hint"),
+    [
+        (attempts, "before the answer"),
+        (lambda text: 0, "Two lines after"),
+        (lambda text: attempts(text.rpartition("</answer>")[2]), "the \\*first\\*"),
+        (lambda text: attempts(text.split("</answer>")[-1]), "the \\*first\\*"),
+        (lambda text: attempts(text.partition("</answer>\n")[2]), "on the line of"),
+        (lambda text: attempts(text.split("</answer>", 1)[-1]), "Without </answer>"),
+        (lambda text: text.partition("</answer>")[2].count("="), "one attempt"),
+        (lambda text: text.partition("</answer>")[2].strip().count("\n"), "Two lines after"),
+    ],
+)
+def test_wasted_attempts_rejects(wasted_attempts, hint):
+    rejects(checks.check_wasted_attempts, wasted_attempts, hint)
+
+
+def closed(has_format=rewards.format_reward, judge=is_solution):
+    def reward(completions, nums, target, **columns):
+        found = [answers.extract_xml_answer(completion_text(completion)) for completion in completions]
+        rows = [{"nums": n, "target": t} for n, t in zip(nums, target, strict=True)]
+        right = [answer is not None and judge(answer, row) for answer, row in zip(found, rows, strict=True)]
+        return [float(a and b) for a, b in zip(right, has_format(completions), strict=True)]
+
+    return reward
+
+
+def without_numbers(answer, row):
+    try:
+        return evaluate(answer) == row["target"]
+    except ExpressionError:
+        return False
+
+
+def with_sets(answer, row):
+    return without_numbers(answer, row) and set(numbers_used(answer)) == set(row["nums"])
+
+
+def with_subset(answer, row):
+    return without_numbers(answer, row) and set(numbers_used(answer)) <= set(row["nums"])
+
+
+def with_floats(answer, row):
+    return is_solution(answer, row) and eval(answer) == row["target"]
+
+
+def any_format(completions):
+    return [1.0] * len(completions)
+
+
+def test_closed_reward_accepts(capsys):
+    accepts(checks.check_closed_reward, closed(), capsys)
+
+
+@pytest.mark.parametrize(
+    ("reward", "hint"),
+    [
+        (rewards.equation_reward, "after the answer"),
+        (rewards.format_reward, "only a claim"),
+        (closed(has_format=any_format), "after the answer"),
+        (closed(has_format=lambda texts: ["<think>" in completion_text(t) for t in texts]), "after the answer"),
+        (closed(has_format=lambda texts: [completion_text(t).endswith("</answer>") for t in texts]), "twice"),
+        (closed(judge=without_numbers), "none of the numbers"),
+        (closed(judge=with_subset), "Every number has to be"),
+        (closed(judge=with_sets), "Two fives"),
+        (closed(judge=with_floats), "eval\\(\\) is not"),
+        (lambda completions, **columns: [float("yes<" in completion_text(t)) for t in completions], "about itself"),
+        (lambda completions, **columns: [0.0] * len(completions), "earns 1.0"),
+    ],
+)
+def test_closed_reward_rejects(reward, hint):
+    rejects(checks.check_closed_reward, reward, hint)
+
+
+def test_closed_reward_shows_the_error_that_a_solution_does_not_catch():
+    def judge(answer, row):
+        return sorted(numbers_used(answer)) == sorted(row["nums"]) and evaluate(answer) == row["target"]
+
+    with pytest.raises(ExpressionError):
+        checks.check_closed_reward(closed(judge=judge))
+
+
 # --- 05 --------------------------------------------------------------------------------------------------------------
 
 
