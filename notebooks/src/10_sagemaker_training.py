@@ -143,7 +143,8 @@ assert not request_problems("CreateTrainingJob", request)
 # ## What does it cost?
 #
 # The **ceiling** is what you pay if everything goes wrong and the job runs until SageMaker stops it: price × longest
-# run. Set `max_run_hours` to little more than what you expect. **Spot** instances are machines that nobody else wants
+# run. Set `max_run_hours` to little more than what you expect. A limit that is too short costs as well: SageMaker
+# stops the job, and you pay for a model that is not finished. **Spot** instances are machines that nobody else wants
 # just now. They cost up to 90% less, and AWS may take them back with two minutes' warning.
 
 # %%
