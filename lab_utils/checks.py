@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -408,6 +409,37 @@ def check_diagnosis(diagnosis: Mapping[str, str], runs: Mapping[str, RunDirector
         raise CheckFailed(f"So far all is right, and run {missing[0]} has no diagnosis yet.\nHint: add diagnosis"
                           f"[{missing[0]!r}].")
     _ok(f"{len(diagnosis)} runs, {len(diagnosis)} right diagnoses.")
+
+
+def check_first_alarm(first_alarm: Callable[..., int | None]) -> None:
+    """Check `first_alarm(metrics, patience=3)`: the step that ends `patience` steps in a row with an alarm, or None."""
+    quiet = {"completions/clipped_ratio": 0.0, "frac_reward_zero_std": 0.1, "kl": 0.05, "rewards/format/mean": 0.9,
+             "rewards/sum/mean": 0.2, "rewards/sum/std": 0.4}  # fmt: skip
+    cut, silent, far = {"completions/clipped_ratio": 0.2}, {"frac_reward_zero_std": 0.75}, {"kl": 0.2}
+    dead, same = {"rewards/sum/mean": 0.0, "rewards/sum/std": 0.0}, {"rewards/sum/std": 0.0}
+    cases = [
+        ([{}] * 5, 3, None, "Nothing is wrong in any step. A run without an alarm gives None."),
+        ([cut, {}, cut, cut, cut], 3, 5, "The third step *in a row*: the one of step 1 does not count any more."),
+        ([silent] * 4, 3, 3, "Most groups have no signal from the first step on: the third step is the first alarm."),
+        ([{}, far, far, far], 3, 4, "The KL is above 0.15 from step 2 on."),
+        ([{}, {}, dead, dead, dead], 3, 5, "A reward function pays 0: look at every column rewards/NAME/mean."),
+        ([same] * 5, 3, None, "Everybody earns the same, but not 0: only the columns that end with /mean count."),
+        ([cut, far, silent], 3, 3, "Different reasons may take turns: first combine them, then count."),
+        ([far, far, {}, far, far, {}, far, far], 3, None, "Never three in a row. Start again after a good step."),
+        ([far, far, {}], 2, 2, "With patience=2 two in a row are enough."),
+    ]
+    for changes, patience, wanted, hint in cases:
+        metrics = pd.DataFrame([{"step": step, **quiet, **change} for step, change in enumerate(changes, 1)])
+        got = first_alarm(metrics, patience)
+        if got != wanted:
+            shown = ", ".join(" and ".join(f"{key} = {value:g}" for key, value in change.items()) or "healthy"
+                              for change in changes)  # fmt: skip
+            _fail(f"first_alarm with steps [{shown}], patience={patience},", got, wanted, hint)
+    sparse = pd.DataFrame([{"step": step, **quiet, **far} for step in (10, 20, 30, 40)])
+    if (got := first_alarm(sparse, 3)) != 30:
+        _fail("first_alarm of a run that logs every tenth step, with kl = 0.2 from the start,", got, 30,
+              "Return the value of the column step, not the number of the row.")
+    _ok(f"{len(cases) + 1} courses of training.")
 
 
 # --- 10 SageMaker training -------------------------------------------------------------------------------------------

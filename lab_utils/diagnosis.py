@@ -63,15 +63,16 @@ ILLNESSES = {
         lambda m, healthy: m["accuracy"].max() > 0 and any(m[name].max() == 0 for name in reward_means(m)),
     ),
     "hacked reward": Illness(
-        "the reward rises while the accuracy falls",
+        "the reward rises and the accuracy does not",
         ("reward", "accuracy"),
-        lambda m, healthy: change(m, "reward") > 0.1 and change(m, "accuracy") < -0.05,
+        lambda m, healthy: change(m, "reward") > 0.1 and change(m, "accuracy") < 0.02,
     ),
     "KL coefficient too high": Illness(
-        "the KL stays far below the healthy run's although the gradient norm is a multiple of the healthy one",
+        "the groups have a signal, and the KL stays far below the healthy one although the gradient norm is higher",
         ("kl", "grad_norm"),
-        lambda m, healthy: end(m, "kl") < end(healthy, "kl") / 5
-        and end(m, "grad_norm") > 3 * end(healthy, "grad_norm"),
+        lambda m, healthy: _has_signal(m)
+        and end(m, "kl") < end(healthy, "kl") / 5
+        and end(m, "grad_norm") > 1.5 * end(healthy, "grad_norm"),
     ),
     "learning rate too high": Illness(
         "KL and gradient norm are a multiple of the healthy ones, and what had been learned is lost",
@@ -84,27 +85,28 @@ ILLNESSES = {
         lambda m, healthy: _has_signal(m) and m["kl"].max() < healthy["kl"].max() / 100,
     ),
     "nothing to reward": Illness(
-        "hardly any group has a signal, and no response is right",
+        "most groups have no signal, and no response is right",
         ("frac_reward_zero_std", "accuracy"),
         lambda m, healthy: not _has_signal(m) and m["accuracy"].max() < 0.02,
     ),
     "problems too easy": Illness(
-        "hardly any group has a signal, and nearly every response is right from the first step",
+        "most groups have no signal, and nearly every response is right from the first step",
         ("frac_reward_zero_std", "accuracy"),
         lambda m, healthy: not _has_signal(m) and begin(m, "accuracy") > 0.9,
     ),
     "random reward": Illness(
-        "the groups have a signal, and yet the reward has nothing to do with being right",
+        "the groups have a signal, and yet the reward goes nowhere and does not follow the accuracy",
         ("frac_reward_zero_std", "reward", "accuracy"),
-        lambda m, healthy: _has_signal(m) and abs(m["reward"].corr(m["accuracy"])) < 0.3,
+        lambda m, healthy: _has_signal(m)
+        and abs(m["reward"].corr(m["accuracy"])) < 0.3
+        and abs(change(m, "reward")) < 0.1,
     ),
     "sampler not updated": Illness(
-        "the policy moves away from the reference, and length, accuracy and attempts stay as they were",
-        ("kl", "completions/mean_length", "accuracy"),
-        lambda m, healthy: _has_signal(m)
-        and m["kl"].max() > healthy["kl"].max() / 3
+        "the KL is a multiple of the healthy one, and what is sampled and what it earns stay as they were",
+        ("kl", "completions/mean_length", "reward"),
+        lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max()
         and abs(change(m, "completions/mean_length")) < 0.05 * begin(m, "completions/mean_length")
-        and abs(change(m, "accuracy")) < 0.05,
+        and abs(change(m, "reward")) < 0.05,
     ),
 }  # fmt: skip
 
@@ -114,4 +116,4 @@ def what_was_changed(run: RunDirectory, healthy: RunDirectory) -> str:
     here, there = (pd.json_normalize(directory.config().to_dict()).iloc[0] for directory in (run, healthy))
     lines = [f"{key}: {there[key]} → {here[key]}" for key in here.index if here[key] != there[key]]
     own_code = run.path / "own_code.txt"
-    return "\n".join([*lines, *([own_code.read_text(encoding="utf-8")] if own_code.exists() else [])])
+    return "\n".join([*lines, *([own_code.read_text(encoding="utf-8").strip()] if own_code.exists() else [])])

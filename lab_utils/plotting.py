@@ -150,6 +150,7 @@ def _draw_metric(
     ax.set(title=title, ylabel=unit)
     _tidy_axes(ax, x)
     if metric in PERCENT:
+        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # 2.5% would be labelled 2
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
     if label_gap and len(groups) > 1:
         _label_ends(ax, ends, label_gap)
@@ -270,8 +271,11 @@ def plot_side_by_side(
     figure, axes = plt.subplots(rows, columns, figsize=(15, 3.6 * rows), sharex=True, sharey=True, squeeze=False)
     for ax, (label, run) in zip(axes.flat, runs.items(), strict=False):
         _draw_metric(ax, _groups({"healthy": healthy, label: run}), metric, "step")
-        _lift_from_axis(ax)
         ax.set(title=label, ylabel="")
+    top = max(ax.dataLim.y1 for ax in axes.flat[:len(runs)])
+    axes[0, 0].set_ylim(-0.03 * top, 1.03 * top)  # of all panels, with room for a curve that stays at 0
+    for ax in axes.flat[len(runs):]:
+        ax.set_visible(False)
     title, unit = METRICS[metric]
     figure.suptitle(f"{title}, {unit}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
     figure.supxlabel("training step", fontsize=14, color=INK)

@@ -30,9 +30,9 @@ import torch
 
 from lab_utils import rewards
 from lab_utils.config import RunConfig, load
-from lab_utils.generation import rollout, sample
-from lab_utils.models import load_model, load_tokenizer
+from lab_utils.generation import rollout
 from lab_utils.tasks import completion_text, load_task
+from lab_utils.tasks.countdown import LARGEST_RESULT, all_attempts
 from lab_utils.tracking import RunDirectory, write_atomically
 from lab_utils.training import grpo
 from lab_utils.training.stages import finished_run
@@ -40,7 +40,7 @@ from lab_utils.training.stages import finished_run
 RECIPE, HARDWARE, SEED, STEPS = "countdown-grpo", "cpu", 0, 24
 SHIPPED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "runs"
 SHIPPED_ROWS = (0, 1, 2, 3, 16, 17, 18, 19)  # of a step's completions: four each of its first two problems
-ASKED = 512  # training problems among which the easy ones are looked for
+EASY_PROBLEMS = 64
 
 
 # --- What can be wrong with the code ---------------------------------------------------------------------------------
@@ -50,6 +50,12 @@ def format_reward(completions, **columns):
     """1.0 for the format that the prompt asks for, else 0.0."""
     pattern = r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>"
     return [1.0 if re.fullmatch(pattern, completion_text(text)) else 0.0 for text in completions]
+
+
+def style_reward(completions, **columns):
+    """1.0 for an answer in the style of the solutions that a judge once liked: they multiply. Else 0.0."""
+    answers = [completion_text(text).rpartition("<answer>")[2] for text in completions]
+    return [1.0 if "*" in answer else 0.0 for answer in answers]
 
 
 def stale_rollout() -> Callable:
@@ -86,13 +92,17 @@ RECORDINGS = {
     "healthy": Recording(None),
     "A": Recording("completions cut off", {"grpo.max_completion_length": 32}),
     "B": Recording("learning rate too high", {"grpo.learning_rate": 5e-3}),
-    "C": Recording("problems too easy", {"model.name": "healthy/model", "task.source": "easy.jsonl"}),
-    "D": Recording("hacked reward", {"rewards.conciseness_reward": 10.0}),
+    "C": Recording("problems too easy", {"model.name": "easy/model", "task.source": "easy.jsonl"}),
+    "D": Recording("hacked reward", reward_funcs=(rewards.format_reward, style_reward)),
     "E": Recording("learning rate too low", {"grpo.learning_rate": 1e-6}),
     "F": Recording("nothing to reward", {"model.name": "tiny"}),
     "G": Recording("dead reward function", reward_funcs=(format_reward, rewards.equation_reward)),
     "H": Recording("sampler not updated", stale_sampler=True),
 }
+
+# Trained for run C, which starts where this one ended, on the same easy problems.
+BEFORE_C = Recording(None, {"model.name": "healthy/model", "task.source": "easy.jsonl", "grpo.beta": 0.0,
+                            "grpo.learning_rate": 3e-4})  # fmt: skip
 
 
 def config_of(recording: Recording, folder: Path) -> RunConfig:
@@ -106,32 +116,31 @@ def config_of(recording: Recording, folder: Path) -> RunConfig:
 
 
 def train(name: str, folder: Path) -> RunDirectory:
-    """The finished run in FOLDER/NAME; it is trained where it is missing, after what it needs."""
-    run, recording = RunDirectory(folder / name), RECORDINGS[name]
+    """The finished run in FOLDER/NAME; where it is missing it is trained, after the one that it starts from."""
+    run, recording = RunDirectory(folder / name), {"easy": BEFORE_C, **RECORDINGS}[name]
     if run.model_dir.is_dir():
         return run
-    finished_run(load(RECIPE, HARDWARE, {"seed": SEED}), folder, "sft")
     config = config_of(recording, folder)
-    if config.task.source != "synthetic":
+    if name == "C":
+        write_easy_problems(folder / "easy.jsonl")
+        train("easy", folder)
+    elif name == "easy":
         train("healthy", folder)
-        write_easy_problems(config)
+    else:
+        finished_run(load(RECIPE, HARDWARE, {"seed": SEED}), folder, "sft")
     shutil.rmtree(run.path, ignore_errors=True)
-    sampler = stale_rollout() if recording.stale_sampler else rollout
-    with mock.patch.object(grpo, "rollout", sampler):
+    with mock.patch.object(grpo, "rollout", stale_rollout() if recording.stale_sampler else rollout):
         return grpo.train(config, run.path, reward_funcs=recording.reward_funcs)
 
 
-def write_easy_problems(config: RunConfig) -> None:
-    """Write the training problems that the start model solves 16 times out of 16: the wrong end of a filter."""
-    task = load_task(config.task.name, config.task.response_format)
-    rows = task.synthetic_rows("train", ASKED)
-    model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
-    answers = sample(model, tokenizer, [task.prompt(row) for row in rows], num_samples=16, seed=SEED,
-                     max_new_tokens=config.grpo.max_completion_length)
-    easy = [row for row, group in zip(rows, answers, strict=True)
-            if all(task.is_correct(completion.text, row) for completion in group)]
-    Path(config.task.source).write_text("".join(json.dumps(row) + "\n" for row in easy), encoding="utf-8")
-    print(f"{len(easy)} of {ASKED} problems are solved every time.")
+def write_easy_problems(path: Path) -> None:
+    """Write the training problems that the largest share of all possible attempts solves."""
+    def share(row: dict) -> float:
+        attempts = all_attempts(tuple(sorted(row["nums"])), LARGEST_RESULT)
+        return sum(value == row["target"] for _, _, value in attempts) / len(attempts)
+
+    easiest = sorted(load_task("countdown").synthetic_rows("train", None), key=share, reverse=True)[:EASY_PROBLEMS]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in easiest))
 
 
 def ship(name: str, run: RunDirectory, folder: Path) -> None:

@@ -1,15 +1,18 @@
-"""Tests of the self-checks of notebooks 04, 06, 07, 08 and 12: the solution passes, typical mistakes get their hint."""
+"""Tests of the self-checks of notebooks 04 and 06 to 12: the solution passes, typical mistakes get their hint."""
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from lab_utils import checks
 from lab_utils.checks import CheckFailed
+from lab_utils.diagnosis import ILLNESSES
 from lab_utils.evaluation import pass_at_k
 from lab_utils.inspection import expect, side_by_side
+from lab_utils.tracking import RunDirectory
 from lab_utils.training.ppo import generalized_advantages
 
 
@@ -170,6 +173,89 @@ def test_first_verdict_accepts(capsys):
 )
 def test_first_verdict_rejects(wrong, hint):
     rejects(checks.check_first_verdict, wrong, hint)
+
+
+# --- 09 --------------------------------------------------------------------------------------------------------------
+
+RECORDED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "runs"
+RUNS = {letter: RunDirectory(RECORDED / letter) for letter in "ABCDEFGH"}
+HEALTHY = RunDirectory(RECORDED / "healthy")
+DIAGNOSIS = {"B": "learning rate too high", "C": "problems too easy", "D": "hacked reward",
+             "E": "learning rate too low", "F": "nothing to reward", "G": "dead reward function",
+             "H": "sampler not updated"}  # fmt: skip
+
+
+def test_diagnosis_accepts(capsys):
+    accepts(lambda diagnosis: checks.check_diagnosis(diagnosis, RUNS, HEALTHY), DIAGNOSIS, capsys)
+
+
+@pytest.mark.parametrize("letter", DIAGNOSIS)
+def test_every_other_diagnosis_is_rejected_with_numbers_and_without_the_answer(letter):
+    for name in set(ILLNESSES) - {DIAGNOSIS[letter]}:
+        with pytest.raises(CheckFailed, match=rf"Run {letter} is not a case of '{name}'.*\nHint: .* → ") as failure:
+            checks.check_diagnosis(DIAGNOSIS | {letter: name}, RUNS, HEALTHY)
+        assert DIAGNOSIS[letter] not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (DIAGNOSIS | {"B": "collapse"}, "Copy the name"),
+        ({letter: name for letter, name in DIAGNOSIS.items() if letter != "E"}, "add diagnosis\\['E'\\]"),
+    ],
+)
+def test_diagnosis_rejects(wrong, hint):
+    rejects(lambda diagnosis: checks.check_diagnosis(diagnosis, RUNS, HEALTHY), wrong, hint)
+
+
+def alarms(metrics, function_pays_nothing=lambda column: column == 0):
+    columns = [name for name in metrics if name.startswith("rewards/") and name.endswith("/mean")]
+    return ((metrics["completions/clipped_ratio"] > 0.1) | (metrics["frac_reward_zero_std"] > 0.5)
+            | (metrics["kl"] > 0.15) | function_pays_nothing(metrics[columns]).any(axis=1))  # fmt: skip
+
+
+def first_alarm(metrics, patience=3, alarms=alarms):
+    count = 0
+    for step, alarm in zip(metrics["step"], alarms(metrics), strict=True):
+        count = count + 1 if alarm else 0
+        if count == patience:
+            return step
+    return None
+
+
+def test_first_alarm_accepts(capsys):
+    accepts(checks.check_first_alarm, first_alarm, capsys)
+
+
+def in_all(metrics, patience=3):
+    steps = metrics["step"][alarms(metrics)]
+    return None if len(steps) < patience else int(steps.iloc[patience - 1])
+
+
+def each_reason_on_its_own(metrics, patience=3):
+    healthy = {"completions/clipped_ratio": 0, "frac_reward_zero_std": 0, "kl": 0, "rewards/sum/mean": 1}
+    found = [first_alarm(metrics.assign(**{name: healthy[name] for name in set(healthy) - {reason}}), patience)
+             for reason in healthy]  # fmt: skip
+    return min((step for step in found if step), default=None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda metrics, patience=3: 0, "gives None"),
+        (in_all, "in a row"),
+        (lambda metrics, patience=3: first_alarm(metrics), "two in a row are enough"),
+        (lambda metrics, patience=3: first_alarm(metrics, 1), "in a row"),
+        (each_reason_on_its_own, "take turns"),
+        (lambda metrics, patience=3: first_alarm(metrics.assign(step=metrics.index + 1), patience), "column step"),
+        (lambda metrics, patience=3: first_alarm(
+            metrics, patience, lambda m: alarms(m, lambda columns: columns < 0)), "pays 0"),
+        (lambda metrics, patience=3: first_alarm(
+            metrics, patience, lambda m: alarms(m) | (m["rewards/sum/std"] == 0)), "end with /mean"),
+    ],
+)  # fmt: skip
+def test_first_alarm_rejects(wrong, hint):
+    rejects(checks.check_first_alarm, wrong, hint)
 
 
 # --- 10 --------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Every figure is drawn from run directories and evaluations, and saved; methods keep their colours."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,32 @@ def test_training_of_one_run_and_of_several(runs, tmp_path):
 def test_metrics_that_were_not_logged_have_no_panel(runs):
     figure = plotting.plot_training(runs["GRPO"][0], metrics=("loss", "entropy"))
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Loss"]
+
+
+RECORDED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "runs"
+
+
+def test_a_checkup_has_nine_panels_and_shows_curves_that_stay_at_zero(tmp_path):
+    run = RunDirectory(RECORDED / "F")  # earns nothing
+    figure = plotting.plot_checkup(run, RunDirectory(RECORDED / "healthy"), tmp_path / "checkup.png")
+    assert saved(tmp_path / "checkup.png")
+    assert len(figure.axes) == 9 and all(ax.get_ylim()[0] < 0 for ax in figure.axes)
+    functions = figure.axes[2]
+    assert {text.get_text() for text in functions.texts} == {"format", "equation"}
+    healthy, ill = figure.axes[1].lines[0], figure.axes[1].lines[2]
+    assert healthy.get_color() == plotting.METHOD_COLOURS["healthy"] != ill.get_color()
+    assert list(ill.get_ydata()) == list(run.metrics()["accuracy"])
+
+
+def test_side_by_side_every_curve_is_in_view(tmp_path):
+    runs = {letter: RunDirectory(RECORDED / letter) for letter in "ACFGH"}
+    figure = plotting.plot_side_by_side(runs, RunDirectory(RECORDED / "healthy"), "accuracy", tmp_path / "side.png")
+    assert saved(tmp_path / "side.png")
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in shown] == list(runs)
+    for ax in shown:
+        low, high = ax.get_ylim()
+        assert all(low < min(line.get_ydata()) and max(line.get_ydata()) < high for line in ax.lines)
 
 
 def test_reward_components_add_up_to_the_total(runs, tmp_path):

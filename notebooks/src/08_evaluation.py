@@ -405,4 +405,5 @@ expect(config, "and so does extra SFT", gain["extra SFT"] < gain["GRPO"] / 4)
 # 2. Why does the bootstrap redraw *questions* and not answers?
 # 3. pass@1 doubles and pass@64 stays the same. Has the model learned anything? For whom does it matter?
 #
-# Next: [12 · Results](12_results.ipynb) puts it all into one story.
+# Next: [09 · Diagnosing runs](09_diagnosing_runs.ipynb) shows what a run looks like when something is wrong with it;
+# [12 · Results](12_results.ipynb) puts it all into one story.

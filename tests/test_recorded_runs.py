@@ -1,0 +1,70 @@
+"""The recorded runs of notebook 09: whole, small, without traces of a machine, and each shows its illness."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab_utils.diagnosis import ILLNESSES, what_was_changed
+from lab_utils.tracking import RunDirectory
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+specification = importlib.util.spec_from_file_location("record_runs", REPOSITORY / "scripts" / "record_runs.py")
+record_runs = importlib.util.module_from_spec(specification)
+sys.modules["record_runs"] = record_runs  # where dataclasses look up its annotations
+specification.loader.exec_module(record_runs)
+RECORDINGS, RECORDED = record_runs.RECORDINGS, record_runs.SHIPPED
+
+every_run = pytest.mark.parametrize("name", RECORDINGS)
+
+
+def run_of(name: str) -> RunDirectory:
+    return RunDirectory(RECORDED / name)
+
+
+def test_there_are_a_healthy_run_and_eight_ill_ones_of_different_kinds():
+    assert {folder.name for folder in RECORDED.iterdir() if folder.is_dir()} == set(RECORDINGS)
+    illnesses = [recording.illness for recording in RECORDINGS.values()]
+    assert illnesses[0] is None and len(set(illnesses)) == len(illnesses) == 9
+    assert set(illnesses[1:]) < set(ILLNESSES)
+
+
+def test_together_they_are_small():
+    assert sum(file.stat().st_size for file in RECORDED.rglob("*") if file.is_file()) < 300_000
+
+
+@every_run
+def test_it_reads_like_any_run_directory(name):
+    run = run_of(name)
+    metrics, completions = run.metrics(), run.completions()
+    assert list(metrics["step"]) == list(range(1, record_runs.STEPS + 1))
+    assert completions["step"].nunique() >= 6 and completions.groupby("step").size().eq(8).all()
+    assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward"]
+    assert run.environment()["packages"]["trl"]
+
+
+@every_run
+def test_only_what_the_script_says_was_changed(name):
+    recording, told = RECORDINGS[name], what_was_changed(run_of(name), run_of("healthy"))
+    assert set(re.findall(r"^(\w+\.\w+): ", told, re.M)) == set(recording.settings)
+    functions = [*(recording.reward_funcs or ()), *([record_runs.stale_rollout] if recording.stale_sampler else ())]
+    own = {function.__name__ for function in functions if function.__module__ == "record_runs"}
+    assert set(re.findall(r"^def (\w+)", told, re.M)) == own
+    assert bool(recording.settings) + bool(own) == (name != "healthy"), "one thing is wrong"
+
+
+@every_run
+def test_it_tells_nothing_about_the_machine(name):
+    for file in run_of(name).path.iterdir():
+        assert not re.search(r"""(^|[\s"'=:])(/\w+/|~/|[A-Z]:\\)""", file.read_text(encoding="utf-8")), file
+    assert set(run_of(name).environment()) == {"python", "packages"}
+
+
+@every_run
+def test_its_metrics_show_its_illness_and_no_other(name):
+    metrics, healthy = run_of(name).metrics(), run_of("healthy").metrics()
+    seen = [illness for illness in ILLNESSES if ILLNESSES[illness].is_seen(metrics, healthy)]
+    assert seen == ([RECORDINGS[name].illness] if RECORDINGS[name].illness else [])
