@@ -16,6 +16,7 @@ with one message and no traceback, where something that you gave cannot work; 1 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 from lab_utils import config as configuration
 from lab_utils.sagemaker import cost
 from lab_utils.sagemaker.job import PROJECT, EvaluationJob, TrainingJob
-from lab_utils.sagemaker.session import SageMakerError, connect, known_region
+from lab_utils.sagemaker.session import SageMakerError, caller, connect, known_region
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -108,7 +109,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     delete = command("delete", "delete endpoints, or jobs with all that they have in S3", yes)
     delete.add_argument("name", nargs="*")
-    delete.add_argument("--all", action="store_true", help="everything that the workshop has created in the region")
+    delete.add_argument("--all", action="store_true", help="everything that you have created in the region")
+    delete.add_argument("--everyone", action="store_true", help="with --all: what the others have created, too")
     delete.add_argument("--job-prefix", default=PROJECT, help="with --all: what the names begin with")
 
     prices = command("cost", "prices of the instances")
@@ -145,7 +147,7 @@ def train_or_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.output_dir and finished.status != "Failed":
         for path in jobs.download(name, session, arguments.output_dir):
             print(f"fetched {path}")
-    return 1 if finished.status == "Failed" else 0
+    return 0 if finished.status == "Completed" else 1  # "Stopped" may mean by its limit of hours
 
 
 def described_job(arguments: argparse.Namespace) -> TrainingJob | EvaluationJob:
@@ -212,8 +214,11 @@ def deploy(arguments: argparse.Namespace) -> int:
         return 0
     print(expected)
     session = connect(region, "")
-    stop_at(list(preflight.quota_problems(deployment.instance_type, "endpoint", session)))
+    deployment = dataclasses.replace(deployment, tags={"owner": caller(session), **deployment.tags})
+    stop_at([*preflight.missing_inputs({"--model": deployment.model}, session),
+             *preflight.quota_problems(deployment.instance_type, "endpoint", session)])
     confirm(arguments, price and 24 * price.usd)
+    print(f"Creating the endpoint {deployment.name} ...")
     endpoint.deploy(deployment, session)
     print(f"Created the endpoint {deployment.name}; it takes 5 to 10 minutes to serve.\n"
           f"Delete it when you have finished: launch_sagemaker.py delete {deployment.name}")
@@ -278,16 +283,26 @@ def delete(arguments: argparse.Namespace) -> int:
     session = connect(arguments.region, "")
     if arguments.all == bool(arguments.name):
         raise SageMakerError("Give the names of what is to be deleted, or --all; not both.")
-    names = resources.created(session, arguments.job_prefix) if arguments.all else arguments.name
+    names = arguments.name
+    if arguments.all:
+        owner = None if arguments.everyone else caller(session)
+        names = resources.created(session, arguments.job_prefix, owner)
     if not names:
-        print(f"The workshop has nothing in {session.boto_region_name}.")
+        whose = "nobody has" if arguments.everyone else f"{caller(session)} has"
+        print(f"There is nothing of the workshop that {whose} created in {session.boto_region_name}.")
         return 0
-    print("To be deleted, with outputs and checkpoints in S3: " + ", ".join(names))
+    print("To be deleted, with outputs and checkpoints in S3 (an endpoint that is being created when it is up): "
+          + ", ".join(names))
     ask(arguments, "Delete?")
+    failed = 0
     for name in names:
-        for what in resources.delete(name, session):
-            print(f"deleted: {what}")
-    return 0
+        try:
+            for what in resources.delete(name, session):
+                print(f"deleted: {what}")
+        except (SageMakerError, *aws_errors()) as error:  # the others are deleted all the same
+            print(f"not deleted: {name}: {error}", file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0
 
 
 def prices(arguments: argparse.Namespace) -> int:
@@ -357,8 +372,8 @@ def model_of_job(arguments: argparse.Namespace) -> str:
     if not arguments.job:
         return ""
     found = look_up(arguments.job, connect(arguments.region, ""))
-    if not found.model or found.status not in ("Completed", "Stopped"):
-        raise SageMakerError(f"{found}. It has left no model yet.")
+    if not found.model or found.status != "Completed":
+        raise SageMakerError(f"{found}. Only a completed job leaves a model; train --resume continues a stopped one.")
     return found.model
 
 
@@ -384,6 +399,15 @@ def as_json(text: str) -> dict:
     return value
 
 
+def aws_errors() -> tuple[type[Exception], ...]:
+    """What boto3 raises where AWS refuses or cannot be reached; nothing where boto3 is not installed."""
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError:
+        return ()
+    return BotoCoreError, ClientError
+
+
 def pairs(option: str, texts: list[str]) -> dict[str, str]:
     for text in texts:
         if "=" not in text:
@@ -399,6 +423,9 @@ def main(argv: list[str] | None = None) -> int:
         return command(arguments)
     except (SageMakerError, configuration.ConfigError) as error:
         print(f"launch_sagemaker.py: {error}", file=sys.stderr)
+        return 2
+    except aws_errors() as error:  # such as expired credentials, or what your role may not do
+        print(f"launch_sagemaker.py: AWS says: {error}", file=sys.stderr)
         return 2
 
 

@@ -36,7 +36,7 @@ from pathlib import Path
 import psutil  # accelerate brings it
 import yaml
 
-SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)(_|$)|^AWS_(?!.*REGION)")
+SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)(_|$)|^AWS_(?!.*REGION)", re.IGNORECASE)
 TRACEBACK = re.compile(r"(\[rank\d+\]: )?Traceback \(most recent call last\):")
 LAUNCHER = re.compile(r"^[EWI]\d{4} ")  # torchrun's own lines, not the script's
 FAILURE_LINES = 200

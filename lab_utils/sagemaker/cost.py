@@ -52,7 +52,7 @@ def price(instance_type: str, region: str) -> Price | None:
     if CACHE.is_file():
         cached = yaml.safe_load(CACHE.read_text(encoding="utf-8"))
         if (found := cached["usd"].get(region, {}).get(instance_type)) is not None:
-            return Price(found, f"AWS's price list, {cached['captured']}")
+            return Price(found, f"AWS's price list, {cached['captured'][region]}")
     found = known()["instances"].get(instance_type, {}).get("usd", {}).get(region)
     return Price(found[0], known()["sources"][found[1]]) if found else None
 
@@ -93,9 +93,9 @@ class Cost:
 def cost_of(job: Any) -> Cost:
     """The cost of a TrainingJob or EvaluationJob."""
     hours = known()["hours"]
-    found = hours["any"].get(job.hardware)
-    if hasattr(job, "stages") and not (job.stages or job.limit or job.overrides):  # those change the duration
-        found = found or hours.get(job.recipe_name, {}).get(job.hardware)
+    found = None
+    if not any(getattr(job, name, None) for name in ("stages", "limit", "overrides")):  # those change the duration
+        found = hours["any"].get(job.hardware) or hours.get(job.recipe_name, {}).get(job.hardware)
     estimate = None if found else estimated_hours(job)
     return Cost(
         price=price(job.instance, job.region),
@@ -141,8 +141,8 @@ def refresh(region: str, boto_session: Any) -> dict[str, float]:
     if not found:
         raise SageMakerError(f"AWS's price list names no training price in {region}. Is the region right? The prices "
                              "that ship with the workshop stay in use.")
-    cached = yaml.safe_load(CACHE.read_text(encoding="utf-8")) if CACHE.is_file() else {"usd": {}}
-    cached = {"captured": datetime.date.today().isoformat(), "usd": cached["usd"] | {region: found}}
+    cached = yaml.safe_load(CACHE.read_text(encoding="utf-8")) if CACHE.is_file() else {"captured": {}, "usd": {}}
+    cached["captured"][region], cached["usd"][region] = datetime.date.today().isoformat(), found
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     CACHE.write_text(yaml.safe_dump(cached), encoding="utf-8")
     return found

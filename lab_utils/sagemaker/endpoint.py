@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import cost
 from .job import PROJECT
 from .preflight import Problem, service_model
+from .resources import delete
 from .session import SageMakerError, record
 
 if TYPE_CHECKING:
@@ -123,9 +124,13 @@ def deploy(deployment: Deployment, session: Session) -> None:
         ),
         **shared,
     )
-    EndpointConfig.create(endpoint_config_name=deployment.name,
-                          production_variants=[shapes.ProductionVariant(**variant)], **shared)
-    Endpoint.create(endpoint_name=deployment.name, endpoint_config_name=deployment.name, **shared)
+    try:
+        EndpointConfig.create(endpoint_config_name=deployment.name,
+                              production_variants=[shapes.ProductionVariant(**variant)], **shared)
+        Endpoint.create(endpoint_name=deployment.name, endpoint_config_name=deployment.name, **shared)
+    except Exception:  # a quota, for example; no model or configuration is left behind without its endpoint
+        delete(deployment.name, session)
+        raise
 
 
 def wait_until_in_service(name: str, session: Session, poll: float = 15.0) -> None:

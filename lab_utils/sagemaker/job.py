@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -26,7 +26,7 @@ import yaml
 
 from .. import config as configuration
 from ..config import RunConfig
-from .session import SageMakerError, record
+from .session import SageMakerError, caller, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
@@ -191,7 +191,11 @@ def _recorded(job: Job, directory: Path | None, operation: str) -> dict[str, Any
 
 
 def launch(job: Job, session: Session) -> str:
-    """Upload what the job needs and start it; returns its name. See preflight.py for what to check before."""
+    """Upload what the job needs and start it; returns its name. See preflight.py for what to check before.
+
+    Your name goes along as the tag `owner`, by which `delete --all` knows what is yours.
+    """
+    job = replace(job, tags={"owner": caller(session), **job.tags})
     logging.getLogger("sagemaker").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
         source = package_source(job, Path(temporary) / "code")
@@ -378,7 +382,7 @@ def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> 
                 token = {"nextToken": tokens[stream]} if stream in tokens else {}
                 page = logs.get_log_events(logGroupName=group, logStreamName=stream, startFromHead=True, **token)
                 lines += [event["message"].rstrip() for event in page["events"]]
-                if page["nextForwardToken"] == tokens.get(stream) or not page["events"]:
+                if page["nextForwardToken"] == tokens.get(stream):  # a page may be empty before the end
                     break
                 tokens[stream] = page["nextForwardToken"]
     except logs.exceptions.ResourceNotFoundException:  # nothing has been logged yet

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import config as configuration
 from ..config import ConfigError
 from . import cost
+from .container import SECRET
 from .job import EvaluationJob, Job, TrainingJob, bucket_and_key, hyperparameters
 from .session import SageMakerError
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
 LONGEST_RUN_HOURS = 28 * 24  # of a training job; processing jobs: 5 days
 LONGEST_PROCESSING_HOURS = 5 * 24
 LONGEST_KEEP_ALIVE_MINUTES = 60
@@ -102,6 +102,8 @@ def _place_problems(job: Job) -> Iterator[Problem]:
 
 def _config_problems(job: Job) -> Iterator[Problem]:
     """Recipe, tier and overrides, by the rules that hold for every run."""
+    if job.limit is not None and job.limit < 1:
+        yield Problem(f"--limit {job.limit} leaves nothing to train on or to ask.", "Give a number of at least 1.")
     if job.hardware == "auto":
         yield Problem("hardware = 'auto' looks at this machine, and the job runs on another.",
                       f"Name the tier: {', '.join(configuration.hardware_names())}.")
@@ -136,7 +138,14 @@ def _instance_problems(job: Job) -> Iterator[Problem]:
                       f"{_did_you_mean(instance, enum)}`launch_sagemaker.py cost` lists those that the workshop knows.")
         return
     facts = cost.known()["instances"].get(instance)
+    if not training and tier.gpus > 1:
+        yield Problem(f"An evaluation runs in one process, and the tier {tier.name} is for {tier.gpus}.",
+                      f"Give --hardware {tier.based_on}: the same settings on one GPU.")
+        return
     if facts is None:
+        if tier.gpus and not re.match(r"ml\.[gp]\d", instance):
+            yield Problem(f"The tier {tier.name} needs {tier.gpus} GPU(s), and {instance} has none.",
+                          f"Its default is {cost.known()['default_instance'].get(tier.name)}.")
         return
     gpus = len(job.environment["CUDA_VISIBLE_DEVICES"].split(",")) \
         if "CUDA_VISIBLE_DEVICES" in job.environment else facts["gpus"]
@@ -321,7 +330,8 @@ def account_problems(job: Job, session: Session) -> list[Problem]:
     return [
         *_bucket_problems(job.bucket, session),
         *_role_problems(job.role, session),
-        *_missing_inputs(job, session),
+        *missing_inputs({"--model": job.model, "--data": job.data, "--resume": getattr(job, "checkpoints", None)},
+                        session),
         *quota_problems(job.instance, usage, session),
     ]
 
@@ -362,11 +372,12 @@ def _role_problems(role: str, session: Session) -> Iterator[Problem]:
                       "Give the execution role, not your own; setup/sagemaker/README.md makes one.")
 
 
-def _missing_inputs(job: Job, session: Session) -> Iterator[Problem]:
+def missing_inputs(inputs: dict[str, str | None], session: Session) -> Iterator[Problem]:
+    """Places in S3, by option, where there is nothing."""
     from botocore.exceptions import ClientError
 
     s3 = session.boto_session.client("s3")
-    for option, uri in (("--model", job.model), ("--data", job.data), ("--resume", getattr(job, "checkpoints", None))):
+    for option, uri in inputs.items():
         if not uri or not uri.startswith("s3://"):
             continue
         bucket, key = bucket_and_key(uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,12 @@ def running(session: Session) -> list[Running]:
     for endpoint in pages("list_endpoints", "Endpoints"):
         name = endpoint["EndpointName"]
         config = client.describe_endpoint(EndpointName=name)["EndpointConfigName"]
-        variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
+        try:
+            variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
+        except client.exceptions.ClientError as error:
+            if not _is_missing(error):
+                raise
+            variants = []  # deleted before its endpoint, which runs on
         used = {v["InstanceType"]: v["InitialInstanceCount"] for v in variants if "InstanceType" in v}  # not serverless
         found.append(row("endpoint", name, endpoint["EndpointStatus"], endpoint["CreationTime"], used,
                          f"launch_sagemaker.py delete {name}"))
@@ -98,24 +104,31 @@ def stop(name: str, session: Session) -> JobStatus:
     return status(name, session)
 
 
-def delete(name: str, session: Session) -> list[str]:
+def delete(name: str, session: Session, poll: float = 15.0) -> list[str]:
     """Delete an endpoint with its configuration and model, or a job with all that it has in S3 and its log.
+
+    SageMaker deletes no endpoint while it is being created or updated, so this waits until it is.
 
     Returns:
         What was deleted, in words.
 
     Raises:
-        SageMakerError: there is nothing of that name, or it is a job that has not ended.
+        SageMakerError: there is nothing of that name, or it is a job that has not ended or that another one needs.
     """
-    done = _delete_endpoint(name, session)
+    done = _delete_endpoint(name, session, poll)
     if not done:
         done = _delete_job(status(name, session), session)
     return done
 
 
-def created(session: Session, prefix: str = PROJECT) -> list[str]:
-    """Names of the endpoints and jobs that the workshop has created: called PREFIX..., tagged project=rl-workshop."""
+def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -> list[str]:
+    """Names of the endpoints and jobs that the workshop has created: called PREFIX-..., tagged project=rl-workshop.
+
+    Args:
+        owner: only what has this tag `owner`; everybody's where it is None.
+    """
     client, names = session.sagemaker_client, []
+    wanted = {"project": PROJECT} | ({"owner": owner} if owner else {})
     for operation, key, what in (("list_endpoints", "Endpoints", "Endpoint"),
                                  ("list_endpoint_configs", "EndpointConfigs", "EndpointConfig"),
                                  ("list_models", "Models", "Model"),
@@ -123,21 +136,32 @@ def created(session: Session, prefix: str = PROJECT) -> list[str]:
                                  ("list_processing_jobs", "ProcessingJobSummaries", "ProcessingJob")):
         for page in client.get_paginator(operation).paginate(NameContains=prefix):
             for entry in page[key]:
-                tags = client.list_tags(ResourceArn=entry[f"{what}Arn"])["Tags"]
-                if {"Key": "project", "Value": PROJECT} in tags:
+                tags = {tag["Key"]: tag["Value"] for tag in client.list_tags(ResourceArn=entry[f"{what}Arn"])["Tags"]}
+                if entry[f"{what}Name"].startswith(f"{prefix}-") and wanted.items() <= tags.items():
                     names.append(entry[f"{what}Name"])
     return list(dict.fromkeys(names))  # an endpoint, its configuration and its model share a name
 
 
-def _delete_endpoint(name: str, session: Session) -> list[str]:
+def _is_missing(error: Any) -> bool:
+    """Whether SageMaker refused because there is no such thing: it has one code for that and for much else."""
+    return error.response["Error"]["Code"] == "ResourceNotFound" or "could not find" in str(error).lower()
+
+
+def _delete_endpoint(name: str, session: Session, poll: float) -> list[str]:
     client, done = session.sagemaker_client, []
+    try:
+        while client.describe_endpoint(EndpointName=name)["EndpointStatus"] in ("Creating", "Updating", "RollingBack"):
+            time.sleep(poll)
+    except client.exceptions.ClientError as error:
+        if not _is_missing(error):
+            raise
     for what, operation, argument in (("endpoint", client.delete_endpoint, "EndpointName"),
                                       ("endpoint configuration", client.delete_endpoint_config, "EndpointConfigName"),
                                       ("model", client.delete_model, "ModelName")):
         try:
             operation(**{argument: name})
         except client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] not in ("ValidationException", "ResourceNotFound"):  # there is none
+            if not _is_missing(error):
                 raise
         else:
             done.append(f"{what} {name}")
@@ -147,19 +171,41 @@ def _delete_endpoint(name: str, session: Session) -> list[str]:
 def _delete_job(job: JobStatus, session: Session) -> list[str]:
     if job.status not in FINAL:
         raise SageMakerError(f"{job}. Stop it first: launch_sagemaker.py stop {job.name}")
+    folders = sorted({uri.split(f"/{job.name}/")[0] + f"/{job.name}/" for uri in (*job.outputs, job.checkpoints)
+                      if uri and f"/{job.name}/" in uri})  # checkpoints of another job stay
+    _check_deletable(job, folders, session)
     done = []
     s3 = session.boto_session.resource("s3")
-    for folder in sorted({uri.split(f"/{job.name}/")[0] + f"/{job.name}/" for uri in (*job.outputs, job.checkpoints)
-                          if uri and f"/{job.name}/" in uri}):  # checkpoints of another job stay
+    for folder in folders:
         bucket, prefix = bucket_and_key(folder)
-        removed = sum(len(batch["Deleted"]) for batch in s3.Bucket(bucket).objects.filter(Prefix=prefix).delete())
-        done.append(f"{removed} files in {folder}")
+        answers = s3.Bucket(bucket).objects.filter(Prefix=prefix).delete()
+        if errors := [error for answer in answers for error in answer.get("Errors", [])]:
+            raise SageMakerError(f"{len(errors)} files in {folder} could not be deleted, such as {errors[0]['Key']}: "
+                                 f"{errors[0]['Message']}. The job is still there: delete it again when you may.")
+        done.append(f"{sum(len(answer.get('Deleted', [])) for answer in answers)} files in {folder}")
     done += _delete_log(f"/aws/sagemaker/{job.kind.capitalize()}Jobs", f"{job.name}/", session)
     if job.kind == "training":
         session.sagemaker_client.delete_training_job(TrainingJobName=job.name)
     else:
         session.sagemaker_client.delete_processing_job(ProcessingJobName=job.name)
     return [*done, f"{job.kind} job {job.name}"]
+
+
+def _check_deletable(job: JobStatus, folders: list[str], session: Session) -> None:
+    """Raise SageMakerError where a warm pool keeps the job, or a running one (--resume) keeps its checkpoints there."""
+    client = session.sagemaker_client
+    if job.kind != "training":
+        return
+    if client.describe_training_job(TrainingJobName=job.name).get("WarmPoolStatus", {}).get("Status") == "Available":
+        raise SageMakerError(f"{job}. Its machine is kept warm for --keep-alive-minutes, and SageMaker deletes no job "
+                             "with a warm pool. Try again when that has ended.")
+    for page in client.get_paginator("list_training_jobs").paginate(StatusEquals="InProgress"):
+        for other in page["TrainingJobSummaries"]:
+            found = client.describe_training_job(TrainingJobName=other["TrainingJobName"])
+            uri = found.get("CheckpointConfig", {}).get("S3Uri", "")
+            if any(uri.startswith(folder) for folder in folders):
+                raise SageMakerError(f"The job {other['TrainingJobName']} is running and keeps its checkpoints in {uri}"
+                                     f", which belongs to {job.name}. Delete it when that one has ended.")
 
 
 def _delete_log(group: str, prefix: str, session: Session) -> list[str]:

@@ -44,6 +44,13 @@ def connect(region: str | None, bucket: str) -> Session:
     return _session_class()(boto_session, bucket)
 
 
+def caller(session: Session) -> str:
+    """Who you are, by your credentials: the last part of the ARN. It is the tag `owner` of what you create."""
+    if session.folder is not None:  # a recorder, which needs no account
+        return "you"
+    return session.boto_session.client("sts").get_caller_identity()["Arn"].rsplit("/", 1)[-1]
+
+
 def record(region: str | None, bucket: str, folder: Path) -> Session:
     """A session that sends nothing. What would be uploaded is copied to folder/s3/BUCKET/KEY, and `session.requests`
     lists (operation, body) of every call to SageMaker, the body as AWS would get it."""

@@ -13,7 +13,7 @@ from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
 from lab_utils import config as configuration
 from lab_utils.sagemaker import endpoint, job, resources
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, launch, training_request
-from lab_utils.sagemaker.session import SageMakerError, connect, local_copy, record
+from lab_utils.sagemaker.session import SageMakerError, caller, connect, local_copy, record
 
 pytestmark = pytest.mark.component
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13"
@@ -27,7 +27,9 @@ METRICS_OF = {
 
 
 def without_time(request: dict) -> str:
-    return re.sub(r"\d{14}", "TIME", json.dumps(request, sort_keys=True))
+    """A request as text; the time in its names, and who sends it, are left out."""
+    text = re.sub(r"\d{14}", "TIME", json.dumps(request, sort_keys=True))
+    return re.sub(r'{"Key": "owner", "Value": "[^"]+"}', "OWNER", text)
 
 
 def uploaded(aws, uri: str) -> dict[str, bytes]:
@@ -61,7 +63,7 @@ def test_the_request_of_each_recipe(aws, request_of, recipe, tmp_path):
     assert request["OutputDataConfig"]["S3OutputPath"] == f"s3://{BUCKET}/rl-workshop-{recipe}"
     assert request["Environment"] == {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
     assert request["Tags"] == [{"Key": "project", "Value": "rl-workshop"}, {"Key": "recipe", "Value": recipe},
-                               {"Key": "hardware", "Value": "a10g"}]
+                               {"Key": "hardware", "Value": "a10g"}, {"Key": "owner", "Value": "moto"}]
 
     algorithm = request["AlgorithmSpecification"]
     assert algorithm["TrainingImage"] == f"{IMAGE}-cu133-amzn2023-sagemaker"
@@ -308,6 +310,79 @@ def test_an_endpoint_that_fails_says_why(aws):
     aws.backend.endpoints["demo"].failure_reason = "CannotStartContainerError"
     with pytest.raises(SageMakerError, match=r"demo is Failed.*launch_sagemaker.py delete demo"):
         endpoint.wait_until_in_service("demo", aws.session, poll=0)
+
+
+def test_an_endpoint_that_is_being_created_is_deleted_when_it_is_up(aws, monkeypatch):
+    endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
+    made = aws.backend.endpoints["demo"]
+    made.endpoint_status, waited = "Creating", []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        made.endpoint_status = "InService"
+
+    monkeypatch.setattr("lab_utils.sagemaker.resources.time.sleep", sleep)
+    assert resources.delete("demo", aws.session, poll=7)[0] == "endpoint demo" and waited == [7]
+
+
+def test_a_refused_endpoint_leaves_nothing_behind(aws, monkeypatch):
+    from sagemaker.core.resources import Endpoint
+
+    def refused(**request):
+        raise RuntimeError("ResourceLimitExceeded")
+
+    monkeypatch.setattr(Endpoint, "create", refused)
+    with pytest.raises(RuntimeError, match="ResourceLimitExceeded"):
+        endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
+    assert not aws.session.sagemaker_client.list_models()["Models"]
+    assert not aws.session.sagemaker_client.list_endpoint_configs()["EndpointConfigs"]
+
+
+def test_an_endpoint_whose_configuration_is_gone_is_still_listed(aws):
+    endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
+    aws.session.sagemaker_client.delete_endpoint_config(EndpointConfigName="demo")
+    [running] = resources.running(aws.session)
+    assert running.name == "demo" and "price not known" in str(running)
+
+
+def test_a_job_that_another_one_needs_is_not_deleted(aws, little_source, monkeypatch):
+    first = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    aws.s3.put_object(Bucket=BUCKET, Key=f"rl-workshop-countdown-grpo/{first}/checkpoints/x", Body=b"x")
+    checkpoints = job.status(first, aws.session).checkpoints
+    second = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE, prefix="rl-workshop-second",
+                                checkpoints=checkpoints), aws.session)
+    aws.backend.training_jobs[second].training_job_status = "InProgress"
+    with pytest.raises(SageMakerError, match=f"{second} is running and keeps its checkpoints"):
+        resources.delete(first, aws.session)
+    assert first in aws.backend.training_jobs
+    assert aws.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"rl-workshop-countdown-grpo/{first}/checkpoints")["KeyCount"]
+
+
+def test_what_others_have_created_is_left_alone(aws, little_source):
+    mine = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    other = launch(TrainingJob(recipe="gsm8k-grpo", hardware="smoke", **PLACE, tags={"owner": "anna"}), aws.session)
+    assert resources.created(aws.session, owner=caller(aws.session)) == [mine]
+    assert set(resources.created(aws.session)) == {mine, other}
+    assert resources.created(aws.session, "rl-workshop-count") == [], "a prefix ends at a hyphen"
+
+
+def test_an_empty_page_is_not_the_end_of_a_log(aws, monkeypatch, little_source):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    pages = {None: (["a"], "1"), "1": ([], "2"), "2": (["b"], "3"), "3": ([], "3")}
+
+    class Logs:
+        exceptions = aws.session.boto_session.client("logs").exceptions
+
+        def describe_log_streams(self, **arguments):
+            return {"logStreams": [{"logStreamName": f"{name}/algo-1-1"}]}
+
+        def get_log_events(self, nextToken=None, **arguments):
+            lines, token = pages[nextToken]
+            return {"events": [{"message": line} for line in lines], "nextForwardToken": token}
+
+    now = job.status(name, aws.session)
+    monkeypatch.setattr(aws.session.boto_session, "client", lambda service: Logs())
+    assert job._new_log_lines(now, aws.session, {}) == ["a", "b"]
 
 
 def test_what_costs_money_is_listed(aws, little_source):

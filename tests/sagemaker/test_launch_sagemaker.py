@@ -156,7 +156,7 @@ def test_a_job_is_launched_followed_and_deleted(run, aws, tmp_path):
     status, _, err = run("delete", name)
     assert status == 2 and "There is nobody to answer: give --yes" in err
     assert f"deleted: training job {name}" in run("delete", name, "--yes")[1]
-    assert "has nothing in us-east-1" in run("delete", "--all", "--yes")[1]
+    assert "There is nothing of the workshop that" in run("delete", "--all", "--yes")[1]
     assert "Nothing on SageMaker runs" in run("status")[1]
 
 
@@ -216,7 +216,7 @@ def test_a_model_goes_from_training_to_evaluation_and_endpoint(run, aws, request
     assert container["ModelDataSource"]["S3DataSource"]["S3Uri"] == ended.model
     aws.backend.training_jobs[name].training_job_status = "InProgress"
     status, _, err = run("deploy", "--job", name, "--role", ROLE, "--region", REGION)
-    assert status == 2 and "has left no model yet" in err
+    assert status == 2 and "Only a completed job leaves a model" in err
 
 
 def test_prices_are_listed(script, capsys):

@@ -44,6 +44,10 @@ WRONG = {
     "a GPU for the tiny model": ({"hardware": "cpu", "instance_type": "ml.g5.xlarge"}, "leave it idle", "ml.m5.xlarge"),
     "a tier without an instance": ({"hardware": "h200"}, "only by eight", "cost"),
     "a tier with a server of its own": ({"hardware": "a10g-x4-server"}, "starts training only", "--hardware a10g-x4 "),
+    "a limit of nothing": ({"limit": 0}, "leaves nothing to train on", "at least 1"),
+    "an unknown instance without a GPU": (
+        {"instance_type": "ml.c5.xlarge"}, "needs 1 GPU(s), and ml.c5.xlarge has none", "ml.g5.2xlarge"),
+    "eight GPUs for one": ({"instance_type": "ml.g5.48xlarge"}, "pay for all", "CUDA_VISIBLE_DEVICES=0"),
     "spot without a longest wait": ({"spot": True}, "needs a longest wait", "--max-wait-hours, such as 12"),
     "a wait shorter than the run": (
         {"spot": True, "max_wait_hours": 2}, "cannot be less than the longest run", "--max-wait-hours 12"),
@@ -94,6 +98,7 @@ def test_at_least_twenty_five_kinds():
     {}, {"hardware": "cpu"}, {"hardware": "t4"}, {"hardware": "a100"}, {"hardware": "a10g-x4"},
     {"recipe": "gsm8k-sft-ppo"},
     {"spot": True, "max_wait_hours": 6}, {"keep_alive_minutes": 30}, {"model": "s3://b/model.tar.gz"},
+    {"environment": {"TOKENIZERS_PARALLELISM": "false"}},
     {"instance_type": "ml.g5.12xlarge", "environment": {"CUDA_VISIBLE_DEVICES": "0"}},
     {"image": ECR.format(REGION)}, {"instance_type": "ml.g6e.xlarge"},
 ])  # fmt: skip

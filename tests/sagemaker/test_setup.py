@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import botocore.session
 import pytest
 import yaml
+from botocore import xform_name
 
 from lab_utils import config
 from lab_utils.environment import read_pins
@@ -87,6 +89,21 @@ def test_learners_start_only_the_instance_types_of_the_class_and_pass_one_role(r
     assert by_name["StartOnTheseInstancesOnly"]["Condition"] == {
         "ForAllValues:StringEquals": {"sagemaker:InstanceTypes": "InstanceTypes"}}
     assert by_name["RunJobsAsThisRoleOnly"]["Resource"] == "ExecutionRole.Arn"
+
+
+def test_learners_may_do_all_that_the_launcher_asks_sagemaker_and_the_logs_for(resources):
+    """Calls are read from the source: client.describe_endpoint(...), pages("list_apps", ...), client.delete_model."""
+    allowed = {action for s in statements(resources["LearnerPolicy"]) for action in as_list(s["Action"])}
+    sources = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "lab_utils" / "sagemaker").glob("*.py")]
+    for service, client in (("sagemaker", r"(?:client|sagemaker_client)"), ("logs", "logs")):
+        operations = {xform_name(name): name for name in botocore.session.get_session()
+                      .get_service_model(service).operation_names}
+        names = [name for source in sources for found in re.findall(rf'\b{client}\.(\w+)|"(list_\w+)"', source)
+                 for name in found]
+        called = {name for name in names if name in operations}
+        assert len(called) > 3, called
+        missing = {f"{service}:{operations[name]}" for name in called} - allowed
+        assert not missing, f"class.yaml does not grant {sorted(missing)}"
 
 
 def test_the_default_instance_types_are_those_of_the_tiers_up_to_24_gb():
