@@ -4,8 +4,10 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from lab_utils.diagnosis import ILLNESSES, what_was_changed
 from lab_utils.tracking import RunDirectory
@@ -68,3 +70,41 @@ def test_its_metrics_show_its_illness_and_no_other(name):
     metrics, healthy = run_of(name).metrics(), run_of("healthy").metrics()
     seen = [illness for illness in ILLNESSES if ILLNESSES[illness].is_seen(metrics, healthy)]
     assert seen == ([RECORDINGS[name].illness] if RECORDINGS[name].illness else [])
+
+
+# The script that records them
+
+
+def test_what_ships_is_small_and_tells_no_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_runs, "SHIPPED", tmp_path / "shipped")
+    run = RunDirectory.create(record_runs.config_of(RECORDINGS["G"], tmp_path), tmp_path / "G")
+    run.append_metrics(1, {"seconds": 1.23456789, "accuracy": 1 / 3})
+    row = {"step": 1, "question": "q", "gold": "1", "extracted": None, "correct": True, "reward": 1.10000002}
+    run.append_completions([{**row, "completion": f"{number} ≈"} for number in range(64)])
+    record_runs.ship("G", run, tmp_path)
+
+    shipped = RunDirectory(tmp_path / "shipped" / "G")
+    assert str(tmp_path) not in "".join(file.read_text(encoding="utf-8") for file in shipped.path.iterdir())
+    assert shipped.config().model.name == "sft/model"
+    assert shipped.metrics().to_dict("records") == [{"step": 1, "seconds": 1.2346, "accuracy": 0.33333}]
+    assert list(shipped.completions()["completion"]) == [f"{number} ≈" for number in record_runs.SHIPPED_ROWS]
+    assert set(shipped.completions()["reward"]) == {1.1} and shipped.completions()["extracted"][0] is None
+    own_code = (shipped.path / "own_code.txt").read_text(encoding="utf-8")
+    assert own_code.startswith("def format_reward") and own_code.count("def ") == 1
+
+
+def test_the_stale_sampler_samples_with_the_first_weights_and_training_keeps_its_own(monkeypatch):
+    model = torch.nn.Linear(1, 1)
+    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda model: model))
+    monkeypatch.setattr(record_runs, "rollout", lambda prompts, trainer: trainer.model.weight.item())
+    sampler, first = record_runs.stale_rollout(), model.weight.item()
+    for step in range(3):
+        torch.nn.init.constant_(model.weight, first + step)
+        assert sampler(["prompt"], trainer) == first
+        assert model.weight.item() == pytest.approx(first + step)
+
+
+def test_the_healthy_rewards_and_those_that_are_not():
+    good = "<think>9 * 5 = 45 yes</think><answer>9 * 5</answer>"
+    assert record_runs.rewards.format_reward([good]) == [1.0] and record_runs.format_reward([good]) == [0.0]
+    assert record_runs.style_reward([good, good.replace("*", "+"), "9 * 5 <answer>9 + 5</answer>"]) == [1.0, 0.0, 0.0]

@@ -100,19 +100,22 @@ plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, health
 #
 # ## The numbers
 #
-# First the mean over the first four steps and over the last four, of everything in that list.
+# The mean over the first four steps and over the last four, of everything in that list (shares, not percent):
 
 # %%
 import pandas as pd
 
-vital_signs = ["reward", "accuracy", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio",
-               "entropy", "kl", "grad_norm"]  # fmt: skip
+vital_signs = {  # column of metrics.csv -> name, format
+    "reward": ("reward", ".2f"), "accuracy": ("accuracy", ".2f"), "completions/mean_length": ("length", ".0f"),
+    "completions/clipped_ratio": ("cut off", ".2f"), "entropy": ("entropy", ".2f"), "kl": ("KL", ".4f"),
+    "grad_norm": ("gradient", ".2f"), "frac_reward_zero_std": ("no signal", ".2f"),
+}  # fmt: skip
 
 
 def first_and_last(run):
-    metrics = run.metrics().reindex(columns=vital_signs)
+    metrics = run.metrics().reindex(columns=list(vital_signs))
     first, last = metrics.head(4).mean(), metrics.tail(4).mean()
-    return {name: f"{first[name]:.3g} → {last[name]:.3g}" for name in vital_signs}
+    return {name: f"{first[column]:{form}} → {last[column]:{form}}" for column, (name, form) in vital_signs.items()}
 
 
 pd.DataFrame({name: first_and_last(run) for name, run in {"healthy": healthy, **runs}.items()}).T
@@ -126,7 +129,7 @@ pd.DataFrame({name: first_and_last(run) for name, run in {"healthy": healthy, **
 plot_checkup(runs["A"], healthy, figures / "09_run_A.png")
 
 # %% [markdown]
-# Accuracy hardly rises. The groups have a signal and the policy moves, so something is learned, but what? The
+# Accuracy rises far less. The groups have a signal and the policy moves, so something is learned, but what? The
 # responses become *shorter*, where the healthy run's become longer. At the start a quarter of them is cut off, later
 # hardly any. That looks as if it had mended itself. How long is the longest response of each step?
 
@@ -140,14 +143,15 @@ longest.T.iloc[:, :12].astype(int)
 # and earns nothing, so the policy learns to give up after one attempt. What pays in the healthy run is out of its
 # reach.
 #
-# **Test.** If that is so, then responses with one attempt take fewer than 32 tokens, those with two take more, and many
-# right answers of the healthy run need two or more. Its completions tell:
+# **Test.** If that is so, then a response with one attempt takes fewer than 32 tokens, one with two takes more, and a
+# good part of the healthy run's right answers comes from several attempts. Its complete responses tell:
 
 # %%
 from lab_utils.models import load_tokenizer
 
 tokenizer = load_tokenizer("tiny")
 rows = healthy.completions()
+rows = rows[rows["completion"].str.endswith("</answer>")].copy()
 rows["attempts"] = rows["completion"].str.count("\n") + 1
 rows["tokens"] = [len(ids) + 1 for ids in tokenizer(list(rows["completion"]))["input_ids"]]  # and the end token
 print(rows.groupby("attempts").agg(responses=("tokens", "size"), right=("correct", "sum"),
@@ -314,7 +318,7 @@ for letter, run in runs.items():
 # - **Dead reward function.** Accuracy is as in the healthy run, so nobody notices. It costs what it was there for. Here
 #   that is little in 24 steps; in a recipe with three format rewards it is most of the signal at the start.
 # - **Sampler not updated.** Whatever the policy learns never shows in what is sampled. Nothing tells it that it is
-#   enough, so the KL rises without end while every curve of the completions stays flat.
+#   enough, so the KL rises without end, while accuracy and length stay flat.
 
 # %% [markdown]
 # ## Exercise: the first alarm
@@ -394,7 +398,7 @@ else:
 # | steps until you see it | 3 to 24, of 256 completions | tens to hundreds, of 64 or fewer: smooth more |
 # | learning rate | 1.5e-4, all weights | about 1e-6 for all weights, 1e-5 to 3e-5 with LoRA |
 # | cut off at the first step | 0% | 57% of Qwen2.5-0.5B-Instruct's GSM8K answers at 256 tokens |
-# | groups without a signal | under 20%, of 16 | of 8, at 90% accuracy: 43%, and it grows as you win |
+# | groups without a signal | under 15%, of 16 | of 8, at 90% accuracy: 43%, and it grows as you win |
 # | KL, entropy, gradient norm | as above | of another size in every recipe: compare with your last good run |
 # | sampler | the trainer's own weights | vLLM has a copy: `sampling/sampling_logp_difference/mean` stays flat |
 #
@@ -422,7 +426,7 @@ else:
 # 9. The run directory says what was run, code included.
 #
 # ## Summary
-# - Reward and accuracy first, then each reward function, the groups, lengths, entropy, KL and gradients; then read.
+# - Reward and accuracy first, then each reward function, lengths, entropy, KL and gradients, the groups; then read.
 # - A flat accuracy has at least five causes. What tells them apart are the *other* curves.
 # - A curve that gets better can be the illness at work.
 # - Evidence, hypothesis, test, remedy. One cause has to explain all curves.
