@@ -6,6 +6,7 @@ shown as it is. The sections follow the notebooks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -173,57 +174,53 @@ def check_strict_format_reward(reward: RewardFunction) -> None:
 # --- 03 Reward hacking -----------------------------------------------------------------------------------------------
 
 
-def check_wasted_attempts(wasted_attempts: Callable[[str], int]) -> None:
-    """Check `wasted_attempts(text)`: how many lines with an equals sign stand after the first </answer>."""
-    whole = "<think>7 + 6 = 13, 13 + 3 = 16 no\n7 * 6 = 42, 42 + 3 = 45 yes</think><answer>(7 * 6) + 3</answer>"
+def check_share_right_of_paid(share_right_of_paid: Callable[[list[bool], list[bool]], float]) -> None:
+    """Check `share_right_of_paid(paid, right)`: the share of right responses among the paid ones."""
     cases = [
-        (whole, 0, "Both attempts stand before the answer."),
-        (whole + "\n78 + 1 = 81\n46 + 3 = 49", 2, "Two lines after the answer: `text.partition('</answer>')[2]`."),
-        (whole + "\n7 + 3 = 10, 10 * 6 = 60 no", 1, "Two sums on a line are one attempt: task.attempts counts lines."),
-        (whole + " 78 + 1 = 81", 1, "What follows on the line of </answer> stands after it, too."),
-        (whole + "\n1 + 1 = 2\n" + whole, 3, "After the *first* </answer>: what comes after a second one counts, too, "
-                                             "and so does what lies between them."),
-        ("<think>7 + 6 = 13, 13 + 3 = 16 no\n7 * 6 = ", 0, "Without </answer> nothing stands after it."),
-        (whole + "\n\nI hope this helps.", 0, "Idle talk is no attempt: count lines with an equals sign."),
-        ("", 0, "An empty text has no attempts."),
+        ([True, True, False, True], [True, False, True, False], 1 / 3, "Three are paid, and one of these is right."),
+        ([True, True, True, True], [True, False, False, False], 0.25, "All are paid: the share of right ones."),
+        ([True, False, False, False], [True, True, True, True], 1.0,
+         "Divide by the number of paid responses, not by the number of right ones or of all."),
+        ([True, True], [False, False], 0.0, "No paid response is right."),
+        ([False, False, True], [True, True, False], 0.0, "The right ones are not paid: they do not count."),
+        ([False, False], [True, False], 0.0, "Nothing is paid: return 0.0, do not divide by 0."),
     ]
-    for text, wanted, hint in cases:
-        got = wasted_attempts(text)
-        if got != wanted:
-            _fail(f"wasted_attempts({text!r})", got, wanted, hint)
-    _ok(f"{len(cases)} texts, every wasted attempt counted.")
+    for paid, right, wanted, hint in cases:
+        got = share_right_of_paid(list(paid), list(right))
+        if not _is_number(got, wanted):
+            _fail(f"share_right_of_paid({paid}, {right})", got, round(wanted, 4), hint)
+    _ok(f"{len(cases)} audits.")
 
 
-def check_closed_reward(reward: RewardFunction) -> None:
-    """Check `reward(completions, nums, target, **columns)`: 1.0 for a right expression in the format, else 0.0."""
-    thoughts, row = "7 * 6 = 42, 42 + 3 = 45 yes", {"nums": [3, 6, 7], "target": 45}
-
-    def response(answer: str, thoughts: str = thoughts) -> str:
-        return f"<think>{thoughts}</think><answer>{answer}</answer>"
-
-    good = response("(7 * 6) + 3")
+def check_short_and_right_reward(reward: RewardFunction) -> None:
+    """Check `reward(completions, answer, completion_ids, limit)`: 2.0 for right within the limit, else 0.0."""
+    guess = "<reasoning>\nThe answer is 72.\n</reasoning>\n<answer>\n72\n</answer>"
+    worked = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
     cases = [
-        (good, row, 1.0, "The right expression in the format earns 1.0."),
-        (response("\n3 + 7*6\n"), row, 1.0, "Any order, spaces and line breaks around it: compare numbers and values."),
-        (response("(7 * 6) + 3", "7 * 6 = 42, 42 + 3 = 45 no"), row, 1.0,
-         "Pay for the answer, whatever the response says about itself."),
-        (response("(7 + 6) + 3"), row, 0.0, "Its value is 16, not 45. A 'yes' in the thoughts is only a claim."),
-        (good + "\n78 + 1 = 81\n46 + 3 = 49", row, 0.0,
-         "Text after the answer: this is the hole. `task.has_format(text)` looks at the whole response."),
-        (good + "\n" + good, row, 0.0, "Everything twice is not the format: `task.has_format(text)`."),
-        ("<answer>(7 * 6) + 3</answer>", row, 0.0, "The thoughts are missing: `task.has_format(text)`."),
-        ("<think>" + thoughts, row, 0.0, "Cut off before the answer: extract_xml_answer gives None."),
-        (response("45"), row, 0.0, "45 is the target, and none of the numbers: compare numbers_used with nums."),
-        (response("7 * 6"), {"nums": [3, 6, 7], "target": 42}, 0.0, "3 is not used. Every number has to be."),
-        (response("7 * 6 + 7 - 4"), row, 0.0, "7 is used twice, 4 is not given, and 3 is missing."),
-        (response("5 * 2"), {"nums": [2, 5, 5], "target": 10}, 0.0, "Two fives to use: sorted lists, not sets."),
-        (response("(1 / 49) * 49"), {"nums": [1, 49, 49], "target": 1}, 1.0, "`evaluate` is exact. eval() is not."),
-        (response("7 * 6 + 3 = 45"), row, 0.0, "No expression: catch ExpressionError and return 0.0."),
-        (response("7 ** 6 / 3"), row, 0.0, "No power among + - * /: catch ExpressionError and return 0.0."),
-        (response("banana"), row, 0.0, "No expression: catch ExpressionError and return 0.0."),
-        ("", row, 0.0, "An empty completion earns 0.0."),
+        (guess, "72", 16, 2.0, "Right and short: this is what the bonus is for."),
+        (guess, "71", 16, 0.0, "Short and wrong: this is the hole. Ask task.is_correct."),
+        (worked, "72", 31, 0.0, "Right, but longer than the limit: it earns the other reward, not the bonus."),
+        (worked, "72", 20, 2.0, "Exactly at the limit is short enough: at most."),
+        (worked, "72", 21, 0.0, "One token more than the limit is too long."),
+        ("<answer>1,000</answer>", "1000", 5, 2.0, "1,000 is 1000: task.is_correct compares numbers, not text."),
+        ("72", "72", 1, 0.0, "Without <answer> tags there is no answer, however short. Ask task.is_correct."),
+        ("<answer>banana</answer>", "72", 3, 0.0, "No number, no bonus."),
+        ("", "72", 0, 0.0, "Nothing is as short as an empty completion, and it must not pay."),
     ]
-    _check_reward(reward, cases)
+    name = getattr(reward, "__name__", "reward")
+    for text, gold, tokens, wanted, hint in cases:
+        got = reward(completions=[text], answer=[gold], completion_ids=[[0] * tokens], limit=20)
+        if not isinstance(got, list) or len(got) != 1 or got[0] != wanted:
+            _fail(f"{name}([{text!r}], answer=[{gold!r}], {tokens} tokens, limit=20)", got, [wanted], hint)
+    got = reward(completions=[guess], answer=["72"], completion_ids=[[0] * 16], limit=15)
+    if got != [0.0]:
+        _fail(f"{name} of 16 tokens with limit=15", got, [0.0], "Use the parameter `limit`.")
+    messages = [[{"role": "assistant", "content": text}] for text, *_ in cases]
+    got = reward(completions=messages, answer=[case[1] for case in cases], limit=20,
+                 completion_ids=[[0] * case[2] for case in cases])  # fmt: skip
+    if got != [case[3] for case in cases]:
+        _fail(f"{name}(completions as messages)", got, [case[3] for case in cases],
+              "One number for each completion, in their order; task.is_correct takes messages, too.")  # fmt: skip
     _ok(f"{len(cases)} completions scored, as text and as messages.")
 
 
@@ -529,6 +526,6 @@ def check_conclude(conclude: Callable[[str, float, float, float, int, int], str]
             _fail(call, got, f"a sentence with {missing[0]}",
                   "A conclusion names what was compared, the difference and both ends of its interval in points with "
                   "one decimal (33.1, or -1.1 with its minus sign), and how many problems and seeds it rests on.")
-        if any(word in text for word in ("prove", "always", "significantly smarter")):
+        if re.search(r"\b(proves?|proved|proven|proof|always)\b", text):
             _fail(call, got, "the same without 'prove' and 'always'", "One experiment proves nothing for ever.")
     _ok(f"{len(cases)} conclusions, none of them claims more than its interval.")

@@ -49,7 +49,11 @@ def model_location(name: str | Path) -> str:
 def adapter_base(location: str) -> str | None:
     """Return the base model of a LoRA adapter folder, or None if the location is a whole model."""
     path = Path(location) / "adapter_config.json"
-    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    # The workshop's own model is at another place on another machine.
+    return str(TINY_MODEL) if Path(base).parts[-2:] == TINY_MODEL.parts[-2:] else base
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -99,6 +103,10 @@ def load_model(name: str | Path, settings: ModelSettings | None = None, *,
             model = PeftModel.from_pretrained(model, location, is_trainable=train_adapter)
             model = model if stays else model.merge_and_unload()
     except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if base is not None and Path(base).is_absolute() and not Path(base).exists():
+            raise ModelLoadError(f"{name} is a LoRA adapter on the model {base}, which is not here: it was trained on "
+                                 "another machine. Take the whole model from there (train.py --export, or the "
+                                 "model.tar.gz of a SageMaker job).") from error
         raise _load_error("model", name, error) from error
     tokenizer = load_tokenizer(name)
     model.generation_config.eos_token_id = end_ids(model.config, tokenizer)

@@ -6,6 +6,7 @@ notebook cell shows it) and saves it where `path` is given. A method has the sam
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,7 +64,6 @@ METRICS = {
     "accuracy": ("Accuracy", "% of responses correct"),
     "completions/mean_length": ("Response length", "tokens"),
     "attempts": ("Attempts", "per response"),
-    "usable": ("Usable responses", "% right and in the format"),
     "loss": ("Loss", "nats per token"),
     "entropy": ("Entropy", "nats per token"),
     "kl": ("KL to the reference", "nats per token"),
@@ -75,14 +75,14 @@ METRICS = {
     "explained_variance/lambda_1": ("… of what really came", "explained variance"),
     "value_loss": ("Loss of the critic", "squared error / 2"),
 }
-PERCENT = {"accuracy", "usable", "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/region_mean"}
+PERCENT = {"accuracy", "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/region_mean"}
 
 Runs = RunDirectory | Mapping[str, RunDirectory | Sequence[RunDirectory]]
 
 
 def colours(labels: Sequence[str]) -> list[str]:
     """The colour of each label: its method's, or one of the others."""
-    spare = iter(OTHER_COLOURS)
+    spare = itertools.cycle(OTHER_COLOURS)
     return [next((c for m, c in METHOD_COLOURS.items() if m in label.lower()), None) or next(spare) for label in labels]
 
 

@@ -162,6 +162,12 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def has_model(self) -> bool:
+        """Whether the trained model is there and whole: a run can be killed while it is written."""
+        weights = list(self.model_dir.glob("*.safetensors"))
+        return bool(weights) and all(map(_is_complete_safetensors, weights))
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
 
@@ -425,7 +431,10 @@ def parse_metrics_line(line: str) -> tuple[str, dict[str, float]] | None:
     stage, _, values = rest.partition(" ")
     if marker != "metrics" or not values.startswith("step="):
         return None
-    return stage, {name: float(value) for name, value in (pair.split("=") for pair in values.split())}
+    try:
+        return stage, {name: float(value) for name, value in (pair.split("=") for pair in values.split())}
+    except ValueError:  # another process wrote into the same line
+        return None
 
 
 def wandb_environment(config: RunConfig) -> list[str]:

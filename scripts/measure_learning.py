@@ -100,12 +100,12 @@ class StopAtTokens(TrainerCallback):
 def with_equal_tokens(config: RunConfig, runs: Path, stage: str, other: str) -> RunDirectory:
     """The finished run STAGE-equal-tokens, which generates as many tokens as the run `other`; trained if missing."""
     run = RunDirectory(runs / f"{stage}-equal-tokens")
-    if not run.model_dir.is_dir():
+    settings = getattr(config, stage)
+    longer = dataclasses.replace(settings, max_steps=10 * settings.max_steps)  # the budget ends it
+    config = dataclasses.replace(config, **{stage: longer})
+    if not is_there(run, stage, config):
         budget = generated_tokens(RunDirectory(runs / other)).iloc[-1]
-        settings = getattr(config, stage)
-        longer = dataclasses.replace(settings, max_steps=10 * settings.max_steps)  # the budget ends it
         shutil.rmtree(run.path, ignore_errors=True)  # the tokens before an interruption would not be counted
-        config = dataclasses.replace(config, **{stage: longer})
         TRAIN[stage](config, run.path, model=runs / "sft" / "model", callbacks=[StopAtTokens(budget)])
     return run
 
@@ -113,14 +113,38 @@ def with_equal_tokens(config: RunConfig, runs: Path, stage: str, other: str) -> 
 def control(path: Path, stage: str, config: RunConfig, **arguments: Any) -> RunDirectory:
     """The finished run in `path`; trains it first, or goes on with it, where it is not finished."""
     run = RunDirectory(path)
-    if not run.model_dir.is_dir():
+    if not is_there(run, stage, config):
         TRAIN[stage](config, path, resume=True, **arguments)
     return run
 
 
+def trained(config: RunConfig, runs: Path, stage: str) -> RunDirectory:
+    """The finished run of a stage; trained if missing."""
+    is_there(RunDirectory(runs / stage), stage, config)
+    return finished_run(config, runs, stage)
+
+
+def is_there(run: RunDirectory, stage: str, config: RunConfig) -> bool:
+    """Whether a run has its trained model; raises ConfigError where that was made with other settings than these."""
+    if not run.has_model:
+        return False
+    there, here = run.config().to_dict(), config.to_dict()
+    changed = [key for key in ("seed", "task", "model", stage) if there[key] != here[key]]
+    if changed:
+        raise ConfigError(f"{run.path} was trained with other settings ({', '.join(changed)}), and its results would "
+                          "be reported under these. Choose another --output-dir, or delete it.")
+    return True
+
+
 def evaluated(run: RunDirectory, config: RunConfig) -> Evaluation:
-    """The evaluation of a run's model; made where it is missing."""
-    return run.evaluation() if run.evaluation_path.exists() else evaluate_run(run, config)
+    """The evaluation of a run's model; made where there is none, or one of other questions or other sampling."""
+    if run.evaluation_path.exists():
+        found, asked = run.evaluation(), config.evaluation
+        sampling = ("num_samples", "max_new_tokens", "temperature", "top_p", "seed")
+        same = all(found.settings.get(name) == getattr(asked, name) for name in sampling)
+        if same and asked.limit in (None, len(found.examples)):
+            return found
+    return evaluate_run(run, config)
 
 
 def seconds_of(run: RunDirectory) -> float:
@@ -146,15 +170,15 @@ def measure_seed(arguments: argparse.Namespace, seed: int) -> tuple[dict[str, Ev
     config = load(arguments.recipe, arguments.hardware, [*arguments.settings, f"seed={seed}"])
     stage = config.stages[-1]
     runs = arguments.output_dir / config.task.name / f"seed-{seed}"
-    done = {"SFT": finished_run(config, runs, "sft")}
+    done = {"SFT": trained(config, runs, "sft")}
     start = done["SFT"].model_dir
     if arguments.tokens_of:
         other = load(f"{config.task.name}-{arguments.tokens_of}", arguments.hardware,
                      [*arguments.settings, f"seed={seed}"])  # fmt: skip
-        done[arguments.tokens_of.upper()] = finished_run(other, runs, arguments.tokens_of)
+        done[arguments.tokens_of.upper()] = trained(other, runs, arguments.tokens_of)
         done[stage.upper()] = with_equal_tokens(config, runs, stage, arguments.tokens_of)
     else:
-        done[stage.upper()] = finished_run(config, runs, stage)
+        done[stage.upper()] = trained(config, runs, stage)
     if arguments.controls:
         done["random reward"] = control(
             runs / f"{stage}-random", stage, config, model=start, reward_funcs=with_random_correctness(config)
@@ -201,12 +225,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.tokens_of == config.stages[-1]:
         raise ConfigError(f"--tokens-of {arguments.tokens_of} compares {config.recipe} with itself. "
                           "Name the other method, or leave it out.")
-    tables, trained, head_to_head = [], {}, []
+    tables, by_label, head_to_head = [], {}, []
     for seed in arguments.seeds:
         evaluations, runs = measure_seed(arguments, seed)
         tables.append(rows_of(seed, evaluations, runs))
         for label in runs.keys() - {"SFT", "extra SFT"}:
-            trained.setdefault(label, []).append(runs[label])
+            by_label.setdefault(label, []).append(runs[label])
         print(f"\n{show(pd.concat(tables))}\n", flush=True)
         if arguments.tokens_of:
             first, second = arguments.tokens_of.upper(), config.stages[-1].upper()
@@ -220,12 +244,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "recipe": config.recipe, "hardware": config.hardware, "settings": arguments.settings,
         "evaluation": config.to_dict()["evaluation"], "rows": json.loads(table.to_json(orient="records")),
         "head_to_head": head_to_head,
-        "curves": [curve_of(run, label, seed) for label, runs in trained.items()
+        "curves": [curve_of(run, label, seed) for label, runs in by_label.items()
                    for seed, run in zip(arguments.seeds, runs, strict=True)],
     }  # fmt: skip
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     figure = path.with_suffix(".png")
-    plot_training(trained, figure, metrics=("accuracy", "completions/mean_length", "attempts", "reward"), x="minutes")
+    plot_training(by_label, figure, metrics=("accuracy", "completions/mean_length", "attempts", "reward"), x="minutes")
     means = table.groupby("model", sort=False)[["accuracy", "difference", "attempts", "tokens", "minutes"]].mean()
     print(f"Mean over {len(arguments.seeds)} seed(s):\n{means.round(3).to_string(na_rep='')}")
     print(f"\nWritten: {path} and {figure}")

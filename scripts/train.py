@@ -117,6 +117,9 @@ def run(argv: list[str] | None) -> None:
     first_process = is_first_process()
     if first_process:
         print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
+    if arguments.model and not arguments.evaluate_only and not Path(arguments.model).exists():
+        # A Hub id or "tiny" stands in the run's configuration from here on, and so in its model card.
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=arguments.model))
     start = None if arguments.evaluate_only else arguments.model  # it must fit, where it is not the recipe's
     sized = dataclasses.replace(config, model=dataclasses.replace(config.model, name=start or config.model.name))
     check_machine(sized)

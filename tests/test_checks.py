@@ -8,7 +8,7 @@ import torch
 from lab_utils import answers, checks, grpo_math, rewards
 from lab_utils.checks import CheckFailed
 from lab_utils.expressions import ExpressionError, evaluate, numbers_used
-from lab_utils.tasks import completion_text
+from lab_utils.tasks import completion_text, load_task
 from lab_utils.tasks.countdown import is_solution
 
 
@@ -26,8 +26,11 @@ def not_written(*arguments, **columns):
     raise NotImplementedError("Write this part, then run the cell again.")
 
 
-@pytest.mark.parametrize(
-    "check", [getattr(checks, name) for name in dir(checks) if name.startswith("check_")], ids=lambda c: c.__name__
+ALL = [getattr(checks, name) for name in dir(checks) if name.startswith("check_")]
+
+
+@pytest.mark.parametrize(  # one takes a learner's dictionary, and the runs that it is about
+    "check", [check for check in ALL if check is not checks.check_diagnosis], ids=lambda check: check.__name__
 )
 def test_an_error_in_the_solution_is_shown_as_it_is(check):
     with pytest.raises(NotImplementedError):
@@ -204,96 +207,69 @@ def test_a_reward_that_reads_only_strings_is_told_about_messages():
 # --- 03 --------------------------------------------------------------------------------------------------------------
 
 
-def attempts(text):
-    return sum("=" in line for line in text.splitlines())
+def share_right_of_paid(paid, right):
+    verdicts = [is_right for is_paid, is_right in zip(paid, right, strict=True) if is_paid]
+    return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
 
-def test_wasted_attempts_accepts(capsys):
-    accepts(checks.check_wasted_attempts, lambda text: attempts(text.partition("</answer>")[2]), capsys)
-    accepts(checks.check_wasted_attempts,
-            lambda text: attempts(text.split("</answer>", 1)[1]) if "</answer>" in text else 0, capsys)
+def test_share_right_of_paid_accepts(capsys):
+    accepts(checks.check_share_right_of_paid, share_right_of_paid, capsys)
 
 
 @pytest.mark.parametrize(
-    ("wasted_attempts", "hint"),
+    ("share", "hint"),
     [
-        (attempts, "before the answer"),
-        (lambda text: 0, "Two lines after"),
-        (lambda text: attempts(text.rpartition("</answer>")[2]), "the \\*first\\*"),
-        (lambda text: attempts(text.split("</answer>")[-1]), "the \\*first\\*"),
-        (lambda text: attempts(text.partition("</answer>\n")[2]), "on the line of"),
-        (lambda text: attempts(text.split("</answer>", 1)[-1]), "Without </answer>"),
-        (lambda text: text.partition("</answer>")[2].count("="), "one attempt"),
-        (lambda text: text.partition("</answer>")[2].strip().count("\n"), "Two lines after"),
+        (lambda paid, right: sum(right) / len(right), "one of these is right"),
+        (lambda paid, right: sum(map(min, paid, right)) / len(paid), "one of these is right"),
+        (lambda paid, right: sum(map(min, paid, right)) / max(1, sum(right)), "one of these is right"),
+        (lambda paid, right: sum(a == b for a, b in zip(paid, right, strict=True)) / 3, "All are paid"),
+        (lambda paid, right: share_right_of_paid(paid, right) if any(paid) else 1.0, "do not divide by 0"),
     ],
 )
-def test_wasted_attempts_rejects(wasted_attempts, hint):
-    rejects(checks.check_wasted_attempts, wasted_attempts, hint)
+def test_share_right_of_paid_rejects(share, hint):
+    rejects(checks.check_share_right_of_paid, share, hint)
 
 
-def closed(has_format=rewards.format_reward, judge=is_solution):
-    def reward(completions, nums, target, **columns):
-        found = [answers.extract_xml_answer(completion_text(completion)) for completion in completions]
-        rows = [{"nums": n, "target": t} for n, t in zip(nums, target, strict=True)]
-        right = [answer is not None and judge(answer, row) for answer, row in zip(found, rows, strict=True)]
-        return [float(a and b) for a, b in zip(right, has_format(completions), strict=True)]
+GSM8K = load_task("gsm8k")
+
+
+def short_and_right(judge=GSM8K.is_correct, short=lambda tokens, limit: tokens <= limit):
+    def reward(completions, answer, completion_ids, limit=20, **columns):
+        rows = zip(completions, answer, completion_ids, strict=True)
+        return [2.0 * (short(len(ids), limit) and judge(text, {"answer": gold})) for text, gold, ids in rows]
 
     return reward
 
 
-def without_numbers(answer, row):
-    try:
-        return evaluate(answer) == row["target"]
-    except ExpressionError:
-        return False
+def test_short_and_right_reward_accepts(capsys):
+    accepts(checks.check_short_and_right_reward, short_and_right(), capsys)
 
 
-def with_sets(answer, row):
-    return without_numbers(answer, row) and set(numbers_used(answer)) == set(row["nums"])
+def same_text(text, row):
+    return answers.extract_xml_answer(completion_text(text)) == row["answer"]
 
 
-def with_subset(answer, row):
-    return without_numbers(answer, row) and set(numbers_used(answer)) <= set(row["nums"])
-
-
-def with_floats(answer, row):
-    return is_solution(answer, row) and eval(answer) == row["target"]
-
-
-def any_format(completions):
-    return [1.0] * len(completions)
-
-
-def test_closed_reward_accepts(capsys):
-    accepts(checks.check_closed_reward, closed(), capsys)
+def gold_somewhere(text, row):
+    return answers.numbers_match(answers.extract_last_number(completion_text(text)), row["answer"])
 
 
 @pytest.mark.parametrize(
     ("reward", "hint"),
     [
-        (rewards.equation_reward, "after the answer"),
-        (rewards.format_reward, "only a claim"),
-        (closed(has_format=any_format), "after the answer"),
-        (closed(has_format=lambda texts: ["<think>" in completion_text(t) for t in texts]), "after the answer"),
-        (closed(has_format=lambda texts: [completion_text(t).endswith("</answer>") for t in texts]), "twice"),
-        (closed(judge=without_numbers), "none of the numbers"),
-        (closed(judge=with_subset), "Every number has to be"),
-        (closed(judge=with_sets), "Two fives"),
-        (closed(judge=with_floats), "eval\\(\\) is not"),
-        (lambda completions, **columns: [float("yes<" in completion_text(t)) for t in completions], "about itself"),
-        (lambda completions, **columns: [0.0] * len(completions), "earns 1.0"),
+        (short_and_right(judge=lambda text, row: True), "this is the hole"),
+        (short_and_right(judge=lambda text, row: row["answer"] in completion_text(text)), "1,000 is 1000"),
+        (short_and_right(judge=same_text), "1,000 is 1000"),
+        (short_and_right(judge=gold_somewhere), "Without <answer> tags"),
+        (short_and_right(short=lambda tokens, limit: True), "longer than the limit"),
+        (short_and_right(short=lambda tokens, limit: tokens < limit), "Exactly at the limit"),
+        (short_and_right(short=lambda tokens, limit: tokens <= 20), "parameter `limit`"),
+        (lambda completions, answer, completion_ids, limit: 2.0, "this is what the bonus is for"),
+        (lambda completions, answer, completion_ids, limit:
+            short_and_right()(completions[:1], answer[:1], completion_ids[:1], limit), "for each completion"),
     ],
 )
-def test_closed_reward_rejects(reward, hint):
-    rejects(checks.check_closed_reward, reward, hint)
-
-
-def test_closed_reward_shows_the_error_that_a_solution_does_not_catch():
-    def judge(answer, row):
-        return sorted(numbers_used(answer)) == sorted(row["nums"]) and evaluate(answer) == row["target"]
-
-    with pytest.raises(ExpressionError):
-        checks.check_closed_reward(closed(judge=judge))
+def test_short_and_right_reward_rejects(reward, hint):
+    rejects(checks.check_short_and_right_reward, reward, hint)
 
 
 # --- 05 --------------------------------------------------------------------------------------------------------------

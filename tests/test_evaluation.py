@@ -162,6 +162,12 @@ def test_paired_bootstrap_gives_the_same_numbers_again_and_the_opposite_ones_whe
     assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0, 1.0)
 
 
+def test_paired_bootstrap_needs_more_than_a_few_questions():
+    assert paired_bootstrap([0], [1]).p_value == pytest.approx(1.0)
+    assert paired_bootstrap([0] * 4, [1] * 4).p_value == pytest.approx(mcnemar([0] * 4, [1] * 4).p_value, abs=0.01)
+    assert paired_bootstrap([0] * 10, [1] * 10).p_value == pytest.approx(2 / 1024, abs=0.002)
+
+
 def test_paired_bootstrap_rejects_a_true_null_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     p_values = []

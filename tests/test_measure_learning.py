@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lab_utils.config import ConfigError, load
+from lab_utils.models import export_model
 from lab_utils.tracking import RunDirectory
 from lab_utils.training import stages
 
@@ -25,7 +28,7 @@ def trained(monkeypatch):
         def note(config, path, model=None, resume=False):
             assert resume, "an interrupted run goes on"
             calls.append((stage, Path(model).parts[-2:] if Path(model).is_absolute() else model))
-            RunDirectory(path).model_dir.mkdir(parents=True)
+            export_model("tiny", RunDirectory(path).model_dir, load("countdown-grpo", "smoke").model)
 
         return note
 
@@ -68,6 +71,31 @@ def test_a_seed_is_measured_with_its_controls_and_not_done_twice(recipe, tmp_pat
     measure_learning.main(arguments)
     assert [model.stat().st_mtime_ns for model in models] == before and len(models) == 4
     assert json.loads(path.read_text())["rows"] == rows
+
+
+@pytest.mark.component
+def test_what_was_made_with_other_settings_is_not_reported_under_these(tmp_path):
+    run = RunDirectory.create(load("countdown-grpo", "smoke"), tmp_path / "sft")
+    export_model("tiny", run.model_dir, run.config().model)
+    assert measure_learning.is_there(run, "sft", load("countdown-grpo", "smoke", {"grpo.beta": 0.5}))
+    with pytest.raises(ConfigError, match=r"trained with other settings \(seed, sft\).*another --output-dir"):
+        measure_learning.is_there(run, "sft", load("countdown-grpo", "smoke", {"seed": 1, "sft.max_steps": 9}))
+    weights = run.model_dir / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert not run.has_model and not measure_learning.is_there(run, "sft", load("countdown-grpo", "smoke", {"seed": 1}))
+
+    made = []
+    measured = partial(measure_learning.evaluated, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_learning, "evaluate_run", lambda run, config: made.append(config.evaluation.limit))
+        settings = {"num_samples": 2, "max_new_tokens": 192, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+        there = SimpleNamespace(settings=settings, examples=[None] * 16)
+        patch.setattr(RunDirectory, "evaluation", lambda self: there)
+        run.evaluation_path.touch()
+        assert measured(load("countdown-grpo", "smoke")) is there and made == []
+        measured(load("countdown-grpo", "smoke", {"evaluation.limit": 8}))
+        measured(load("countdown-grpo", "smoke", {"evaluation.temperature": 0.5}))
+        assert made == [8, 16]
 
 
 @pytest.mark.component

@@ -41,6 +41,27 @@ def test_what_to_do_about_a_model_that_cannot_be_loaded(monkeypatch, loader, bou
     assert all(part in message for part in expected), message
 
 
+@pytest.mark.parametrize("error, expected", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "GPU has no room for it: another process"),
+    (ImportError("Using bitsandbytes 4-bit quantization requires ..."), "model.load_in_4bit to false")])
+def test_a_model_that_the_machine_cannot_hold(monkeypatch, error, expected):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(ModelLoadError, match=expected):
+        load_model("tiny")
+
+
+def test_an_adapter_finds_the_tiny_model_on_another_machine_and_names_a_base_that_is_missing(tmp_path):
+    adapter = tmp_path / "adapter_config.json"
+    adapter.write_text('{"base_model_name_or_path": "/opt/ml/code/lab_utils/assets/tiny-qwen2"}')
+    assert models.adapter_base(str(tmp_path)) == str(models.TINY_MODEL)
+    adapter.write_text('{"base_model_name_or_path": "/opt/ml/start_model"}')
+    with pytest.raises(ModelLoadError, match="adapter on the model /opt/ml/start_model, which is not here"):
+        load_model(tmp_path)
+
+
 def test_a_token_is_never_part_of_a_message(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
     with pytest.raises(ModelLoadError) as caught:
@@ -54,7 +75,7 @@ def test_a_full_gpu_says_which_setting_saves_memory(monkeypatch, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
 
     monkeypatch.setattr(grpo.RecordingGRPOTrainer, "train", runs_out)
-    message = ("GRPO ran out of the GPU's memory at step 1: CUDA out of memory. This saves memory: "
+    message = ("grpo ran out of the GPU's memory: CUDA out of memory. This saves memory: "
                "--set grpo.gradient_checkpointing=true. Go on")
     with pytest.raises(ConfigError, match=re.escape(message)):
         grpo.train(load("countdown-grpo", "smoke"), tmp_path / "run")

@@ -133,6 +133,8 @@ def test_countdown_correctness(completion, strict, lenient):
     ("hash", "40 + 32 = 72\n#### 72", True, True),
     ("hash", "<answer>72</answer>", False, True),
     ("think", "<think>72</think><answer>71</answer>", False, False),
+    ("hash", "6 * 12\n#### 72\nQuestion: 5 apples", True, True),
+    ("reasoning", "<answer>72</answer> in 3 steps", True, True),
 ])
 def test_gsm8k_correctness(response_format, completion, strict, lenient):
     task, row = load_task("gsm8k", response_format), {"question": "?", "answer": "72"}
@@ -170,6 +172,10 @@ def test_json_lines_load_like_the_synthetic_rows(tmp_path):
     ("gsm8k", {"question": "a"}, "line 2: the column 'answer' is missing"),
     ("gsm8k", {"question": "", "answer": "#### 4"}, "line 2: the column 'question'"),
     ("gsm8k", {"question": "a", "answer": "four"}, "line 2: answer='four' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "#### 3/4"}, "line 2: answer='#### 3/4' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "12:30"}, "line 2: answer='12:30' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "1e20"}, "line 2: answer='1e20' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "so #### 12,5"}, "line 2: answer='so #### 12,5' holds no gold number"),
     ("countdown", {"nums": [3, 7, 25]}, "line 2: the column 'target'"),
     ("countdown", {"nums": "3 7", "target": 4}, "line 2: nums='3 7'"),
     ("countdown", {"nums": [3, 7], "target": "10"}, "line 2: target='10'"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from ..answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match
+from ..answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match, parse_number
 from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
 from .formats import has_reasoning_format, has_think_format
 from .word_problems import generate_problem
@@ -52,8 +52,9 @@ class GSM8K(Task):
         return numbers_match(self.extract(completion), self.gold(row))
 
     def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
-        """Accept the last number in the text, wherever it stands (lm-evaluation-harness's flexible-extract)."""
-        return numbers_match(extract_last_number(completion_text(completion)), self.gold(row))
+        """Accept what is_correct does, and the last number in the text (lm-evaluation-harness's flexible-extract)."""
+        return self.is_correct(completion, row) or numbers_match(
+            extract_last_number(completion_text(completion)), self.gold(row))
 
     def demonstration(self, row: Row) -> str:
         """Write the worked solution in the response format, or only its answer where the row says `hurried`."""
@@ -81,11 +82,13 @@ class GSM8K(Task):
 
     def check_row(self, row: Row) -> Row:
         """Split GSM8K's `answer` (worked solution ending in `#### N`) into `answer` (N) and `solution`."""
-        gold = extract_hash_answer(str(row["answer"])) or extract_last_number(str(row["answer"]))
-        if gold is None:
-            raise RowError(f"answer={str(row['answer'])[:60]!r} holds no gold number; its last line must be '#### N'.")
+        answer = str(row["answer"])
+        gold = answer.rsplit("####", 1)[-1].strip()  # after the mark, or all of it: a number and nothing else
+        if parse_number(gold) is None:
+            raise RowError(f"answer={answer[-60:]!r} holds no gold number; its last line must be '#### N', such as "
+                           "'#### 72', or the answer be a number and nothing else.")
         kept = {key: row[key] for key in ("hurried",) if key in row}
-        return {"question": str(row["question"]), "answer": gold, "solution": str(row["answer"]), **kept}
+        return {"question": str(row["question"]), "answer": gold, "solution": answer, **kept}
 
 
 def worked_steps(solution: str) -> str:

@@ -39,7 +39,7 @@ def check_start(start: str | Path, config: RunConfig) -> None:
     """Raise ConfigError, before anything is written, where a stage cannot be trained from a start model.
 
     The machine must have room for it (GPU tiers), and a start model that is a LoRA adapter, which stays on its base and
-    is trained on, must be the adapter that `model.lora` describes.
+    is trained on, must have the rank and alpha of `model.lora`. It stays on the layers that it is on.
     """
     check_machine(dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(start))))
     if adapter_base(str(start)) is None:
@@ -189,7 +189,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
 def is_finished(run: RunDirectory, arguments: TrainingArguments) -> bool:
     """Say whether a run has its trained model, after as many steps as are asked for now."""
     checkpoint = run.last_checkpoint()
-    return checkpoint is not None and run.model_dir.is_dir() and is_last(checkpoint, arguments)
+    return checkpoint is not None and run.has_model and is_last(checkpoint, arguments)
 
 
 def is_last(checkpoint: Path, arguments: TrainingArguments) -> bool:

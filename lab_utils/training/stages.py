@@ -19,7 +19,7 @@ def finished_run(config: RunConfig, folder: str | Path, stage: str) -> RunDirect
         folder: one run directory per stage lies in it, as scripts/train.py leaves them.
     """
     run = RunDirectory(Path(folder) / stage)
-    if not run.model_dir.is_dir():
+    if not run.has_model:
         print(f"There is no trained model in {run.path} yet, so it is trained now.")
         TRAIN[stage](config, run.path, model=start_model(config, folder, stage), resume=True)
     return run

@@ -59,7 +59,8 @@ start_folder = None  # on AWS the job trains all stages itself; here it starts f
 if not LAUNCH and len(config.stages) > 1:
     start_folder = start_model(config, Path(OUTPUT_DIR) / task.name, stage)
 work = Path(OUTPUT_DIR) / "sagemaker"
-shutil.rmtree(work, ignore_errors=True)
+if not LAUNCH:  # what a real job has left costs money to make again
+    shutil.rmtree(work, ignore_errors=True)
 figures = Path(OUTPUT_DIR) / "figures"
 print(f"Task {task.name}, tier {config.hardware}, start: {start_folder or config.model.name}")
 
