@@ -174,53 +174,58 @@ def check_strict_format_reward(reward: RewardFunction) -> None:
 # --- 03 Reward hacking -----------------------------------------------------------------------------------------------
 
 
-def check_share_right_of_paid(share_right_of_paid: Callable[[list[bool], list[bool]], float]) -> None:
-    """Check `share_right_of_paid(paid, right)`: the share of right responses among the paid ones."""
+def check_share_to_right(share_to_right: Callable[[list[float], list[bool]], float]) -> None:
+    """Check `share_to_right(bonuses, right)`: the share of the bonuses' sum that goes to right responses."""
     cases = [
-        ([True, True, False, True], [True, False, True, False], 1 / 3, "Three are paid, and one of these is right."),
-        ([True, True, True, True], [True, False, False, False], 0.25, "All are paid: the share of right ones."),
-        ([True, False, False, False], [True, True, True, True], 1.0,
-         "Divide by the number of paid responses, not by the number of right ones or of all."),
-        ([True, True], [False, False], 0.0, "No paid response is right."),
-        ([False, False, True], [True, True, False], 0.0, "The right ones are not paid: they do not count."),
-        ([False, False], [True, False], 0.0, "Nothing is paid: return 0.0, do not divide by 0."),
+        ([2.4, 0.6, 0.0, 1.0], [False, True, True, False], 0.15, "0.6 of 4.0 goes to right responses."),
+        ([1.0, 1.0, 1.0, 1.0], [True, False, False, False], 0.25, "All get the same, and one of four is right."),
+        ([3.0, 1.0], [True, False], 0.75, "Weigh by the bonus; do not count responses."),
+        ([2.0, 2.0], [False, False], 0.0, "No right response gets anything."),
+        ([0.5, 0.0], [True, True], 1.0, "All of the bonus goes to right responses, though one of them gets none."),
+        ([0.0, 0.0], [True, False], 0.0, "Nothing is paid: return 0.0, do not divide by 0."),
     ]
-    for paid, right, wanted, hint in cases:
-        got = share_right_of_paid(list(paid), list(right))
+    for bonuses, right, wanted, hint in cases:
+        got = share_to_right(list(bonuses), list(right))
         if not _is_number(got, wanted):
-            _fail(f"share_right_of_paid({paid}, {right})", got, round(wanted, 4), hint)
+            _fail(f"share_to_right({bonuses}, {right})", got, wanted, hint)
     _ok(f"{len(cases)} audits.")
 
 
 def check_short_and_right_reward(reward: RewardFunction) -> None:
-    """Check `reward(completions, answer, completion_ids, limit)`: 2.0 for right within the limit, else 0.0."""
+    """Check `reward(completions, answer, completion_ids, limit)`: 4.0 * (1 - tokens / limit) where right, else 0.0."""
     guess = "<reasoning>\nThe answer is 72.\n</reasoning>\n<answer>\n72\n</answer>"
     worked = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
     cases = [
-        (guess, "72", 16, 2.0, "Right and short: this is what the bonus is for."),
+        (guess, "72", 16, 2.4, "Right and short: 4.0 * (1 - 16 / 40)."),
         (guess, "71", 16, 0.0, "Short and wrong: this is the hole. Ask task.is_correct."),
-        (worked, "72", 31, 0.0, "Right, but longer than the limit: it earns the other reward, not the bonus."),
-        (worked, "72", 20, 2.0, "Exactly at the limit is short enough: at most."),
-        (worked, "72", 21, 0.0, "One token more than the limit is too long."),
-        ("<answer>1,000</answer>", "1000", 5, 2.0, "1,000 is 1000: task.is_correct compares numbers, not text."),
-        ("72", "72", 1, 0.0, "Without <answer> tags there is no answer, however short. Ask task.is_correct."),
+        (worked, "72", 30, 1.0, "Right and longer: less, 4.0 * (1 - 30 / 40)."),
+        (worked, "72", 40, 0.0, "At the limit the bonus is 0."),
+        (worked, "72", 60, 0.0, "Beyond the limit it stays at 0 and is no penalty: max(0.0, ...)."),
+        ("<answer>1,000</answer>", "1000", 10, 3.0, "1,000 is 1000: task.is_correct compares numbers, not text."),
+        ("72", "72", 2, 0.0, "Without <answer> tags there is no answer, however short. Ask task.is_correct."),
         ("<answer>banana</answer>", "72", 3, 0.0, "No number, no bonus."),
         ("", "72", 0, 0.0, "Nothing is as short as an empty completion, and it must not pay."),
     ]
+    texts, golds, tokens, wanted, _ = map(list, zip(*cases, strict=True))
     name = getattr(reward, "__name__", "reward")
-    for text, gold, tokens, wanted, hint in cases:
-        got = reward(completions=[text], answer=[gold], completion_ids=[[0] * tokens], limit=20)
-        if not isinstance(got, list) or len(got) != 1 or got[0] != wanted:
-            _fail(f"{name}([{text!r}], answer=[{gold!r}], {tokens} tokens, limit=20)", got, [wanted], hint)
-    got = reward(completions=[guess], answer=["72"], completion_ids=[[0] * 16], limit=15)
-    if got != [0.0]:
-        _fail(f"{name} of 16 tokens with limit=15", got, [0.0], "Use the parameter `limit`.")
-    messages = [[{"role": "assistant", "content": text}] for text, *_ in cases]
-    got = reward(completions=messages, answer=[case[1] for case in cases], limit=20,
-                 completion_ids=[[0] * case[2] for case in cases])  # fmt: skip
-    if got != [case[3] for case in cases]:
-        _fail(f"{name}(completions as messages)", got, [case[3] for case in cases],
-              "One number for each completion, in their order; task.is_correct takes messages, too.")  # fmt: skip
+
+    def values(texts: list, golds: list[str], tokens: list[int], limit: int) -> list[float]:
+        call = f"{name}({texts!r}, answer={golds!r}, limit={limit}) of {tokens} tokens"
+        got = reward(completions=texts, answer=golds, completion_ids=[[0] * count for count in tokens], limit=limit)
+        if not isinstance(got, list) or len(got) != len(texts):
+            _fail(call, got, "a list", "A reward returns a list with one number for each completion.")
+        return got
+
+    for text, gold, count, value, hint in cases:
+        (got,) = values([text], [gold], [count], 40)
+        if not _is_number(got, value):
+            _fail(f"{name}([{text!r}], answer=[{gold!r}], limit=40) of {count} tokens", got, value, hint)
+    (got,) = values([guess], ["72"], [16], 32)
+    if not _is_number(got, 2.0):
+        _fail(f"{name} of 16 tokens with limit=32", got, 2.0, "Use the parameter `limit`.")
+    got = values([[{"role": "assistant", "content": text}] for text in texts], golds, tokens, 40)
+    if not all(map(_is_number, got, wanted)):
+        _fail(f"{name}(completions as messages)", got, wanted, "In their order; task.is_correct takes messages, too.")
     _ok(f"{len(cases)} completions scored, as text and as messages.")
 
 

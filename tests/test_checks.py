@@ -207,36 +207,35 @@ def test_a_reward_that_reads_only_strings_is_told_about_messages():
 # --- 03 --------------------------------------------------------------------------------------------------------------
 
 
-def share_right_of_paid(paid, right):
-    verdicts = [is_right for is_paid, is_right in zip(paid, right, strict=True) if is_paid]
-    return sum(verdicts) / len(verdicts) if verdicts else 0.0
+def share_to_right(bonuses, right):
+    earned = sum(bonus for bonus, is_right in zip(bonuses, right, strict=True) if is_right)
+    return earned / sum(bonuses) if sum(bonuses) else 0.0
 
 
-def test_share_right_of_paid_accepts(capsys):
-    accepts(checks.check_share_right_of_paid, share_right_of_paid, capsys)
+def test_share_to_right_accepts(capsys):
+    accepts(checks.check_share_to_right, share_to_right, capsys)
 
 
 @pytest.mark.parametrize(
     ("share", "hint"),
     [
-        (lambda paid, right: sum(right) / len(right), "one of these is right"),
-        (lambda paid, right: sum(map(min, paid, right)) / len(paid), "one of these is right"),
-        (lambda paid, right: sum(map(min, paid, right)) / max(1, sum(right)), "one of these is right"),
-        (lambda paid, right: sum(a == b for a, b in zip(paid, right, strict=True)) / 3, "All are paid"),
-        (lambda paid, right: share_right_of_paid(paid, right) if any(paid) else 1.0, "do not divide by 0"),
+        (lambda bonuses, right: sum(right) / len(right), "0.6 of 4.0"),
+        (lambda bonuses, right: share_to_right([bonus > 0 for bonus in bonuses], right), "0.6 of 4.0"),
+        (lambda bonuses, right: 0.15 if len(bonuses) == 4 and bonuses[0] > 2 else sum(right) / 4, "Weigh by the bonus"),
+        (lambda bonuses, right: share_to_right(bonuses, right) if any(bonuses) else 1.0, "do not divide by 0"),
     ],
 )
-def test_share_right_of_paid_rejects(share, hint):
-    rejects(checks.check_share_right_of_paid, share, hint)
+def test_share_to_right_rejects(share, hint):
+    rejects(checks.check_share_to_right, share, hint)
 
 
 GSM8K = load_task("gsm8k")
 
 
-def short_and_right(judge=GSM8K.is_correct, short=lambda tokens, limit: tokens <= limit):
-    def reward(completions, answer, completion_ids, limit=20, **columns):
+def short_and_right(judge=GSM8K.is_correct, short=lambda tokens, limit: max(0.0, 1 - tokens / limit)):
+    def reward(completions, answer, completion_ids, limit=40, **columns):
         rows = zip(completions, answer, completion_ids, strict=True)
-        return [2.0 * (short(len(ids), limit) and judge(text, {"answer": gold})) for text, gold, ids in rows]
+        return [4.0 * short(len(ids), limit) * judge(text, {"answer": gold}) for text, gold, ids in rows]
 
     return reward
 
@@ -253,6 +252,10 @@ def gold_somewhere(text, row):
     return answers.numbers_match(answers.extract_last_number(completion_text(text)), row["answer"])
 
 
+def judged_as_text(text, row):
+    return isinstance(text, str) and GSM8K.is_correct(text, row)
+
+
 @pytest.mark.parametrize(
     ("reward", "hint"),
     [
@@ -260,12 +263,13 @@ def gold_somewhere(text, row):
         (short_and_right(judge=lambda text, row: row["answer"] in completion_text(text)), "1,000 is 1000"),
         (short_and_right(judge=same_text), "1,000 is 1000"),
         (short_and_right(judge=gold_somewhere), "Without <answer> tags"),
-        (short_and_right(short=lambda tokens, limit: True), "longer than the limit"),
-        (short_and_right(short=lambda tokens, limit: tokens < limit), "Exactly at the limit"),
-        (short_and_right(short=lambda tokens, limit: tokens <= 20), "parameter `limit`"),
-        (lambda completions, answer, completion_ids, limit: 2.0, "this is what the bonus is for"),
-        (lambda completions, answer, completion_ids, limit:
-            short_and_right()(completions[:1], answer[:1], completion_ids[:1], limit), "for each completion"),
+        (short_and_right(judge=judged_as_text), "takes messages"),
+        (short_and_right(short=lambda tokens, limit: tokens < limit), "Right and short"),
+        (short_and_right(short=lambda tokens, limit: 1 - tokens / limit), "no penalty"),
+        (short_and_right(short=lambda tokens, limit: max(0.0, 1 - tokens / 40)), "parameter `limit`"),
+        (lambda completions, answer, completion_ids, limit: 2.4, "one number for each completion"),
+        (lambda completions, answer, completion_ids, limit: short_and_right()(
+            completions[:1], answer[:1], completion_ids[:1], limit), "one number for each completion"),
     ],
 )
 def test_short_and_right_reward_rejects(reward, hint):
