@@ -346,5 +346,6 @@ results.round(3)
 #    When does that half matter, and when does it cancel?
 # 3. You want shorter answers. What would a model do if you gave `conciseness_reward` a weight of 10?
 #
-# Next: [04 · SFT warm-up](04_sft_warmup.ipynb), or [05 · GRPO from scratch](05_grpo_from_scratch.ipynb) to see what
-# becomes of a reward.
+# Next: [03 · Reward hacking](03_reward_hacking.ipynb) trains on a reward with a hole; [04 · SFT
+# warm-up](04_sft_warmup.ipynb) makes the model that it starts from; [05 · GRPO from
+# scratch](05_grpo_from_scratch.ipynb) shows what becomes of a reward.
