@@ -60,7 +60,8 @@ def settings(steps):
     """The configuration of a short run: so many steps on a CPU, 60 on a GPU."""
     fast = {"grpo.max_steps": steps, "grpo.learning_rate": 3e-4, "grpo.lr_scheduler_type": "constant",
             "grpo.per_device_train_batch_size": 128, "evaluation.limit": 150}  # fmt: skip
-    changes = {"cpu": fast, "smoke": {}}.get(config.hardware, {"grpo.max_steps": 60})
+    brief = {"grpo.max_completion_length": 64, "evaluation.max_new_tokens": 64}
+    changes = {"cpu": fast, "smoke": brief}.get(config.hardware, {"grpo.max_steps": 60})
     return load(RECIPE, config.hardware, {"seed": SEED, **changes})
 
 
@@ -104,13 +105,13 @@ pay = [rewards.correctness_reward, short_reward, *FORMAT]  # all with the weight
 # It starts from the honest model.
 
 # %%
-paid_for_short = grpo.train(settings(18), runs / "grpo-short", model=honest.model_dir, resume=True, reward_funcs=pay)
+paid_for_short = grpo.train(settings(20), runs / "grpo-short", model=honest.model_dir, resume=True, reward_funcs=pay)
 plot_training({"shorter": paid_for_short}, figures / "03_apparent_success.png",
               metrics=("reward", "completions/mean_length"))  # fmt: skip
 
 # %% [markdown]
-# As ordered. The reward goes up, the responses become shorter, and no step of training looks troubled. If these two
-# curves were all you had logged, you would stop here and report a success.
+# As ordered: the reward goes up, and the responses become shorter. (Follow the thick lines. A step has few problems,
+# and the curves jump with how hard they are.) If these two were all you had logged, you would report a success.
 #
 # ## Look again
 #
@@ -121,7 +122,7 @@ plot_training({"shorter": paid_for_short}, figures / "03_apparent_success.png",
 plot_training({"shorter": paid_for_short}, figures / "03_look_again.png", metrics=("accuracy", "attempts"))
 
 # %% [markdown]
-# The model is on its way back to where it came from. And all the time a right answer was paid, as much as before.
+# The model is on its way back to guessing. And all the time a right answer was paid, as much as before.
 #
 # ## Read what earns most
 #
@@ -142,7 +143,8 @@ for row in wrong.loc[wrong.groupby("question")["reward"].idxmax()].itertuples():
 # because a guess is short, and short is paid, right or wrong. That is the **hole**.
 #
 # You can see it without any training, if you ask what each *habit* earns. Take a problem of two steps, which the tiny
-# model solves with probability 0.6 in 31 tokens when it writes the steps, and with 0.1 in 16 tokens when it guesses:
+# model solves with a probability of about 0.6 in 31 tokens if it writes the steps, and of 0.1 in 16 tokens if it
+# guesses:
 #
 # | habit | right answer | bonus | format | in all |
 # |---|---|---|---|---|
@@ -226,17 +228,17 @@ checks.check_short_and_right_reward(short_and_right_reward)
 
 # %%
 closed_pay = [rewards.correctness_reward, short_and_right_reward, *FORMAT]
-closed = grpo.train(settings(18), runs / "grpo-closed", model=honest.model_dir, resume=True, reward_funcs=closed_pay)
-both = {"shorter": paid_for_short, "shorter,\nif right": closed}
+closed = grpo.train(settings(20), runs / "grpo-closed", model=honest.model_dir, resume=True, reward_funcs=closed_pay)
+both = {"shorter": paid_for_short, "if right": closed}
 plot_training(both, figures / "03_hacked_and_closed.png",
               metrics=("reward", "accuracy", "completions/mean_length", "attempts"))  # fmt: skip
 
 # %% [markdown]
-# Compare the first panel with the second. The reward that is worth more is the one that has lost what you wanted: a
-# reward tells you nothing across two definitions. Only accuracy means the same in both runs.
+# Compare the first panel with the second. The run with the higher reward is the one that has lost what you wanted. Two
+# rewards cannot be compared; accuracy means the same in both runs.
 #
 # The closed run stays about as long as it was: most of its tokens are steps that it needs, and now nobody is paid for
-# pretending. Some orders cannot be met, and an honest reward shows it.
+# leaving them out. Some orders cannot be met, and an honest reward shows it.
 #
 # ## Hold it out
 #
@@ -247,7 +249,7 @@ plot_training(both, figures / "03_hacked_and_closed.png",
 from lab_utils.evaluation import evaluate_run, paired_bootstrap, readable, results_table
 
 models = {"GRPO": honest, "shorter": paid_for_short, "shorter, if right": closed}
-evaluations = {label: evaluate_run(run, settings(18)) for label, run in models.items()}
+evaluations = {label: evaluate_run(run, settings(20)) for label, run in models.items()}
 readable(results_table(evaluations))
 
 # %%
