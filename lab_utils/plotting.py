@@ -64,6 +64,7 @@ METRICS = {
     "accuracy": ("Accuracy", "% of responses correct"),
     "completions/mean_length": ("Response length", "tokens"),
     "attempts": ("Attempts", "per response"),
+    "rewards/short_reward/mean": ("Bonus for short responses", "mean per response"),
     "loss": ("Loss", "nats per token"),
     "entropy": ("Entropy", "nats per token"),
     "kl": ("KL to the reference", "nats per token"),

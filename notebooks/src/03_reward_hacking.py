@@ -102,15 +102,15 @@ pay = [rewards.correctness_reward, short_reward, *FORMAT]  # all with the weight
 #
 # ## The run
 #
-# It starts from the honest model.
+# It starts from the honest model. You will see what the new reward pays, and the length that it pays for.
 
 # %%
 paid_for_short = grpo.train(settings(20), runs / "grpo-short", model=honest.model_dir, resume=True, reward_funcs=pay)
 plot_training({"shorter": paid_for_short}, figures / "03_apparent_success.png",
-              metrics=("reward", "completions/mean_length"))  # fmt: skip
+              metrics=("rewards/short_reward/mean", "completions/mean_length"))  # fmt: skip
 
 # %% [markdown]
-# As ordered: the reward goes up, and the responses become shorter. (Follow the thick lines. A step has few problems,
+# As ordered: the bonus climbs, and the responses become shorter. (Follow the thick lines. A step has few problems,
 # and the curves jump with how hard they are.) If these two were all you had logged, you would report a success.
 #
 # ## Look again
@@ -187,8 +187,8 @@ for step, rows in record.groupby("step"):
           f"the bonus; mean bonus {rows['bonus'].mean():.2f}")
 
 # %% [markdown]
-# From the start wrong responses get more of the bonus than their share, since a guess is short and mostly wrong. From
-# there it gets worse. (The record holds the first four problems of a step, some easy, some hard, so the numbers
+# The bonus never asked who is right: a good part of it went to wrong responses before the first update, and nearly all
+# of it does in the end. (The record holds the first four problems of a step, some easy, some hard, so the numbers
 # jump.)
 #
 # This has a name. **Goodhart's law**: when a measure becomes a target, it ceases to be a good measure. Length was a
@@ -268,20 +268,20 @@ from lab_utils.inspection import expect
 
 metrics = paid_for_short.metrics()
 first, end = metrics.head(3).mean(), metrics.tail(5).mean()
-length = "completions/mean_length"
-expect(config, "the honest run's model is right in more than 40%", evaluations["GRPO"].accuracy > 0.4)
-expect(config, "paid for short responses, the reward rises", end["reward"] > first["reward"])
+bonus, length = "rewards/short_reward/mean", "completions/mean_length"
+expect(config, "the honest run's model is right in more than 30%", evaluations["GRPO"].accuracy > 0.3)
+expect(config, "the bonus rises by more than 40%", end[bonus] > 1.4 * first[bonus])
 expect(config, "and the length falls by more than a fifth", end[length] < 0.8 * first[length])
 expect(config, "while accuracy falls by more than 10 points", end["accuracy"] < first["accuracy"] - 0.1)
-expect(config, "held out: it is worse than its start, and the interval lies below 0", hacked.high < 0)
+expect(config, "held out, it is worse than its start: the interval lies below 0", hacked.high < 0)
 expect(config, "the closed bonus costs less than half of that", mended.difference > hacked.difference / 2)
-expect(config, "held out: closed is better than holed, and the interval lies above 0", between.low > 0)
+expect(config, "held out, closed is better than holed: the interval lies above 0", between.low > 0)
 
 # %% [markdown]
 # - Accuracy holds in the run with the holed bonus: then guesses are not explored, or the bonus is too small for them to
 #   pay. Do the sum of the table with your numbers.
 # - Accuracy falls in the closed run, too: look at the self-check of exercise 2, and then for a hole that is left.
-# - Both rewards rise and nothing is hacked: read the text anyway.
+# - All of it holds in the first run and nothing looks hacked to you: read the text anyway.
 #
 # ## Why not just hold the model back?
 #
