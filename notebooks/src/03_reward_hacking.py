@@ -89,7 +89,7 @@ LIMIT = 40 if config.model.name == "tiny" else 200  # tokens; nothing is paid fr
 
 
 def short_reward(completions, completion_ids, limit=LIMIT, **columns):
-    """4.0 for a response without a token, and evenly less up to 0.0 at `limit` tokens."""
+    """4.0 for an empty response, falling evenly to 0.0 at `limit` tokens and beyond."""
     return [4.0 * max(0.0, 1 - len(ids) / limit) for ids in completion_ids]
 
 
