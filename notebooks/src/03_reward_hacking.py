@@ -59,7 +59,7 @@ from lab_utils.training import grpo
 def settings(steps):
     """The configuration of a short run: so many steps on a CPU, 60 on a GPU."""
     fast = {"grpo.max_steps": steps, "grpo.learning_rate": 3e-4, "grpo.lr_scheduler_type": "constant",
-            "grpo.per_device_train_batch_size": 128, "evaluation.limit": 150}  # fmt: skip
+            "grpo.per_device_train_batch_size": 128, "evaluation.limit": 100}  # fmt: skip
     brief = {"grpo.max_completion_length": 64, "evaluation.max_new_tokens": 64}
     changes = {"cpu": fast, "smoke": brief}.get(config.hardware, {"grpo.max_steps": 60})
     return load(RECIPE, config.hardware, {"seed": SEED, **changes})

@@ -41,7 +41,7 @@ from lab_utils.training.stages import finished_run
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 if config.hardware == "cpu":  # fewer questions than the recipe asks, so that the notebook takes minutes
-    config = load(RECIPE, "cpu", {"seed": SEED, "evaluation.limit": 250})
+    config = load(RECIPE, "cpu", {"seed": SEED, "evaluation.limit": 200})
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"

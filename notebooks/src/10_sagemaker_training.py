@@ -88,7 +88,7 @@ print(f"Task {task.name}, tier {config.hardware}, start: {start_folder or config
 from lab_utils.sagemaker.job import TrainingJob, package_source, training_request
 
 # A short job, so that you need not wait; a GPU tier trains in full.
-short = {"smoke": (f"{stage}.max_steps=4", f"{stage}.max_completion_length=48"), "cpu": (f"{stage}.max_steps=12",)}
+short = {"smoke": (f"{stage}.max_steps=4", f"{stage}.max_completion_length=48"), "cpu": (f"{stage}.max_steps=8",)}
 job = TrainingJob(
     recipe=RECIPE, hardware=config.hardware, evaluate=False,
     stages=(stage,) if start_folder else None, model=start_folder,
