@@ -76,7 +76,7 @@ def test_gpu_tiers_change_how_a_recipe_fits_not_what_is_learned(recipe, hardware
 def test_the_cpu_tier_runs_offline_on_the_tiny_model(recipe):
     loaded = load(recipe, "cpu")
     assert loaded.task.source == "synthetic"
-    assert loaded.model == config.ModelSettings(name="tiny", dtype="float32")
+    assert loaded.model == config.ModelSettings(name="tiny", device="cpu", dtype="float32")
     assert loaded.stages[0] == "sft"
     assert not (loaded.grpo.use_vllm or loaded.ppo.use_vllm)
     epochs = loaded.grpo.num_train_epochs  # all else is the tiny model's, whatever the recipe

@@ -140,7 +140,7 @@ def test_what_each_setting_saves():
     assert part("activations", gradient_checkpointing=False) > 7 * part("activations")
     assert part("vLLM") == 0 and part("vLLM", "rollout") == pytest.approx(7.2), "asleep during the update"
     assert part("vLLM", vllm_enable_sleep_mode=False) == pytest.approx(7.2)
-    assert part("vLLM", "rollout", vllm_mode="server") == 0, "on GPUs of its own"
+    assert part("vLLM", vllm_mode="server", vllm_enable_sleep_mode=False) == 0, "on GPUs of its own"
     assert part("reference", beta=0.04) == pytest.approx(shape.parameters * 2 / 1e9), "in bfloat16"
     assert part("reference", beta=0.04, lora={"r": 16}) == 0, "the model without its adapter"
     assert part("KV cache", "rollout", use_vllm=False) == pytest.approx(1.5 * 64 * 1024 * shape.kv_bytes(2) / 1e9)
