@@ -38,11 +38,11 @@ def length(completions, **columns):
     return [len(completion[0]["content"]) / 100 for completion in completions]
 
 
-def train(stage, recipe, with_vllm, folder, lora=None, start="tiny", beta=0.0):
+def train(stage, recipe, with_vllm, folder, lora=None, start="tiny"):
     """Train a few steps with a learning rate at which every step changes the policy a lot; returns the metrics."""
     name = stage.__name__.rpartition(".")[2]
     settings = {f"{name}.max_steps": STEPS, f"{name}.learning_rate": 1e-3, "tracking.tensorboard": False,
-                f"{name}.beta": beta, "ppo.ppo_epochs": 1}  # a rollout, and with it a gap, at every step
+                "ppo.ppo_epochs": 1}  # a rollout, and with it a gap, at every step
     config = with_vllm(configuration.load(recipe, "smoke", settings), name)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
     return stage.train(config, folder / "run", model=start, reward_funcs=[digits, length]).metrics()
@@ -67,7 +67,7 @@ def test_grpo(with_vllm, tmp_path, monkeypatch, lora):
 def test_an_adapter_that_is_trained_on(with_vllm, tmp_path, adapter_run):
     """With a KL term there are two adapters: the one that learns, which vLLM must get, and a copy of the start's."""
     start = adapter_run(seed=3).model_dir
-    metrics = train(grpo, "countdown-grpo", with_vllm, tmp_path, LoraSettings(r=4, alpha=8), start, beta=0.1)
+    metrics = train(grpo, "countdown-grpo", with_vllm, tmp_path, LoraSettings(r=4, alpha=8), start)
     assert_vllm_has_the_policy(metrics)
     assert metrics["kl"].iloc[-1] > 0
 
