@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 import subprocess
@@ -27,10 +26,10 @@ from transformers import TrainerCallback
 from trl.import_utils import is_vllm_available
 
 from lab_utils import config as configuration
-from lab_utils import step_times, vllm_sampling
-from lab_utils.environment import is_installed
-from lab_utils.generation import end_token_ids, rollout, sample_token_ids
-from lab_utils.models import load_model, load_tokenizer
+from lab_utils.machine import step_times
+from lab_utils.models import end_token_ids, load_model, load_tokenizer
+from lab_utils.sampling import vllm as vllm_sampling
+from lab_utils.sampling.local import rollout, sample_token_ids
 from lab_utils.tasks import load_task
 from lab_utils.training import grpo, ppo
 
@@ -97,7 +96,7 @@ def generator(name: str, options: argparse.Namespace, stack: ExitStack) -> Calla
     model = load_model(options.model, config.model).eval()
     ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
            for prompt in prompts]
-    ends = end_token_ids(model, tokenizer)
+    ends = end_token_ids(model.config, tokenizer)
     if name == "sampler":
         return lambda: [len(tokens) for tokens, _ in sample_token_ids(
             model, ids, [options.group] * len(ids), end_ids=ends, max_new_tokens=options.max_new_tokens)]
@@ -147,19 +146,14 @@ def ppo_step(options: argparse.Namespace) -> None:
     """What a critic costs: a PPO step against a GRPO step with the same completions, mini-batches and epochs."""
     config = configuration.load("countdown-ppo", options.hardware, options.settings)
     settings = config.ppo
-    micro_batches = settings.ppo_epochs * settings.batch_size // settings.mini_batch_size
-    steps = micro_batches // settings.gradient_accumulation_steps
-    shared = {"max_steps": steps * (options.rollouts + 1), "save_steps": 10**6}
+    steps = settings.num_iterations * settings.steps_per_generation // settings.gradient_accumulation_steps
     same = ("learning_rate", "gradient_accumulation_steps", "num_generations", "max_completion_length", "beta",
-            "epsilon")
-    config = dataclasses.replace(
-        config,
-        tracking=dataclasses.replace(config.tracking, tensorboard=False),
-        ppo=dataclasses.replace(settings, **shared),
-        grpo=dataclasses.replace(
-            config.grpo, **shared, **{name: getattr(settings, name) for name in same},
-            per_device_train_batch_size=settings.mini_batch_size, num_iterations=settings.ppo_epochs,
-            steps_per_generation=settings.batch_size // settings.mini_batch_size))
+            "epsilon", "per_device_train_batch_size", "num_iterations", "steps_per_generation")
+    config = configuration.with_overrides(config, {
+        "tracking.tensorboard": False,
+        **{f"{stage}.max_steps": steps * (options.rollouts + 1) for stage in ("grpo", "ppo")},
+        **{f"{stage}.save_steps": 10**6 for stage in ("grpo", "ppo")},
+        **{f"grpo.{name}": getattr(settings, name) for name in same}})
 
     sampled: list[tuple[float, dict]] = []  # seconds and completions of the rollouts of a pair
 
@@ -176,7 +170,7 @@ def ppo_step(options: argparse.Namespace) -> None:
             replay = iter([found for _, found in sampled])  # the second of a pair gets the completions of the first
             clock = RolloutClock(steps)
             function = (lambda prompts, trainer, replay=replay: next(replay)) if sampled else sample
-            with mock.patch.object(stage, "rollout", function), tempfile.TemporaryDirectory() as folder:
+            with mock.patch("lab_utils.training.rl.rollout", function), tempfile.TemporaryDirectory() as folder:
                 stage.train(config, f"{folder}/run", model=options.model, callbacks=[clock])
             first = function is sample
             updates[name] += [total - (seconds if first else 0) for total, (seconds, _)
@@ -185,7 +179,7 @@ def ppo_step(options: argparse.Namespace) -> None:
         sampled.clear()
     alone = [p / g for p, g in zip(updates["PPO"], updates["GRPO"], strict=True)]
     whole = [(p + s) / (g + s) for p, g, s in zip(updates["PPO"], updates["GRPO"], sampling, strict=True)]
-    print(f"{settings.batch_size} completions a rollout, {steps} updates of it, {len(whole)} pairs")
+    print(f"{settings.rollout_size} completions per rollout, {steps} updates of it, {len(whole)} pairs")
     print(f"seconds of sampling {spread(sampling)}")
     for name, seconds in updates.items():
         print(f"seconds of updates, {name:4} {spread(seconds)}")
@@ -197,7 +191,7 @@ def gpu(options: argparse.Namespace) -> None:
     on_gpu = torch.cuda.is_available()
     hardware = options.hardware or (configuration.detect_hardware()[0] if on_gpu else "cpu")
     shape = options.shape or ("Qwen/Qwen2.5-0.5B" if on_gpu else "tiny")
-    engines = options.engines or (["transformers", "vllm"] if on_gpu and is_installed("vllm") else ["transformers"])
+    engines = options.engines or (["transformers", "vllm"] if on_gpu and is_vllm_available() else ["transformers"])
     machine = step_times.machine()
     print(f"{shape} with random weights on tier {hardware}, {machine}")
     if not on_gpu:

@@ -1,6 +1,6 @@
 """Build the tiny base model that ships with the workshop: about a million parameters, from synthetic text alone.
 
-    python scripts/build_tiny_model.py --output-dir lab_utils/assets/tiny-qwen2
+    python scripts/build_tiny_model.py --output-dir lab_utils/models/tiny-qwen2
 
 It learns to calculate with two numbers up to 100, to try and check Countdown attempts, and to solve templated word
 problems, as plain text. It never sees a chat template, the tags <think> and <answer>, or a problem of a test split. Two
@@ -22,9 +22,9 @@ from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from trl.chat_template_utils import qwen2_5_chat_template
 
-from lab_utils.expressions import evaluate
 from lab_utils.tasks import load_task
 from lab_utils.tasks.countdown import LARGEST_RESULT, demonstrate, generate_row
+from lab_utils.tasks.expressions import evaluate
 from lab_utils.tasks.gsm8k import worked_steps
 from lab_utils.tasks.word_problems import generate_problem
 

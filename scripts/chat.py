@@ -16,14 +16,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lab_utils.chat import QuestionError, append_jsonl, as_prompt, chat_records
 from lab_utils.config import ConfigError, RunConfig
-from lab_utils.generation import sample
-from lab_utils.inspection import side_by_side
 from lab_utils.models import ModelLoadError, load_model, load_tokenizer
-from lab_utils.serving import ServingError, ask, served_models
+from lab_utils.runs import RunDirectory, RunDirectoryError, model_of
+from lab_utils.sampling.local import sample
+from lab_utils.sharing.chat import QuestionError, append_jsonl, as_prompt, chat_records
+from lab_utils.sharing.serving import ServingError, ask, served_models
 from lab_utils.tasks import load_task
-from lab_utils.tracking import RunDirectory, RunDirectoryError, model_of
+from lab_utils.teaching.inspection import side_by_side
 
 Speaker = Callable[[list[dict[str, str]]], str]  # prompt -> response
 

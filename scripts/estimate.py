@@ -1,4 +1,4 @@
-"""Print how much memory and time runs will take, without starting them: an estimate, see lab_utils/estimate.py.
+"""Print how much memory and time runs will take, without starting them: an estimate, see lab_utils/machine/memory.py.
 
     python scripts/estimate.py                                             every recipe on every GPU tier, as a table
     python scripts/estimate.py --recipe gsm8k-grpo --hardware a10g         one run, part by part
@@ -12,8 +12,8 @@ import argparse
 import sys
 
 from lab_utils import config as configuration
-from lab_utils import estimate
 from lab_utils.config import ConfigError, load, load_tier
+from lab_utils.machine import memory as estimate
 from lab_utils.models import ModelLoadError
 
 

@@ -10,18 +10,17 @@ Every run directory gets its eval.json; --output-dir gets one JSON per model, th
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 import sys
 from pathlib import Path
 
 from lab_utils import config as configuration
 from lab_utils.config import ConfigError, RunConfig
-from lab_utils.evaluation import evaluate_run, readable, results_table
+from lab_utils.evaluation import evaluate_run, format_results, results_table
+from lab_utils.figures import plot_accuracy_bars, plot_attempts, plot_pass_at_k
 from lab_utils.models import ModelLoadError
-from lab_utils.plotting import plot_accuracy_bars, plot_attempts, plot_pass_at_k
+from lab_utils.runs import RunDirectory, RunDirectoryError
 from lab_utils.tasks import RowError
-from lab_utils.tracking import RunDirectory, RunDirectoryError
 
 STAGES = ("sft", "grpo", "ppo")
 
@@ -77,7 +76,7 @@ def load_config(arguments: argparse.Namespace, models: dict[str, str]) -> RunCon
     if arguments.limit is not None:
         if arguments.limit < 1:
             raise ConfigError(f"--limit = {arguments.limit} leaves no questions: give at least 1.")
-        config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, limit=arguments.limit))
+        config = configuration.with_overrides(config, {"task.test_limit": arguments.limit})
     return config
 
 
@@ -99,7 +98,7 @@ def run(arguments: list[str] | None) -> None:
         if options.output_dir:
             evaluations[label].save(options.output_dir / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}.json")
     table = results_table(evaluations)
-    print(f"\n{readable(table).to_string()}")
+    print(f"\n{format_results(table).to_string()}")
     if options.output_dir:
         table.to_csv(options.output_dir / "results.csv")
         plot_accuracy_bars(evaluations, options.output_dir / "accuracy.png")

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from lab_utils.config import ConfigError
-from lab_utils.export import ExportError, describe, export_run, push_to_hub, zip_folder
 from lab_utils.models import ModelLoadError
-from lab_utils.tracking import RunDirectory, RunDirectoryError
+from lab_utils.runs import RunDirectory, RunDirectoryError
+from lab_utils.sharing.export import ExportError, describe, export_run, push_to_hub, zip_folder
 
 
 def run(arguments: list[str] | None) -> None:

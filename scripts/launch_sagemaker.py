@@ -229,8 +229,8 @@ def deploy(arguments: argparse.Namespace) -> int:
 
 
 def invoke(arguments: argparse.Namespace) -> int:
-    from lab_utils.chat import QuestionError, as_prompt
     from lab_utils.sagemaker import endpoint
+    from lab_utils.sharing.chat import QuestionError, as_prompt
     from lab_utils.tasks import load_task
 
     task_settings = configuration.load(arguments.recipe, "cpu").task
@@ -344,8 +344,8 @@ def follow_with_bar(name: str, session):
     """Print the log of a job and show its progress by the metrics that it prints; returns the last status."""
     from tqdm import tqdm
 
+    from lab_utils.runs import parse_metrics_line
     from lab_utils.sagemaker.job import follow
-    from lab_utils.tracking import parse_metrics_line
 
     bar = tqdm(unit="step", dynamic_ncols=True)
 

@@ -21,7 +21,6 @@ not done again; after an interruption give the same command once more. Results: 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import random
 import shutil
@@ -34,15 +33,13 @@ import pandas as pd
 from transformers import TrainerCallback
 
 from lab_utils import rewards as reward_functions
-from lab_utils.config import ConfigError, RunConfig, load
-from lab_utils.evaluation import Evaluation, evaluate_run, paired_bootstrap, readable, results_table
+from lab_utils.config import ConfigError, RunConfig, load, with_overrides
+from lab_utils.evaluation import Evaluation, evaluate_run, format_results, paired_bootstrap, results_table
+from lab_utils.figures import plot_training
 from lab_utils.models import ModelLoadError
-from lab_utils.plotting import plot_training
-from lab_utils.tracking import RunDirectory, RunDirectoryError
-from lab_utils.training.common import steps_per_rollout
+from lab_utils.runs import RunDirectory, RunDirectoryError
+from lab_utils.training.rl import steps_per_rollout
 from lab_utils.training.stages import TRAIN, finished_run
-
-CORRECTNESS = ("correctness_reward", "equation_reward", "numeric_match_reward")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,7 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     besides.add_argument("--tokens-of", choices=("grpo", "ppo"), metavar="STAGE",
                          help="generate as many tokens as this stage's run of the same seed (trained if missing)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
-                        help="change a setting, such as evaluation.limit=1000; may be repeated")  # fmt: skip
+                        help="change a setting, such as task.test_limit=1000; may be repeated")
     parser.add_argument("--output-dir", type=Path, required=True)
     return parser.parse_args(arguments)
 
@@ -69,17 +66,14 @@ def random_reward(completions: list, **columns: Any) -> list[float]:
 
 def with_random_correctness(config: RunConfig) -> list[Callable]:
     """The reward functions of a run, its correctness reward replaced by the coin."""
-    return [random_reward if name in CORRECTNESS else getattr(reward_functions, name) for name in config.rewards]
+    return [random_reward if name in reward_functions.CORRECTNESS else getattr(reward_functions, name)
+            for name in config.rewards]
 
 
 def generated_tokens(run: RunDirectory) -> pd.Series:
     """Tokens that a run of one process has generated up to the end of each rollout, by the rollout's first step."""
     config = run.config()
-    if run.path.name.startswith("ppo"):
-        completions = config.ppo.batch_size
-    else:
-        grpo = config.grpo
-        completions = grpo.per_device_train_batch_size * (grpo.steps_per_generation or grpo.gradient_accumulation_steps)
+    completions = (config.ppo if run.path.name.startswith("ppo") else config.grpo).rollout_size
     return (run.metrics().set_index("step")["completions/mean_length"].dropna() * completions).cumsum()
 
 
@@ -100,9 +94,7 @@ class StopAtTokens(TrainerCallback):
 def with_equal_tokens(config: RunConfig, runs: Path, stage: str, other: str) -> RunDirectory:
     """The finished run STAGE-equal-tokens, which generates as many tokens as the run `other`; trained if missing."""
     run = RunDirectory(runs / f"{stage}-equal-tokens")
-    settings = getattr(config, stage)
-    longer = dataclasses.replace(settings, max_steps=10 * settings.max_steps)  # the budget ends it
-    config = dataclasses.replace(config, **{stage: longer})
+    config = with_overrides(config, {f"{stage}.max_steps": 10 * getattr(config, stage).max_steps})  # the budget ends it
     if not is_there(run, stage, config):
         budget = generated_tokens(RunDirectory(runs / other)).iloc[-1]
         shutil.rmtree(run.path, ignore_errors=True)  # the tokens before an interruption would not be counted
@@ -128,7 +120,7 @@ def is_there(run: RunDirectory, stage: str, config: RunConfig) -> bool:
     """Whether a run has its trained model; raises ConfigError where that was made with other settings than these."""
     if not run.has_model:
         return False
-    there, here = run.config().to_dict(), config.to_dict()
+    there, here = run.config().model_dump(), config.model_dump()
     changed = [key for key in ("seed", "task", "model", stage) if there[key] != here[key]]
     if changed:
         raise ConfigError(f"{run.path} was trained with other settings ({', '.join(changed)}), and its results would "
@@ -139,7 +131,7 @@ def is_there(run: RunDirectory, stage: str, config: RunConfig) -> bool:
 def evaluated(run: RunDirectory, config: RunConfig) -> Evaluation:
     """The evaluation of a run's model; made where there is none, or one of other questions or other sampling."""
     if run.evaluation_path.exists():
-        found, asked = run.evaluation(), config.evaluation
+        found, asked = Evaluation.load(run.evaluation_path), config.evaluation
         sampling = ("num_samples", "max_new_tokens", "temperature", "top_p", "seed")
         same = all(found.settings.get(name) == getattr(asked, name) for name in sampling)
         if same and asked.limit in (None, len(found.examples)):
@@ -162,7 +154,7 @@ def extra_sft_config(arguments: argparse.Namespace, config: RunConfig, runs: Pat
     warm_up = RunDirectory(runs / "sft")
     steps = max(1, round(steps_of(warm_up) / seconds_of(warm_up) * seconds_of(RunDirectory(runs / stage))))
     return load(arguments.recipe, arguments.hardware, [*arguments.settings, f"seed={config.seed}",
-                                                       f"sft.max_steps={steps}"])  # fmt: skip
+                                                       f"sft.max_steps={steps}"])
 
 
 def measure_seed(arguments: argparse.Namespace, seed: int) -> tuple[dict[str, Evaluation], dict[str, RunDirectory]]:
@@ -174,7 +166,7 @@ def measure_seed(arguments: argparse.Namespace, seed: int) -> tuple[dict[str, Ev
     start = done["SFT"].model_dir
     if arguments.tokens_of:
         other = load(f"{config.task.name}-{arguments.tokens_of}", arguments.hardware,
-                     [*arguments.settings, f"seed={seed}"])  # fmt: skip
+                     [*arguments.settings, f"seed={seed}"])
         done[arguments.tokens_of.upper()] = trained(other, runs, arguments.tokens_of)
         done[stage.upper()] = with_equal_tokens(config, runs, stage, arguments.tokens_of)
     else:
@@ -203,12 +195,12 @@ def curve_of(run: RunDirectory, label: str, seed: int) -> dict[str, Any]:
     tokens = generated_tokens(run)
     columns = [name for name in ("accuracy", "explained_variance") if name in metrics]
     return {"seed": seed, "model": label, "tokens": [round(count) for count in tokens],
-            **{name: metrics.loc[tokens.index, name].round(4).tolist() for name in columns}}  # fmt: skip
+            **{name: metrics.loc[tokens.index, name].round(4).tolist() for name in columns}}
 
 
 def show(table: pd.DataFrame) -> str:
     """The table as text."""
-    text = readable(table.set_index("model")).reset_index()
+    text = format_results(table.set_index("model")).reset_index()
     text.insert(0, "seed", list(table["seed"]))
     text.insert(2, "minutes", [f"{value:.1f}" for value in table["minutes"]])
     return text.to_string(index=False)
@@ -242,11 +234,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = arguments.output_dir / f"learning-{arguments.recipe}.json"
     content = {
         "recipe": config.recipe, "hardware": config.hardware, "settings": arguments.settings,
-        "evaluation": config.to_dict()["evaluation"], "rows": json.loads(table.to_json(orient="records")),
+        "evaluation": config.model_dump()["evaluation"], "rows": json.loads(table.to_json(orient="records")),
         "head_to_head": head_to_head,
         "curves": [curve_of(run, label, seed) for label, runs in by_label.items()
                    for seed, run in zip(arguments.seeds, runs, strict=True)],
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     figure = path.with_suffix(".png")
     plot_training(by_label, figure, metrics=("accuracy", "completions/mean_length", "attempts", "reward"), x="minutes")

@@ -30,11 +30,11 @@ import torch
 
 from lab_utils import rewards
 from lab_utils.config import RunConfig, load
-from lab_utils.generation import rollout
+from lab_utils.runs import RunDirectory, write_atomically
+from lab_utils.sampling.local import rollout
 from lab_utils.tasks import completion_text, load_task
 from lab_utils.tasks.countdown import LARGEST_RESULT, all_attempts
-from lab_utils.tracking import RunDirectory, write_atomically
-from lab_utils.training import grpo
+from lab_utils.training import grpo, rl
 from lab_utils.training.stages import finished_run
 
 RECIPE, HARDWARE, SEED, STEPS = "countdown-grpo", "cpu", 0, 24
@@ -80,7 +80,7 @@ def stale_rollout() -> Callable:
 
 @dataclass(frozen=True)
 class Recording:
-    """What is wrong with a run, by its name in lab_utils/diagnosis.py, and what was changed to make it so."""
+    """What is wrong with a run, by its name in lab_utils/teaching/diagnosis.py, and what was changed to make it so."""
 
     illness: str | None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ RECORDINGS = {
 
 # Trained for run C, which starts where this one ended, on the same easy problems.
 BEFORE_C = Recording(None, {"model.name": "healthy/model", "task.source": "easy.jsonl", "grpo.beta": 0.0,
-                            "grpo.learning_rate": 3e-4})  # fmt: skip
+                            "grpo.learning_rate": 3e-4})
 
 
 def config_of(recording: Recording, folder: Path) -> RunConfig:
@@ -129,7 +129,7 @@ def train(name: str, folder: Path) -> RunDirectory:
     else:
         finished_run(load(RECIPE, HARDWARE, {"seed": SEED}), folder, "sft")
     shutil.rmtree(run.path, ignore_errors=True)
-    with mock.patch.object(grpo, "rollout", stale_rollout() if recording.stale_sampler else rollout):
+    with mock.patch.object(rl, "rollout", stale_rollout() if recording.stale_sampler else rollout):
         return grpo.train(config, run.path, reward_funcs=recording.reward_funcs)
 
 
@@ -151,7 +151,9 @@ def ship(name: str, run: RunDirectory, folder: Path) -> None:
     write_atomically(target.config_path, run.config().to_yaml().replace(f"{folder}/", ""))
     versions = {key: value for key, value in run.environment().items() if key in ("python", "packages")}
     write_atomically(target.path / "environment.json", json.dumps(versions, indent=2) + "\n")
-    run.metrics().to_csv(target.metrics_path, index=False, float_format="%.5g", lineterminator="\n")
+    for row in run.metrics().to_dict("records"):
+        step = int(row.pop("step"))
+        target.append_metrics(step, {key: float(f"{value:.5g}") for key, value in row.items() if value == value})
     completions = run.completions().round({"reward": 4})
     chosen = pd.concat([step.iloc[list(SHIPPED_ROWS)] for _, step in completions.groupby("step")])
     target.append_completions(json.loads(chosen.to_json(orient="records", force_ascii=False)))
@@ -176,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ship(name, run, arguments.output_dir)
         last = run.metrics().iloc[-5:].mean()
         print(f"{name}: reward {last['reward']:.2f}, accuracy {last['accuracy']:.2f} in the last five steps; "
-              f"{run.metrics()['seconds'].iloc[-1]:.0f} s")  # fmt: skip
+              f"{run.metrics()['seconds'].iloc[-1]:.0f} s")
 
 
 if __name__ == "__main__":

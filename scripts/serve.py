@@ -18,8 +18,8 @@ from pathlib import Path
 
 from lab_utils.config import ConfigError
 from lab_utils.models import ModelLoadError
-from lab_utils.serving import ServingError, server_command, swap_adapter
-from lab_utils.tracking import RunDirectory, RunDirectoryError, model_of
+from lab_utils.runs import RunDirectory, RunDirectoryError, model_of
+from lab_utils.sharing.serving import ServingError, server_command, swap_adapter
 
 
 def start(options: argparse.Namespace) -> int:

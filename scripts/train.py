@@ -13,8 +13,6 @@ and no traceback, where something that you gave cannot work. SIGTERM ends traini
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
 import os
 import sys
 import tempfile
@@ -25,12 +23,11 @@ from typing import TYPE_CHECKING
 import lab_utils
 from lab_utils import config as configuration
 from lab_utils.config import ConfigError, RunConfig
-from lab_utils.environment import check_machine
 from lab_utils.training import TrainingStopped
 
 if TYPE_CHECKING:
     from lab_utils.evaluation import Evaluation
-    from lab_utils.tracking import RunDirectory
+    from lab_utils.runs import RunDirectory
 
 STAGES = ("sft", "grpo", "ppo")
 
@@ -46,17 +43,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
         help="change a setting, such as grpo.beta=0.04; may be repeated",
-    )  # fmt: skip
+    )
     parser.add_argument("--limit", help="at most this many training problems, demonstrations and test questions")
     parser.add_argument("--output-dir", type=Path, help="where the run directories go; outputs/RECIPE by default")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in --output-dir")
     parser.add_argument("--model", help="start model: a RUN/model folder, a Hub id or 'tiny'; default: the recipe's")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the last stage's model there as servers load "
-                        "it: merged, with its tokenizer")  # fmt: skip
+                        "it: merged, with its tokenizer")
     after = parser.add_mutually_exclusive_group()
     after.add_argument("--evaluate", action="store_true", help="evaluate the model of every stage when all are trained")
     after.add_argument("--evaluate-only", action="store_true", help="train nothing; evaluate --model, or else the last "
-                       "stage in --output-dir, and write eval.json")  # fmt: skip
+                       "stage in --output-dir, and write eval.json")
     return parser.parse_args(argv)
 
 
@@ -65,7 +62,7 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
     if arguments.stages is not None:
         overrides.append(f"stages=[{arguments.stages}]")
     if arguments.limit is not None:
-        overrides += [f"{key}={arguments.limit}" for key in ("task.train_limit", "sft.train_limit", "evaluation.limit")]
+        overrides += [f"{key}={arguments.limit}" for key in ("task.train_limit", "task.test_limit")]
     return configuration.load(arguments.recipe, arguments.hardware, overrides)
 
 
@@ -92,9 +89,10 @@ def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
 
 def train(config: RunConfig, output_dir: Path, model: str | None, resume: bool) -> RunDirectory:
     """Train the stages and return the last one's run."""
-    modules = [importlib.import_module(f"lab_utils.training.{stage}") for stage in config.stages]
-    for stage, module in zip(config.stages, modules, strict=True):
-        run = module.train(config, output_dir / stage, model=model, resume=resume)
+    from lab_utils.training.stages import TRAIN
+
+    for stage in config.stages:
+        run = TRAIN[stage](config, output_dir / stage, model=model, resume=resume)
         model = str(run.model_dir)
         if is_first_process():
             print(f"{stage}: the trained model is in {model}")
@@ -119,12 +117,15 @@ def run(argv: list[str] | None) -> None:
         print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
     if arguments.model and not arguments.evaluate_only and not Path(arguments.model).exists():
         # A Hub id or "tiny" stands in the run's configuration from here on, and so in its model card.
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=arguments.model))
+        config = configuration.with_overrides(config, {"model.name": arguments.model})
     start = None if arguments.evaluate_only else arguments.model  # it must fit, where it is not the recipe's
-    sized = dataclasses.replace(config, model=dataclasses.replace(config.model, name=start or config.model.name))
-    check_machine(sized)
+    sized = configuration.with_overrides(config, {"model.name": start or config.model.name})
+    if configuration.load_tier(config.hardware).gpus:
+        from lab_utils.machine.gpu import check_machine  # imported late, like everything that takes seconds
+
+        check_machine(sized)
     if first_process and configuration.load_tier(config.hardware).gpus:
-        from lab_utils import estimate
+        from lab_utils.machine import memory as estimate
 
         print(f"Estimated, untested on hardware:\n{estimate.describe(sized)}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it must also run where lab_utils is not installed
 
-from lab_utils.environment import check_environment  # noqa: E402
+from lab_utils.machine.environment import check_environment  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(0 if check_environment() else 1)

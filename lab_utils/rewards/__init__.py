@@ -16,7 +16,11 @@ from .shaping import (
     repetition_penalty_reward,
 )
 
+# The rewards that stand for a correct answer; every other one rewards how an answer looks. Controls replace these.
+CORRECTNESS = ("correctness_reward", "numeric_match_reward", "equation_reward", "cosine_scaled_accuracy_reward")
+
 __all__ = [
+    "CORRECTNESS",
     "combine_rewards",
     "conciseness_reward",
     "correctness_reward",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..answers import parse_number
 from ..tasks import Completion, load_task
+from ..tasks.answers import parse_number
 
 
 def correctness_reward(completions: list[Completion], answer: list[str], **columns: Any) -> list[float]:

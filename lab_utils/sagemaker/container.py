@@ -202,7 +202,7 @@ def unpacked(directory: Path) -> Path:
 
 def remove_incomplete(checkpoints: Path) -> None:
     """Remove checkpoints that were being copied to S3 when the instance went."""
-    from ..tracking import checkpoint_problem  # takes seconds to import
+    from ..runs import checkpoint_problem  # takes seconds to import
 
     for checkpoint in checkpoints.glob("*/checkpoints/checkpoint-*"):
         problem = checkpoint_problem(checkpoint)

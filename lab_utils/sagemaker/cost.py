@@ -63,7 +63,7 @@ class Cost:
 
     price: Price | None
     hours: tuple[float, float] | None  # least and most
-    estimated: bool  # by lab_utils.estimate, not from a run that was timed
+    estimated: bool  # by lab_utils.machine.memory, not from a run that was timed
     ceiling_hours: float
     spot: bool
     where: str  # "ml.g5.2xlarge in us-east-1"
@@ -108,11 +108,11 @@ def cost_of(job: Any) -> Cost:
 
 
 def estimated_hours(job: Any) -> tuple[float, float] | None:
-    """Least and most hours of a training job by lab_utils.estimate, which is right to a factor of two or three, and a
+    """Least and most hours of a training job by machine/memory.py, which is right to a factor of two or three, and a
     quarter of an hour to start; None for evaluations, for a --limit, and where machine or model are unknown to it."""
     if not hasattr(job, "stages") or job.limit:
         return None
-    from ..estimate import hours  # takes seconds to import
+    from ..machine.memory import hours  # takes seconds to import
     from ..models import ModelLoadError
 
     try:

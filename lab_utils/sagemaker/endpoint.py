@@ -107,7 +107,7 @@ def deploy(deployment: Deployment, session: Session) -> None:
     variant = {
         "variant_name": "all", "model_name": deployment.name, "instance_type": deployment.instance_type,
         "initial_instance_count": 1, "container_startup_health_check_timeout_in_seconds": 900,
-    }  # fmt: skip
+    }
     if deployment.image is None:
         variant["inference_ami_version"] = CUDA_13_AMI
     shared = {"tags": [{"key": key, "value": value} for key, value in deployment.all_tags().items()],

@@ -144,7 +144,7 @@ SHARED = ("loss", "grad_norm", "learning_rate", "entropy", "num_tokens")
 SAMPLED = (
     "reward", "reward_std", "frac_reward_zero_std", "accuracy", "attempts", "completions/mean_length",
     "completions/clipped_ratio", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "step_time",
-)  # fmt: skip
+)
 METRICS = {
     "sft": (*SHARED, "mean_token_accuracy"),
     "grpo": (*SHARED, *SAMPLED),

@@ -118,10 +118,6 @@ def _config_problems(job: Job) -> Iterator[Problem]:
 def _instance_problems(job: Job) -> Iterator[Problem]:
     """Does the instance exist, and does the tier fit it?"""
     tier = configuration.load_tier(job.hardware)
-    if tier.server_gpus:
-        yield Problem(f"The tier {tier.name} needs a vLLM server that is started beforehand, and a job's container "
-                      "starts training only.", f"--hardware {tier.based_on} samples in the training processes.")
-        return
     try:
         instance = job.instance
     except SageMakerError as error:

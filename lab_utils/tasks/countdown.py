@@ -11,9 +11,9 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 
-from ..answers import extract_xml_answer
-from ..expressions import ExpressionError, evaluate, numbers_used
+from .answers import extract_xml_answer
 from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
+from .expressions import ExpressionError, evaluate, numbers_used
 from .formats import has_think_format
 
 LARGEST_NUMBER = 20  # synthetic problems draw their numbers from 1..20 and

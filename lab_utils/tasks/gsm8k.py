@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from ..answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match, parse_number
+from .answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match, parse_number
 from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
 from .formats import has_reasoning_format, has_think_format
 from .word_problems import generate_problem

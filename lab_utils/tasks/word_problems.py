@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from ..expressions import evaluate
+from .expressions import evaluate
 
 LARGEST = 100
 PEOPLE = {"Anna": "she", "Ben": "he", "Carla": "she", "David": "he", "Ella": "she", "Felix": "he", "Grace": "she",

@@ -1,7 +1,7 @@
-"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with a critic, on top of TRL's GRPOTrainer.
+"""Proximal policy optimization (Schulman et al. 2017, arXiv 1707.06347) with a critic, on top of TRL's GRPOTrainer.
 
 GRPO asks of a completion: was it better than its group? PPO asks of every token: did things get better or worse here?
-A *critic* predicts, before each token, the return still to come, and generalised advantage estimation (GAE, Schulman et
+A *critic* predicts, before each token, the return still to come, and generalized advantage estimation (GAE, Schulman et
 al. 2015, arXiv 1506.02438) turns its predictions into one advantage a token. The functions below are the algorithm; the
 trainer puts them where GRPOTrainer computes its group advantages, and inherits everything else: sampling, rewards, the
 clipped policy loss, LoRA, logging, checkpoints.
@@ -11,41 +11,22 @@ Shapes: B completions, T completion tokens (padded), D hidden size. `mask_BT` is
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import GRPOConfig
 from trl.trainer.utils import use_adapter
 
-from ..config import PPOSettings, RunConfig
-from ..generation import rollout
-from ..models import load_model, load_tokenizer, lora_config
-from ..tracking import RunDirectory
-from .common import (
-    check_start,
-    checkpoint_between_rollouts,
-    filter_long_prompts,
-    is_finished,
-    memory_explained,
-    new_adapter,
-    rewards_of,
-    run_trainer,
-    task_of,
-    trainer_arguments,
-)
-from .grpo import RecordingGRPOTrainer
-from .vllm_rollouts import vllm_arguments
+from ..config import RunConfig
+from ..runs import RunDirectory
+from .rl import RLTrainer, rl_arguments, train_rl
 
-COPIED = ("learning_rate", "lr_scheduler_type", "max_grad_norm", "num_train_epochs", "max_steps",
-          "gradient_accumulation_steps", "num_generations", "max_completion_length", "temperature", "top_p", "beta",
-          "epsilon", "gradient_checkpointing", "logging_steps", "save_steps")
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 # --- The algorithm ---------------------------------------------------------------------------------------------------
@@ -93,7 +74,7 @@ def token_rewards(scores_B: Tensor, logps_BT: Tensor, ref_logps_BT: Tensor | Non
 
 def generalized_advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float,
                            lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2015, arXiv 1506.02438, equation 16), for one completion a row.
+    """Generalized advantage estimation (Schulman et al. 2015, arXiv 1506.02438, equation 16), for one completion a row.
 
         δ_t = r_t + γ V_{t+1} − V_t          how much better than expected was this token?
         A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}
@@ -142,16 +123,14 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
 
 
 class Critic(nn.Module):
-    """Predicts the return still to come: one linear layer on hidden states, which starts at 0.
+    """Predicts the return still to come: one linear layer on the policy's final hidden states, which starts at 0.
 
-    The hidden states are the policy's own final ones, or with `backbone` those of the critic's own model. The layer
-    sees the state before a token, and the mean of the completion's states so far: the state alone is made to predict
-    the next token, and hardly remembers what was checked twenty tokens ago.
+    The layer sees the state before a token, and the mean of the completion's states so far: the state alone is made to
+    predict the next token, and hardly remembers what was checked twenty tokens ago.
     """
 
-    def __init__(self, hidden_size: int, backbone: nn.Module | None = None):
+    def __init__(self, hidden_size: int):
         super().__init__()
-        self.backbone = backbone
         self.head = nn.Linear(2 * hidden_size, 1)  # float32 whatever the policy's dtype
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -164,15 +143,11 @@ class Critic(nn.Module):
             mean_BTD = hidden_BTD.cumsum(1) / count_T[:, None]
             return self.head(torch.cat([hidden_BTD, mean_BTD], dim=-1)).squeeze(-1)
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """The weights that training changes, without a frozen backbone's."""
-        return {name: weight.detach().contiguous() for name, weight in self.named_parameters() if weight.requires_grad}
-
 
 # --- The trainer -----------------------------------------------------------------------------------------------------
 
 
-class PPOTrainer(RecordingGRPOTrainer):
+class PPOTrainer(RLTrainer):
     """A GRPOTrainer whose advantages come from a critic.
 
     `_get_per_token_logps_and_entropies` also computes values, `_generate_and_score_completions` returns one advantage a
@@ -184,14 +159,13 @@ class PPOTrainer(RecordingGRPOTrainer):
     _name = "PPO"
     _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
 
-    def __init__(self, *args, settings: PPOSettings, critic_backbone: nn.Module | None = None, **kwargs):
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.settings = settings
         # TRL adds the KL to the loss; here it is part of the rewards. Because args.beta > 0, TRL has made the reference
         # (a copy of the model, or its LoRA adapters switched off). From here on TRL's beta is 0: only ours counts.
         self.beta = 0.0
-        critic = Critic(self.model.config.hidden_size, critic_backbone).to(self.model.device)
-        # Part of the model, so that optimiser, gradient clipping, data parallelism and zero_grad take it along.
+        critic = Critic(self.model.config.hidden_size).to(self.model.device)
+        # Part of the model, so that optimizer, gradient clipping, data parallelism and zero_grad take it along.
         self.model.add_module("critic", critic)
         self.critic = critic
 
@@ -215,11 +189,11 @@ class PPOTrainer(RecordingGRPOTrainer):
         advantages_BT, returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, settings.lam)
 
         # With λ < 1 the returns that the critic is trained on, and by custom is judged by, hold predictions of its own.
-        # Those that really came (λ = 1) are the harder judge.
+        # Actual returns (λ = 1) are the stricter test.
         _, actual_returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, settings.gamma, lam=1.0)
         all_mask_BT, all_values_BT, all_advantages_BT = map(self._of_all, (mask_BT, values_BT, advantages_BT))
-        for name, judge_BT in (("explained_variance", returns_BT), ("explained_variance/lambda_1", actual_returns_BT)):
-            self._log(name, explained_variance(all_values_BT, self._of_all(judge_BT), all_mask_BT))
+        for name, wanted_BT in (("explained_variance", returns_BT), ("explained_variance/lambda_1", actual_returns_BT)):
+            self._log(name, explained_variance(all_values_BT, self._of_all(wanted_BT), all_mask_BT))
         self._log("values/mean", masked_mean(all_values_BT, all_mask_BT))
         self._log("returns/mean", masked_mean(self._of_all(returns_BT), all_mask_BT))
         self._log("advantages/mean", masked_mean(all_advantages_BT, all_mask_BT))
@@ -270,13 +244,7 @@ class PPOTrainer(RecordingGRPOTrainer):
             outputs = super()._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         finally:
             hook.remove()
-        if self.critic.backbone is not None:
-            rows = batch_size or len(input_ids)
-            with self.accelerator.autocast():
-                hidden = [self.critic.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
-                          .last_hidden_state[:, state]
-                          for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True)]
-        elif self._critic_warms_up():
+        if self._critic_warms_up():
             hidden = [states.detach() for states in hidden]
         return *outputs, self.critic(torch.cat(hidden))
 
@@ -309,7 +277,7 @@ class PPOTrainer(RecordingGRPOTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             super().create_optimizer(model)
-            weights = [weight for weight in self.critic.parameters() if weight.requires_grad]
+            weights = list(self.critic.parameters())
             for group in self.optimizer.param_groups:
                 group["params"] = [weight for weight in group["params"] if all(weight is not w for w in weights)]
             self.optimizer.add_param_group(
@@ -329,12 +297,12 @@ class PPOTrainer(RecordingGRPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with self._critic_taken_off():
             super()._save(output_dir, state_dict)
-        save_file(self.critic.trained_state(), Path(output_dir or self.args.output_dir) / VALUE_HEAD_FILE)
+        save_file(self.critic.state_dict(), Path(output_dir or self.args.output_dir) / VALUE_HEAD_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._critic_taken_off():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.critic.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_HEAD_FILE), strict=False)
+        self.critic.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_HEAD_FILE))
 
 
 def _backbone(model: nn.Module) -> nn.Module:
@@ -348,46 +316,31 @@ def _backbone(model: nn.Module) -> nn.Module:
 def ppo_arguments(config: RunConfig, run: RunDirectory) -> GRPOConfig:
     """Translate a run's `ppo` settings to TRL's configuration.
 
-    A rollout of batch_size completions is split into mini-batches; gradient_accumulation_steps of them make an
-    optimiser step, and ppo_epochs passes over the rollout make
+    A rollout is `steps_per_generation` batches; `gradient_accumulation_steps` of them make an optimizer step, and
+    `num_iterations` passes over the rollout make
 
-        ppo_epochs × batch_size / (mini_batch_size × gradient_accumulation_steps)
+        num_iterations × steps_per_generation / gradient_accumulation_steps
 
-    optimiser steps a rollout.
+    optimizer steps per rollout.
     """
-    ppo = config.ppo
-    return checkpoint_between_rollouts(GRPOConfig(
-        **trainer_arguments(config, run, ppo, COPIED),
-        **vllm_arguments(ppo),
-        warmup_steps=ppo.warmup_ratio,
-        reward_weights=list(config.rewards.values()),
-        per_device_train_batch_size=ppo.mini_batch_size,
-        steps_per_generation=ppo.batch_size // ppo.mini_batch_size,
-        num_iterations=ppo.ppo_epochs,
-        loss_type="bnpo",  # the mean over the tokens of a mini-batch
+    return rl_arguments(
+        config, run, config.ppo,
+        loss_type="bnpo",  # the mean over the tokens of a batch
         scale_rewards="none",
-        disable_dropout=True,  # as in GRPO
         ddp_find_unused_parameters=False,  # the critic is used, but after the forward pass in which DDP would look
-    ))
+    )
 
 
 def load_critic(folder: str | Path, model: nn.Module) -> Critic:
-    """Read the value head that a PPO run saved beside its model; `model` is that model, loaded with `load_model`.
-
-    Raises:
-        ValueError: the critic has a model of its own, whose hidden states the policy does not have.
-    """
-    critic, saved = Critic(model.config.hidden_size), load_file(Path(folder) / VALUE_HEAD_FILE)
-    if any(name.startswith("backbone.") for name in saved):
-        raise ValueError(f"The critic in {folder} was trained with ppo.separate_critic = True: it reads the hidden "
-                         "states of a model of its own. Only a critic on the policy's states can be read here.")
-    critic.load_state_dict(saved)
+    """Read the value head that a PPO run saved beside its model; `model` is that model, loaded with `load_model`."""
+    critic = Critic(model.config.hidden_size)
+    critic.load_state_dict(load_file(Path(folder) / VALUE_HEAD_FILE))
     return critic.to(model.device)
 
 
 @torch.no_grad()
 def token_values(model: nn.Module, critic: Critic, prompt_ids: list[int], completion_ids: list[int]) -> Tensor:
-    """What the critic expects before each token of a completion: (T,), the first before anything is written."""
+    """Return what the critic expects before each token of a completion: (T,), the first before anything is written."""
     ids = torch.tensor([prompt_ids + completion_ids], device=model.device)
     hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     return critic(hidden[:, len(prompt_ids) - 1:-1])[0]
@@ -401,52 +354,12 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         config: the run's configuration; this stage reads `task`, `model`, `rewards` and `ppo`.
         output_dir: the run directory to write.
         model: the start model, for example an SFT run's `model` folder; `config.model.name` when None.
-        resume: go on from the run directory's last checkpoint.
-        reward_funcs: your own reward functions, weighted by `config.rewards` in this order, in place of the named ones.
+        resume: continue from the run directory's last checkpoint.
+        reward_funcs: your own reward functions instead of the named ones, weighted by `config.rewards` in this order.
 
     Returns:
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder. The critic is there too,
         as value_head.safetensors; loading the model does not need it.
     """
-    start = model or config.model.name
-    check_start(start, config)
-    load_tokenizer(start)  # a model that is not there is named before anything is written
-    run = RunDirectory.create(config, output_dir, resume)
-    if resume and is_finished(run, ppo_arguments(config, run)):
-        return run
-    with memory_explained(config, "ppo"):
-        trainer = make_trainer(config, run, start, reward_funcs=reward_funcs, callbacks=callbacks)
-        return run_trainer(trainer, config, run, resume, "PPO")
-
-
-def make_trainer(config: RunConfig, run: RunDirectory, start: str | Path, *,
-                 reward_funcs: Sequence[Callable] | None = None,
-                 callbacks: Sequence[TrainerCallback] = ()) -> PPOTrainer:
-    """Return the trainer of a run from the model `start`, ready to train; see `train`."""
-    tokenizer = load_tokenizer(start)
-    task = task_of(config)
-    dataset = task.dataset("train", config.task.train_limit, config.task.source)
-    policy = load_model(start, config.model, train_adapter=True)
-    return PPOTrainer(
-        model=policy,
-        reward_funcs=rewards_of(config, reward_funcs, config.ppo.max_completion_length),
-        args=ppo_arguments(config, run),
-        train_dataset=filter_long_prompts(dataset, tokenizer, config.ppo.max_prompt_length),
-        processing_class=tokenizer,
-        peft_config=new_adapter(policy, config),
-        rollout_func=None if config.ppo.use_vllm else rollout,
-        callbacks=list(callbacks),
-        task=task,
-        run=run,
-        log_completions_steps=config.ppo.log_completions_steps,
-        settings=config.ppo,
-        critic_backbone=critic_backbone(start, config) if config.ppo.separate_critic else None,
-    )
-
-
-def critic_backbone(start: str | Path, config: RunConfig) -> nn.Module:
-    """Load the start model once more, without its output layer, for the critic; with LoRA where the policy has it."""
-    model, lora = load_model(start, config.model, train_adapter=True), lora_config(config.model)
-    if lora is None or isinstance(model, PeftModel):
-        return _backbone(model)
-    return get_peft_model(model.base_model, dataclasses.replace(lora, task_type=None))
+    return train_rl("ppo", PPOTrainer, ppo_arguments, config, output_dir, model=model, resume=resume,
+                    reward_funcs=reward_funcs, callbacks=callbacks)

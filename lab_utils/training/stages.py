@@ -1,22 +1,22 @@
-"""The stages by name, and a stage's run wherever it is needed: what a notebook asks for that builds on another one."""
+"""The table of stages, and a stage's finished run for a notebook that builds on it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..config import RunConfig
-from ..tracking import RunDirectory
+from ..runs import RunDirectory
 from . import grpo, ppo, sft
 
 TRAIN = {"sft": sft.train, "grpo": grpo.train, "ppo": ppo.train}
 
 
 def finished_run(config: RunConfig, folder: str | Path, stage: str) -> RunDirectory:
-    """Return the run FOLDER/STAGE. Where there is no trained model in it, train that stage and those before it first.
+    """Return the run FOLDER/STAGE. If it has no trained model, train that stage first, and those before it.
 
     Args:
         config: the run's configuration; `config.stages` says which stages come before.
-        folder: one run directory per stage lies in it, as scripts/train.py leaves them.
+        folder: holds one run directory per stage, as scripts/train.py leaves them.
     """
     run = RunDirectory(Path(folder) / stage)
     if not run.has_model:

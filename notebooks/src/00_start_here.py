@@ -33,7 +33,7 @@ sys.path.insert(0, str(root))
 # line that says `MISSING` also says what to run; a `note` is advice and stops nothing.
 
 # %%
-from lab_utils.environment import check_environment
+from lab_utils.machine.environment import check_environment
 
 assert check_environment(), "Mend the lines that say MISSING, then run this cell again."
 
@@ -89,7 +89,7 @@ print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
 # numbers.
 
 # %%
-from lab_utils.expressions import ExpressionError, evaluate, numbers_used
+from lab_utils.tasks.expressions import ExpressionError, evaluate, numbers_used
 
 print(evaluate("(7 * 6) + 3"))
 print(numbers_used("(7 * 6) + 3"))
@@ -124,7 +124,7 @@ def solves(expression: str, nums: list[int], target: int) -> bool:
 
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_solves(solves)
 
@@ -140,7 +140,7 @@ from lab_utils.models import load_model, load_tokenizer
 from lab_utils.tasks import load_task
 
 task = load_task(config.task.name, config.task.response_format)
-problems = task.dataset("test", min(256, config.evaluation.limit or 256), config.task.source)
+problems = task.dataset("test", min(256, config.task.test_limit or 256), config.task.source)
 model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
 print(f"The model has {model.num_parameters():,} parameters.\n")
 
@@ -154,7 +154,7 @@ for message in row["prompt"]:
 # and in training, it is 1. At 0 the likeliest token is taken each time, which is called **greedy**.
 
 # %%
-from lab_utils.generation import sample
+from lab_utils.sampling.local import sample
 
 longest = 128 if config.model.name == "tiny" else config.evaluation.max_new_tokens  # tokens of a completion
 (answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=longest, seed=SEED)[0]
@@ -172,14 +172,15 @@ print("in the format:", task.has_format(answer.text), "· right:", task.is_corre
 # %%
 import torch
 
-from lab_utils.generation import end_token_ids, sample_token_ids
+from lab_utils.models import end_token_ids
+from lab_utils.sampling.local import sample_token_ids
 
 
 def ask_in_plain_text(questions: list[str]) -> list[str]:
     """Continue each question after a line break, without any chat format."""
     ids = tokenizer([question + "\n" for question in questions])["input_ids"]
     random = torch.Generator(model.device).manual_seed(SEED)
-    sampled = sample_token_ids(model, ids, [1] * len(ids), end_ids=end_token_ids(model, tokenizer),
+    sampled = sample_token_ids(model, ids, [1] * len(ids), end_ids=end_token_ids(model.config, tokenizer),
                                max_new_tokens=longest, generator=random)
     return tokenizer.batch_decode([tokens for tokens, _ in sampled], skip_special_tokens=True)
 
@@ -218,7 +219,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from lab_utils.evaluation import wilson_interval
-from lab_utils.plotting import INK, METHOD_COLOURS
+from lab_utils.figures import INK, METHOD_COLOURS
 
 figure, ax = plt.subplots(figsize=(10, 5))
 for x, answers in enumerate(right.values()):
@@ -241,7 +242,7 @@ figure.savefig(figures / "00_where_you_start.png")
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 if config.model.name == "tiny":
     strict, forgiven, plain = (sum(answers) / len(answers) for answers in right.values())
@@ -252,7 +253,7 @@ if config.model.name == "tiny":
 # %% [markdown]
 # - `MISSING` in the first table: run what the line says, restart the kernel, and start again at the top.
 # - The answer is a jumble of words: the tokenizer and the model do not belong together. Restore them with
-#   `git checkout -- lab_utils/assets`.
+#   `git checkout -- lab_utils/models`.
 # - Strict accuracy is above zero: you are not looking at the base model. Look at `config.model.name`.
 #
 # ## Summary

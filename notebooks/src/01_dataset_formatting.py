@@ -166,7 +166,7 @@ def make_labels(prompt_ids: list[int], completion_ids: list[int]) -> list[int]:
 
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_make_labels(make_labels)
 
@@ -189,7 +189,7 @@ print(demonstration["content"])
 # %%
 import matplotlib.pyplot as plt
 
-from lab_utils.plotting import METHOD_COLOURS
+from lab_utils.figures import METHOD_COLOURS
 
 tokens = [tokenizer.decode([token]).strip(" ").replace("\n", "↵") or "·" for token in all_ids]
 figure, ax = plt.subplots(figsize=(13, 4))
@@ -238,14 +238,14 @@ def extract_hash_answer(text: str) -> str | None:
 checks.check_extract_hash_answer(extract_hash_answer)
 
 # %% [markdown]
-# The next cell runs the three extractors of `lab_utils.answers` over some completions for a problem whose answer is
-# 72. In the table, ✓ is 72, ✗ is another number, and – means that nothing was found. You will see that lenient is not
-# always kinder: it takes a number from a remark after the answer.
+# The next cell runs the three extractors of `lab_utils.tasks.answers` over some completions for a problem whose answer
+# is 72. In the table, ✓ is 72, ✗ is another number, and – means that nothing was found. You will see that lenient is
+# not always kinder: it takes a number from a remark after the answer.
 
 # %%
 import pandas as pd
 
-from lab_utils import answers
+from lab_utils.tasks import answers
 
 completions = [
     "48 + 24 = 72\n#### 72",
@@ -329,7 +329,7 @@ for name, values in lengths.items():
 # %%
 from matplotlib.ticker import PercentFormatter
 
-from lab_utils.plotting import INK, OTHER_COLOURS
+from lab_utils.figures import INK, OTHER_COLOURS
 
 figure, axes = plt.subplots(2, 1, figsize=(10, 6), sharex=True)
 bins = range(0, max(limit, *map(max, lengths.values())) + 4, max(1, limit // 64))

@@ -71,7 +71,7 @@ print(completion_text([{"role": "assistant", "content": "The answer is 72."}]))
 # `extract_xml_answer` and `numbers_match` from notebook 01 help.
 
 # %%
-from lab_utils.answers import extract_xml_answer, numbers_match
+from lab_utils.tasks.answers import extract_xml_answer, numbers_match
 
 
 def correctness_reward(completions, answer, **columns):
@@ -84,7 +84,7 @@ def correctness_reward(completions, answer, **columns):
 
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_correctness_reward(correctness_reward)
 
@@ -170,7 +170,7 @@ table
 # %%
 import matplotlib.pyplot as plt
 
-from lab_utils.plotting import INK
+from lab_utils.figures import INK
 
 figure, ax = plt.subplots(figsize=(12, 7))
 ax.pcolormesh(table.to_numpy()[::-1], cmap="YlGn", vmin=0, vmax=4.5, edgecolor="white", linewidth=2)
@@ -290,8 +290,8 @@ except ValueError as error:
 # On tier `cpu` you will see zeros for the base model: it has never seen a tag. That is a *dead* reward.
 
 # %%
-from lab_utils.generation import sample
 from lab_utils.models import load_model, load_tokenizer
+from lab_utils.sampling.local import sample
 from lab_utils.tasks import load_task
 
 config = load(RECIPE, HARDWARE)

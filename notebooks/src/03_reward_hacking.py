@@ -59,7 +59,7 @@ from lab_utils.training import grpo
 def settings(steps):
     """The configuration of a short run: so many steps on a CPU, 60 on a GPU."""
     fast = {"grpo.max_steps": steps, "grpo.learning_rate": 3e-4, "grpo.lr_scheduler_type": "constant",
-            "grpo.per_device_train_batch_size": 128, "evaluation.limit": 100}  # fmt: skip
+            "grpo.per_device_train_batch_size": 128, "task.test_limit": 100}
     brief = {"grpo.max_completion_length": 64, "evaluation.max_new_tokens": 64}
     changes = {"cpu": fast, "smoke": brief}.get(config.hardware, {"grpo.max_steps": 60})
     return load(RECIPE, config.hardware, {"seed": SEED, **changes})
@@ -68,7 +68,7 @@ def settings(steps):
 honest = grpo.train(settings(10), runs / "grpo-honest", model=warm_up, resume=True)
 
 # %%
-from lab_utils.plotting import plot_training
+from lab_utils.figures import plot_training
 
 plot_training({"GRPO": honest}, figures / "03_honest.png", metrics=("accuracy", "completions/mean_length"))
 
@@ -107,7 +107,7 @@ pay = [rewards.correctness_reward, short_reward, *FORMAT]  # all with the weight
 # %%
 paid_for_short = grpo.train(settings(20), runs / "grpo-short", model=honest.model_dir, resume=True, reward_funcs=pay)
 plot_training({"shorter": paid_for_short}, figures / "03_apparent_success.png",
-              metrics=("rewards/short_reward/mean", "completions/mean_length"))  # fmt: skip
+              metrics=("rewards/short_reward/mean", "completions/mean_length"))
 
 # %% [markdown]
 # As ordered: the bonus climbs, and the responses become shorter. (Follow the thick lines. A step has few problems,
@@ -173,7 +173,7 @@ def share_to_right(bonuses, right):
 share_to_right([2.4, 0.6, 0.0, 1.0], [False, True, True, False])
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_share_to_right(share_to_right)
 
@@ -231,7 +231,7 @@ closed_pay = [rewards.correctness_reward, short_and_right_reward, *FORMAT]
 closed = grpo.train(settings(20), runs / "grpo-closed", model=honest.model_dir, resume=True, reward_funcs=closed_pay)
 both = {"shorter": paid_for_short, "if right": closed}
 plot_training(both, figures / "03_hacked_and_closed.png",
-              metrics=("reward", "accuracy", "completions/mean_length", "attempts"))  # fmt: skip
+              metrics=("reward", "accuracy", "completions/mean_length", "attempts"))
 
 # %% [markdown]
 # Compare the first panel with the second. The run with the higher reward is the one that has lost what you wanted. Two
@@ -246,25 +246,25 @@ plot_training(both, figures / "03_hacked_and_closed.png",
 # them, and are compared in pairs (notebook 08 explains the intervals).
 
 # %%
-from lab_utils.evaluation import evaluate_run, paired_bootstrap, readable, results_table
+from lab_utils.evaluation import evaluate_run, format_results, paired_bootstrap, results_table
 
 models = {"GRPO": honest, "shorter": paid_for_short, "shorter, if right": closed}
 evaluations = {label: evaluate_run(run, settings(20)) for label, run in models.items()}
-readable(results_table(evaluations))
+format_results(results_table(evaluations))
 
 # %%
 hacked, mended = (paired_bootstrap(evaluations["GRPO"].per_problem, evaluations[label].per_problem)
-                  for label in ("shorter", "shorter, if right"))  # fmt: skip
+                  for label in ("shorter", "shorter, if right"))
 between = paired_bootstrap(evaluations["shorter"].per_problem, evaluations["shorter, if right"].per_problem)
 for label, d in (("shorter, less GRPO", hacked), ("shorter if right, less GRPO", mended),
-                 ("shorter if right, less shorter", between)):  # fmt: skip
+                 ("shorter if right, less shorter", between)):
     print(f"{label:<31} {100 * d.difference:+6.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 metrics = paid_for_short.metrics()
 first, end = metrics.head(3).mean(), metrics.tail(5).mean()

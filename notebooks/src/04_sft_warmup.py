@@ -123,7 +123,7 @@ def completion_loss(logps, labels):
 completion_loss(toy_probabilities.log(), toy_labels)
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_completion_loss(completion_loss)
 
@@ -197,7 +197,7 @@ run = sft.train(config, runs / "sft", resume=True)
 print(f"{run.metrics()['step'].max()} steps in {run.metrics()['seconds'].max():.0f} s; the model is in {run.model_dir}")
 
 # %%
-from lab_utils.plotting import plot_rates, plot_sft
+from lab_utils.figures import plot_rates, plot_sft
 
 plot_sft(run, figures / "04_sft_loss.png")
 
@@ -214,23 +214,23 @@ plot_sft(run, figures / "04_sft_loss.png")
 # problems that are in nobody's training data.
 
 # %%
-from lab_utils.evaluation import evaluate, readable, results_table
+from lab_utils.evaluation import evaluate, format_results, results_table
 
-test_rows = task.dataset("test", limit=min(64, config.evaluation.limit or 64), source=config.task.source)
+test_rows = task.dataset("test", limit=min(64, config.task.test_limit or 64), source=config.task.source)
 checkpoints = sorted(run.checkpoints_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 models = {"base": config.model.name, **{f"step {path.name.split('-')[1]}": path for path in checkpoints}}
 warm_up = {
     label: evaluate(load_model(path, config.model), tokenizer, task, test_rows, temperature=1.0, seed=SEED,
                     num_samples=max(2, config.evaluation.num_samples), max_new_tokens=config.evaluation.max_new_tokens)
     for label, path in models.items()
-}  # fmt: skip
-readable(results_table(warm_up)).T
+}
+format_results(results_table(warm_up)).T
 
 # %%
 plot_rates(warm_up, figures / "04_warm_up.png")
 
 # %%
-from lab_utils.inspection import side_by_side
+from lab_utils.teaching.inspection import side_by_side
 
 first, last = warm_up["base"], list(warm_up.values())[-1]
 print(test_rows[0]["prompt"][-1]["content"], "\n")
@@ -241,7 +241,7 @@ print(side_by_side(texts))
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 expect(config, "after the warm-up nearly every response has the format", last.format_rate > 0.9)
 expect(config, "most responses are still wrong", last.accuracy < 0.5)

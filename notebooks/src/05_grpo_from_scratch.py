@@ -106,19 +106,19 @@ def group_advantages(rewards: torch.Tensor, num_generations: int) -> torch.Tenso
 
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_group_advantages(group_advantages)
 
 # %% [markdown]
-# From here on the notebook uses the functions of `lab_utils.grpo_math`. Each has a few lines; read them when you
-# like.
+# From here on the notebook uses the functions of `lab_utils.teaching.grpo_math`. Each has a few lines; read them when
+# you like.
 #
 # The figure shows a group of eight, of which two are right. The fewer are right, the higher each of them stands out.
 
 # %%
-from lab_utils import grpo_math
-from lab_utils.plotting import plot_advantages
+from lab_utils.figures import plot_advantages
+from lab_utils.teaching import grpo_math
 
 figures = Path(OUTPUT_DIR) / "figures"
 rewards = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
@@ -171,7 +171,7 @@ print(logps, "sum", logps.sum().item(), "probability", logps.sum().exp().item())
 # %%
 import matplotlib.pyplot as plt
 
-from lab_utils.plotting import OTHER_COLOURS
+from lab_utils.figures import OTHER_COLOURS
 
 ratio = torch.linspace(0, 2, 201)
 figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharex=True)
@@ -265,8 +265,8 @@ pd.DataFrame(rows).T.round(3)
 
 # %%
 from lab_utils.config import load
-from lab_utils.generation import end_token_ids, sample_token_ids
-from lab_utils.models import load_model, load_tokenizer
+from lab_utils.models import end_token_ids, load_model, load_tokenizer
+from lab_utils.sampling.local import sample_token_ids
 from lab_utils.tasks import load_task
 
 task, group_size, length = load_task("countdown"), 8, 128
@@ -274,7 +274,7 @@ model, tokenizer = load_model("tiny"), load_tokenizer("tiny")
 problems = list(task.dataset("train", 16))
 prompts = tokenizer([row["prompt"][-1]["content"] + "\n" for row in problems])["input_ids"]
 sampled = sample_token_ids(
-    model, prompts, [group_size] * len(prompts), end_ids=end_token_ids(model, tokenizer), max_new_tokens=length,
+    model, prompts, [group_size] * len(prompts), end_ids=end_token_ids(model.config, tokenizer), max_new_tokens=length,
     generator=torch.Generator(model.device).manual_seed(SEED),
 )
 texts = tokenizer.batch_decode([ids for ids, _ in sampled], skip_special_tokens=True)
@@ -438,7 +438,7 @@ print(table.to_string(index=False, float_format="{:+.7f}".format, formatters=for
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 config = load(RECIPE, HARDWARE)
 expect(config, "the right completions became more likely, the wrong ones less", means[1] > 0 > means[-1])

@@ -36,7 +36,7 @@ SEED = 0
 # %%
 from lab_utils.config import load
 from lab_utils.tasks import load_task
-from lab_utils.tracking import show_completions
+from lab_utils.teaching.inspection import show_completions
 from lab_utils.training import grpo
 from lab_utils.training.stages import start_model
 
@@ -112,7 +112,7 @@ def share_without_signal(rewards, num_generations):
 share_without_signal([1, 0, 0, 0, 0, 0, 0, 0], 4)
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_share_without_signal(share_without_signal)
 
@@ -137,7 +137,7 @@ metrics = run.metrics()
 print(f"{metrics['step'].max()} steps in {metrics['seconds'].max() / 60:.1f} minutes; the model is in {run.model_dir}")
 
 # %%
-from lab_utils.plotting import plot_training
+from lab_utils.figures import plot_training
 
 plot_training({"GRPO": run}, figures / "06_training.png")
 
@@ -145,7 +145,7 @@ plot_training({"GRPO": run}, figures / "06_training.png")
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect, side_by_side
+from lab_utils.teaching.inspection import expect, side_by_side
 
 tenth = max(1, len(metrics) // 10)
 before, after = metrics.head(tenth).mean(), metrics.tail(tenth).mean()
@@ -218,7 +218,7 @@ for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
 # can still be rewarded. How often does that happen, and do the sums become better or worse by training?
 
 # %%
-from lab_utils.inspection import sums_right
+from lab_utils.teaching.inspection import sums_right
 
 for step, rows in run.completions().groupby("step"):
     sums = [sums_right(text) for text in rows["completion"]]
@@ -243,15 +243,15 @@ for step, rows in run.completions().groupby("step"):
 # The first test problems, not chosen by hand, answered by the model before and after.
 
 # %%
-from lab_utils.generation import sample
 from lab_utils.models import load_model, load_tokenizer
+from lab_utils.sampling.local import sample
 
 test_rows = task.dataset("test", limit=3, source=config.task.source)
 responses = {
     label: sample(load_model(path, config.model), load_tokenizer(path), [row["prompt"] for row in test_rows], seed=SEED,
                   max_new_tokens=config.evaluation.max_new_tokens)
     for label, path in (("before GRPO", start), ("after GRPO", run.model_dir))
-}  # fmt: skip
+}
 for i, row in enumerate(test_rows):
     texts = {label: answers[i][0].text for label, answers in responses.items()}
     verdicts = {label: "right" if task.is_correct(text, row) else "wrong" for label, text in texts.items()}
@@ -270,9 +270,9 @@ for i, row in enumerate(test_rows):
 def shown(tier):
     tier = load(RECIPE, tier)
     names = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-             "max_completion_length", "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization")  # fmt: skip
+             "max_completion_length", "use_vllm", "vllm_gpu_memory_utilization")
     return {"model": tier.model.name, "LoRA": tier.model.lora is not None, "problems": tier.task.source,
-            **{f"grpo.{name}": getattr(tier.grpo, name) for name in names}}  # fmt: skip
+            **{f"grpo.{name}": getattr(tier.grpo, name) for name in names}}
 
 
 pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})

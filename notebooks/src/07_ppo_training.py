@@ -36,8 +36,8 @@ SEED = 0
 # %%
 from lab_utils.config import load
 from lab_utils.models import load_model, load_tokenizer
+from lab_utils.runs import RunDirectory
 from lab_utils.tasks import load_task
-from lab_utils.tracking import RunDirectory
 from lab_utils.training import ppo
 from lab_utils.training.stages import start_model
 
@@ -115,7 +115,7 @@ def gae(rewards, values, gamma, lam):
 
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_gae(gae)
 
@@ -143,14 +143,14 @@ print("group mean 0.25 as value, λ = 1:", gae(rewards, [0.25] * 5, 1.0, 1.0))
 # the size of the rewards. And the price for KL, if there is one, is not part of the loss: it is subtracted from the
 # reward of each token, so that the critic sees it too. Next to the policy the critic learns to predict the returns,
 # by a squared error that is clipped like the ratio. A **rollout**, the completions sampled at one time, may serve
-# several passes (`ppo_epochs`) in mini-batches. The sizes must fit:
+# several passes (`num_iterations`) in mini-batches. The sizes must fit:
 
 # %%
 settings = config.ppo
-updates = settings.ppo_epochs * settings.batch_size // (settings.mini_batch_size * settings.gradient_accumulation_steps)
-print(f"rollout:        {settings.batch_size} completions, {settings.num_generations} of each problem")
-print(f"updates of it:  {settings.ppo_epochs} epoch(s) × {settings.batch_size} / ({settings.mini_batch_size} × "
-      f"{settings.gradient_accumulation_steps}) = {updates}")
+updates = settings.num_iterations * settings.steps_per_generation // settings.gradient_accumulation_steps
+print(f"rollout:        {settings.rollout_size} completions, {settings.num_generations} of each problem")
+print(f"updates of it:  {settings.num_iterations} passes × {settings.steps_per_generation} mini-batches of "
+      f"{settings.per_device_train_batch_size} / {settings.gradient_accumulation_steps} per update = {updates}")
 print(f"learning rates: policy {settings.learning_rate:g}, critic {settings.critic_learning_rate:g}")
 print(f"γ = {settings.gamma:g}, λ = {settings.lam:g}, clip ±{settings.epsilon:g}, KL coefficient {settings.beta:g}")
 
@@ -171,7 +171,7 @@ metrics = run.metrics()
 print(f"{metrics['step'].max()} steps in {metrics['seconds'].max() / 60:.1f} minutes; the model is in {run.model_dir}")
 
 # %%
-from lab_utils.plotting import plot_training
+from lab_utils.figures import plot_training
 
 plot_training({"PPO": run}, figures / "07_training.png")
 
@@ -196,10 +196,10 @@ plot_training({"PPO": run}, figures / "07_critic.png", metrics=shown)
 # least two attempts that is short enough to be drawn.
 
 # %%
-from lab_utils.generation import sample
+from lab_utils.sampling.local import sample
 
 model, tokenizer = load_model(run.model_dir, config.model), load_tokenizer(run.model_dir)
-rows = task.dataset("test", limit=min(64, config.evaluation.limit or 64), source=config.task.source)
+rows = task.dataset("test", limit=min(64, config.task.test_limit or 64), source=config.task.source)
 longest = settings.max_completion_length
 responses = [one[0] for one in sample(model, tokenizer, rows["prompt"], seed=SEED, max_new_tokens=longest)]
 right = [task.is_correct(response.text, row) for response, row in zip(responses, rows, strict=True)]
@@ -208,7 +208,7 @@ candidates = {wanted: [i for i, r in enumerate(right) if r == wanted and drawabl
 chosen = [(found or [0])[0] for found in candidates.values()]  # an untrained model may have none: then the first one
 
 # %%
-from lab_utils.plotting import plot_token_values
+from lab_utils.figures import plot_token_values
 
 untrained = ppo.Critic(model.config.hidden_size).to(model.device)
 critics = {"before training": untrained, "after training": ppo.load_critic(run.model_dir, model)}
@@ -231,7 +231,7 @@ plot_token_values(
 # after `no`, and before anything is written?
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 after = {"yes": [], "no": [], "start": []}
 for i, response in enumerate(responses):

@@ -35,13 +35,13 @@ SEED = 0
 
 # %%
 from lab_utils.config import load
+from lab_utils.runs import RunDirectory
 from lab_utils.tasks import load_task
-from lab_utils.tracking import RunDirectory
 from lab_utils.training.stages import finished_run
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 if config.hardware == "cpu":  # fewer questions than the recipe asks, so that the notebook takes minutes
-    config = load(RECIPE, "cpu", {"seed": SEED, "evaluation.limit": 200})
+    config = load(RECIPE, "cpu", {"seed": SEED, "task.test_limit": 200})
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
@@ -109,7 +109,7 @@ def pass_at_k(n, c, k):
 print(pass_at_k(4, 1, 2))
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_pass_at_k(pass_at_k)
 
@@ -138,7 +138,7 @@ for n in (10, 50, 250, 500, 1319):
 # another order, is in the training data. Results that lie there already are read, not made again.
 
 # %%
-from lab_utils.evaluation import Evaluation, evaluate_run, readable, results_table
+from lab_utils.evaluation import Evaluation, evaluate_run, format_results, results_table
 
 
 def evaluation_of(label, source):
@@ -150,10 +150,10 @@ def evaluation_of(label, source):
 
 
 evaluations = {label: evaluation_of(label, source) for label, source in sources.items()}
-readable(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(evaluations)]  # compared with SFT
+format_results(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(evaluations)]  # compared with SFT
 
 # %%
-from lab_utils.plotting import plot_accuracy_bars, plot_pass_at_k
+from lab_utils.figures import plot_accuracy_bars, plot_pass_at_k
 
 plot_accuracy_bars(evaluations, figures / "08_accuracy.png")
 
@@ -164,7 +164,7 @@ plot_pass_at_k(evaluations, figures / "08_pass_at_k.png")
 before, after = evaluations["SFT"], evaluations["GRPO"]
 k = after.ks[-1]
 yours = {label: sum(pass_at_k(e.num_samples, int(c), k) for c in e.scores().sum(axis=1)) / len(e.examples)
-         for label, e in evaluations.items()}  # fmt: skip
+         for label, e in evaluations.items()}
 print(f"pass@{k} by your function: " + ", ".join(f"{label} {value:.1%}" for label, value in yours.items()))
 for label, e in evaluations.items():
     print(f"{label:>5}: maj@{k} {e.maj_at[k]:.1%}, maj@1 {e.maj_at[1]:.1%}")
@@ -191,7 +191,7 @@ print(f"GRPO less SFT: {100 * paired.difference:+.1f} points, p {'<' if paired.p
 print(f"95% interval, paired:               {100 * paired.low:+.1f} to {100 * paired.high:+.1f}")
 half = math.hypot(*((e.accuracy_interval[1] - e.accuracy_interval[0]) / 2 for e in (before, after)))
 print(f"as if the questions had differed:   {100 * (paired.difference - half):+.1f} to "
-      f"{100 * (paired.difference + half):+.1f}")  # fmt: skip
+      f"{100 * (paired.difference + half):+.1f}")
 
 # %% [markdown]
 # With one answer a question, right or wrong, there is an older test that you can do in your head. **McNemar** looks
@@ -269,7 +269,7 @@ def random_reward(completions, **columns):
 
 
 steps = max(2, config.grpo.max_steps // 4) if config.grpo.max_steps > 0 else 50
-same = {"seed": SEED, "evaluation.limit": config.evaluation.limit}
+same = {"seed": SEED, "task.test_limit": config.task.test_limit}
 short = load(RECIPE, config.hardware, {**same, "grpo.max_steps": steps})
 correctness = ("equation_reward", "correctness_reward", "cosine_scaled_accuracy_reward")
 by_coin = [random_reward if name in correctness else getattr(rewards, name) for name in config.rewards]
@@ -287,14 +287,14 @@ if not extra.model_dir.is_dir():
 print(f"random reward: {steps} steps in {seconds:.0f} s; extra SFT: {extra.metrics()['step'].max()} steps")
 
 # %%
-from lab_utils.plotting import plot_training
+from lab_utils.figures import plot_training
 
 plot_training({"GRPO": sources["GRPO"], "random reward": coin}, figures / "08_control.png")
 
 # %%
 controls = {"SFT": before, "random reward": evaluation_of("random", coin)}
 controls |= {"extra SFT": evaluation_of("extra", extra), "GRPO": after}
-readable(results_table(controls))
+format_results(results_table(controls))
 
 # %% [markdown]
 # ## GRPO or PPO? One budget, three seeds
@@ -319,11 +319,11 @@ rows = pd.DataFrame(recorded["rows"])
 by_seed = rows.pivot(index="seed", columns="model", values="accuracy")[["SFT", "GRPO", "PPO"]].map("{:.1%}".format)
 gaps = pd.DataFrame(recorded["head_to_head"]).set_index("seed")
 by_seed["PPO less GRPO, points"] = [f"{100 * r.difference:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
-                                    for r in gaps.itertuples()]  # fmt: skip
+                                    for r in gaps.itertuples()]
 by_seed
 
 # %%
-from lab_utils.plotting import plot_against_tokens
+from lab_utils.figures import plot_against_tokens
 
 plot_against_tokens(recorded["curves"], figures / "08_grpo_and_ppo.png")
 
@@ -352,7 +352,7 @@ print(f"PPO less GRPO, mean of {len(seeds)} seeds: {seeds.mean():+.1f} points, "
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 table = results_table(controls)
 curve = sources["GRPO"].metrics().set_index("step")["accuracy"]

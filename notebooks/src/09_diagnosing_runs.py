@@ -34,7 +34,7 @@ SEED = 0
 
 # %%
 from lab_utils.config import load
-from lab_utils.tracking import RunDirectory
+from lab_utils.runs import RunDirectory
 
 recorded = Path("notebooks/recorded/runs")
 healthy = RunDirectory(recorded / "healthy")
@@ -42,7 +42,7 @@ runs = {letter: RunDirectory(recorded / letter) for letter in "ABCDEFGH"}
 figures = Path(OUTPUT_DIR) / "figures"
 settings = healthy.config()
 print(f"{len(runs)} recorded runs of {settings.recipe} at tier {settings.hardware}, seed {settings.seed}, "
-      f"{len(healthy.metrics())} steps each, and a healthy one")  # fmt: skip
+      f"{len(healthy.metrics())} steps each, and a healthy one")
 
 # %% [markdown]
 # ## Eight runs that went wrong
@@ -60,10 +60,10 @@ print(f"{len(runs)} recorded runs of {settings.recipe} at tier {settings.hardwar
 # A first look: the accuracy of each, next to that of the healthy run.
 
 # %%
-from lab_utils.plotting import plot_checkup, plot_side_by_side
+from lab_utils.figures import plot_checkup, plot_side_by_side
 
 plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, healthy, "accuracy",
-                  figures / "09_accuracy_of_the_recorded_runs.png")  # fmt: skip
+                  figures / "09_accuracy_of_the_recorded_runs.png")
 
 # %% [markdown]
 # Accuracy says *that* something is wrong, not *what*. Several of these curves are flat, each for another reason, and
@@ -109,7 +109,7 @@ vital_signs = {  # column of metrics.csv -> name, format
     "reward": ("reward", ".2f"), "accuracy": ("accuracy", ".2f"), "completions/mean_length": ("length", ".0f"),
     "completions/clipped_ratio": ("cut off", ".2f"), "entropy": ("entropy", ".2f"), "kl": ("KL", ".4f"),
     "grad_norm": ("gradient", ".2f"), "frac_reward_zero_std": ("no signal", ".2f"),
-}  # fmt: skip
+}
 
 
 def first_and_last(run):
@@ -135,7 +135,7 @@ plot_checkup(runs["A"], healthy, figures / "09_run_A.png")
 
 # %%
 longest = pd.DataFrame({name: run.metrics().set_index("step")["completions/max_length"]
-                        for name, run in {"healthy": healthy, "A": runs["A"]}.items()})  # fmt: skip
+                        for name, run in {"healthy": healthy, "A": runs["A"]}.items()})
 longest.T.iloc[:, :12].astype(int)
 
 # %% [markdown]
@@ -155,7 +155,7 @@ rows = rows[rows["completion"].str.endswith("</answer>")].copy()
 rows["attempts"] = rows["completion"].str.count("\n") + 1
 rows["tokens"] = [len(ids) + 1 for ids in tokenizer(list(rows["completion"]))["input_ids"]]  # and the end token
 print(rows.groupby("attempts").agg(responses=("tokens", "size"), right=("correct", "sum"),
-                                   shortest=("tokens", "min"), longest=("tokens", "max")))  # fmt: skip
+                                   shortest=("tokens", "min"), longest=("tokens", "max")))
 ill = runs["A"].completions()["completion"]
 print(f"\nA response of run A that was cut off:\n{ill[~ill.str.contains('</answer>')].iloc[0]}")
 
@@ -173,8 +173,8 @@ print(f"\nA response of run A that was cut off:\n{ill[~ill.str.contains('</answe
 # this list. No two of the eight runs have the same illness, and some on the list are not there at all.
 
 # %%
-from lab_utils import checks
-from lab_utils.diagnosis import ILLNESSES
+from lab_utils.teaching import checks
+from lab_utils.teaching.diagnosis import ILLNESSES
 
 print("\n".join(f"- {name}" for name in ILLNESSES))
 
@@ -297,7 +297,7 @@ checks.check_diagnosis(diagnosis, runs, healthy)
 # much?
 
 # %%
-from lab_utils.diagnosis import what_was_changed
+from lab_utils.teaching.diagnosis import what_was_changed
 
 for letter, run in runs.items():
     print(f"── run {letter} ──\n{what_was_changed(run, healthy)}\n")
@@ -365,7 +365,7 @@ pd.DataFrame({
     name: {"diagnosis": {"healthy": "", "A": "completions cut off", **diagnosis}[name],
            "first alarm": first_alarm(run.metrics()) or "none"}
     for name, run in {"healthy": healthy, **runs}.items()
-}).T  # fmt: skip
+}).T
 
 # %% [markdown]
 # Not every illness rings. No threshold on these curves finds a reward that is paid for the wrong thing, or a policy

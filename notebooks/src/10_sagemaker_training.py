@@ -96,7 +96,7 @@ job = TrainingJob(
     role=ROLE or "arn:aws:iam::123456789012:role/rl-workshop-execution-us-east-1",
     bucket=BUCKET or "rl-workshop-123456789012-us-east-1",
     region=REGION, spot=True, max_run_hours=2 if config.hardware in short else 6, max_wait_hours=12,
-)  # fmt: skip
+)
 source = package_source(job, work / "source")
 print("In the channel code:", ", ".join(sorted(path.name for path in source.iterdir())))
 print("\njob.yaml:\n" + (source / "job.yaml").read_text())
@@ -197,7 +197,7 @@ line = "metrics grpo step=1 of=12 loss=-0.01 reward=0.125 accuracy=0.0625 comple
 logged_values(r"metrics grpo .* reward=([-+0-9.e]+)", line)
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_logged_values(logged_values)
 
@@ -253,7 +253,7 @@ if LAUNCH:
 # Your function and the job's own metric definitions, on the job's own log.
 
 # %%
-from lab_utils.plotting import plot_log
+from lab_utils.figures import plot_log
 
 shown = [f"{stage}:{name}" for name in ("reward", "accuracy", "completions/mean_length", "attempts")]
 plot_log({name: logged_values(definitions[name], log) for name in shown}, figures / "10_metrics_from_the_log.png")
@@ -262,7 +262,7 @@ plot_log({name: logged_values(definitions[name], log) for name in shown}, figure
 # The run directory that came back has the same numbers, and more: it is the same as that of any other run.
 
 # %%
-from lab_utils.tracking import RunDirectory
+from lab_utils.runs import RunDirectory
 
 run = RunDirectory(outputs / stage)
 metrics = run.metrics()
@@ -300,7 +300,7 @@ for claim, holds in (
 from lab_utils.evaluation import Evaluation
 from lab_utils.sagemaker.job import EvaluationJob, evaluation_request
 
-fewer = {"smoke": ("evaluation.max_new_tokens=48",), "cpu": ("evaluation.limit=60",)}
+fewer = {"smoke": ("evaluation.max_new_tokens=48",), "cpu": ("task.test_limit=60",)}
 place = {name: getattr(job, name) for name in ("recipe", "hardware", "role", "bucket", "region")}
 evaluation_job = EvaluationJob(model=model, overrides=fewer.get(config.hardware, ()), max_run_hours=2, **place)
 assert not job_problems(evaluation_job)
@@ -321,12 +321,12 @@ print(evaluation)
 # are answered right every time?
 
 # %%
-from lab_utils.plotting import plot_attempts
+from lab_utils.figures import plot_attempts
 
 plot_attempts({f"{stage.upper()} job": evaluation}, figures / "10_lengths.png", name="num_tokens")
 
 # %%
-from lab_utils.plotting import plot_problem_accuracy
+from lab_utils.figures import plot_problem_accuracy
 
 plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
 

@@ -53,7 +53,7 @@ print(f"The trained model is in {run.model_dir}.")
 # %%
 import pandas as pd
 
-from lab_utils.export import describe
+from lab_utils.sharing.export import describe
 
 pd.set_option("display.max_colwidth", None)
 pd.DataFrame(describe(run.model_dir))
@@ -130,7 +130,7 @@ def merge_lora(weight, lora_A, lora_B, alpha):
 merge_lora(torch.zeros(2, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]), alpha=2)
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_merge_lora(merge_lora)
 
@@ -167,10 +167,10 @@ print(f"yours and PEFT's:       {(yours - merged).abs().max():.1e} apart at most
 # cut off.
 
 # %%
-from lab_utils.chat import append_jsonl, as_prompt, chat_records
-from lab_utils.generation import sample
-from lab_utils.inspection import side_by_side
 from lab_utils.models import load_tokenizer
+from lab_utils.sampling.local import sample
+from lab_utils.sharing.chat import append_jsonl, as_prompt, chat_records
+from lab_utils.teaching.inspection import side_by_side
 
 models = {"base": config.model.name, "trained": run.model_dir}
 speakers = {label: (load_model(name, config.model), load_tokenizer(name)) for label, name in models.items()}
@@ -205,7 +205,7 @@ print(f"the last line of {chat_file}:\n{chat_file.read_text(encoding='utf-8').sp
 # %%
 import time
 
-from lab_utils.serving import NO_SERVER, ask, backend, served_models, serving
+from lab_utils.sharing.serving import NO_SERVER, ask, backend, served_models, serving
 
 greedy = sample(*speakers["trained"], [prompt], temperature=0.0, max_new_tokens=48)[0][0].text  # to compare with
 speakers.clear()  # on a GPU the server needs the memory
@@ -248,7 +248,7 @@ else:
 import shutil
 
 from lab_utils.evaluation import evaluate_run
-from lab_utils.export import export_run
+from lab_utils.sharing.export import export_run
 
 if not run.evaluation_path.exists():
     evaluate_run(run, config)
@@ -286,7 +286,7 @@ print(f"\nthe same as the run's model: {text == greedy}")
 # project. Never write a token into a notebook, where it is saved with the outputs. A dry run shows what would be sent.
 
 # %%
-from lab_utils.export import push_to_hub, zip_folder
+from lab_utils.sharing.export import push_to_hub, zip_folder
 
 archive = zip_folder(folder)
 print(f"{archive.name}: {archive.stat().st_size / 1e3:,.0f} kB\n")
@@ -307,7 +307,7 @@ print(push_to_hub(folder, "your-name/countdown-tiny", dry_run=True))
 
 # %%
 command = [sys.executable, "scripts/launch_sagemaker.py", "deploy", "--model", "s3://your-bucket/model.tar.gz",
-           "--role", "arn:aws:iam::123456789012:role/your-role", "--region", "us-east-1", "--dry-run"]  # fmt: skip
+           "--role", "arn:aws:iam::123456789012:role/your-role", "--region", "us-east-1", "--dry-run"]
 result = subprocess.run(command, capture_output=True, text=True)
 print(result.stdout or result.stderr)
 
@@ -327,7 +327,7 @@ print(result.stdout or result.stderr)
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 lines = [json.loads(line) for line in chat_file.read_text(encoding="utf-8").splitlines()]
 answered = {label: sum(line["answer"] is not None for line in lines if line["model"] == label) for label in models}

@@ -35,9 +35,9 @@ SEED = 0
 
 # %%
 from lab_utils.config import load
-from lab_utils.evaluation import Evaluation, evaluate_run, paired_bootstrap, readable, results_table
+from lab_utils.evaluation import Evaluation, evaluate_run, format_results, paired_bootstrap, results_table
+from lab_utils.runs import RunDirectory
 from lab_utils.tasks import load_task
-from lab_utils.tracking import RunDirectory
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 task = load_task(config.task.name, config.task.response_format)
@@ -48,7 +48,7 @@ trained = {label: RunDirectory(runs / name) for label, name in folders.items() i
 missing = [label for label in ("SFT", "GRPO") if label not in trained]
 if missing:
     raise RuntimeError(f"There is no trained model of {' and '.join(missing)} in {runs}. "
-                       "Run the notebooks 04, 06 and 08 first, with the same OUTPUT_DIR.")  # fmt: skip
+                       "Run the notebooks 04, 06 and 08 first, with the same OUTPUT_DIR.")
 print(f"Found in {runs}: {', '.join(trained)}.")
 
 # %% [markdown]
@@ -69,7 +69,7 @@ for label, run in trained.items():
         "steps": run.metrics()["step"].max(), "minutes": round(run.metrics()["seconds"].max() / 60, 1),
         "trl": environment["packages"]["trl"], "torch": environment["packages"]["torch"],
         "machine": environment["gpus"] or f"{environment['cpu_count']} CPU cores",
-    }  # fmt: skip
+    }
 pd.DataFrame(facts).T
 
 # %% [markdown]
@@ -78,17 +78,18 @@ pd.DataFrame(facts).T
 # Notebook 08 saved them. Where one is missing, it is made now, on as many questions as the others have.
 
 # %%
-saved = [run.evaluation() for run in trained.values() if run.evaluation_path.exists()]
-questions = len(saved[0].examples) if saved else min(250, config.evaluation.limit or 250)
-asked = load(RECIPE, HARDWARE, {"seed": SEED, "evaluation.limit": questions})
+saved = [Evaluation.load(run.evaluation_path) for run in trained.values() if run.evaluation_path.exists()]
+questions = len(saved[0].examples) if saved else min(250, config.task.test_limit or 250)
+asked = load(RECIPE, HARDWARE, {"seed": SEED, "task.test_limit": questions})
 base_path = runs / "base" / "eval.json"
 if not base_path.exists():
     evaluate_run(config.model.name, asked).save(base_path)
 evaluations = {"base": Evaluation.load(base_path)}
 for label, run in trained.items():
-    evaluations[label] = run.evaluation() if run.evaluation_path.exists() else evaluate_run(run, asked)
+    saved_path = run.evaluation_path
+    evaluations[label] = Evaluation.load(saved_path) if saved_path.exists() else evaluate_run(run, asked)
 methods = {label: e for label, e in evaluations.items() if label in ("base", "SFT", "GRPO", "PPO")}
-readable(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(evaluations)]  # compared with SFT
+format_results(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(evaluations)]  # compared with SFT
 
 # %% [markdown]
 # ## The story in one figure
@@ -98,7 +99,7 @@ readable(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(eva
 # the first attempt hits.
 
 # %%
-from lab_utils.plotting import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_story, plot_training
+from lab_utils.figures import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_story, plot_training
 
 learners = {label: run for label, run in trained.items() if label in ("GRPO", "PPO")}
 plot_story(learners, methods, figures / "12_story.png")
@@ -143,12 +144,12 @@ results = {}
 for label in evaluations:
     row, e = table.loc[label], evaluations[label]
     difference = (f"{100 * row.difference:+.1f} [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}]"
-                  if label != "SFT" else "")  # fmt: skip
+                  if label != "SFT" else "")
     results[label] = {
         "accuracy": row.accuracy, "interval": [row.low, row.high], "format forgiven": f"{row.lenient:.1%}",
         f"pass@{e.ks[-1]}": f"{e.pass_at[e.ks[-1]]:.1%}", "points more than SFT": difference,
         "attempts": f"{row.attempts:.2f}", "questions × samples": f"{len(e.examples)} × {e.num_samples}",
-    }  # fmt: skip
+    }
 (Path(OUTPUT_DIR) / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 print(json.dumps(results.get("GRPO"), indent=1))
 
@@ -169,12 +170,12 @@ def conclude(what, difference, low, high, problems, seeds):
     # >>> solution
     verdict = "better than SFT" if low > 0 else "worse than SFT" if high < 0 else "not shown to differ from SFT"
     return (f"{what} is {verdict}: {100 * difference:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}, "
-            f"on {problems} held-out problems, {seeds} seed(s).")  # fmt: skip
+            f"on {problems} held-out problems, {seeds} seed(s).")
     # <<< solution
 
 
 # %%
-from lab_utils import checks
+from lab_utils.teaching import checks
 
 checks.check_conclude(conclude)
 
@@ -192,7 +193,7 @@ for label, evaluation in evaluations.items():
 # ## What you should see, and what it means if you don't
 
 # %%
-from lab_utils.inspection import expect
+from lab_utils.teaching.inspection import expect
 
 paired = paired_bootstrap(before.per_problem, evaluations["GRPO"].per_problem)
 expect(config, "GRPO is better than SFT by more than 20 points, the whole interval", paired.low > 0.2)

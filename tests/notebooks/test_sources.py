@@ -1,23 +1,21 @@
 """Every notebook keeps the house rules, and the generated editions are what their source gives."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
+import build_notebooks
 import jupytext
 import pytest
 from latex2mathml.converter import convert
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from lab_utils import REPOSITORY
+
 NOTEBOOKS = REPOSITORY / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "src").glob("[0-9][0-9]_*.py"))
 MOST_LINES = 25
 PARAMETERS = ("RECIPE", "HARDWARE", "OUTPUT_DIR", "SEED")
 
-specification = importlib.util.spec_from_file_location("build_notebooks", REPOSITORY / "scripts" / "build_notebooks.py")
-build_notebooks = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(build_notebooks)
 
 every_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 

@@ -78,7 +78,7 @@ def test_the_request_of_each_recipe(aws, request_of, recipe, tmp_path):
     assert "exec python -m lab_utils.sagemaker.container train\n" in start
     assert "install_requirements.py requirements.txt" in start
     code = uploaded(aws, f"{folder}/input/code")
-    assert {"lab_utils/config.py", "lab_utils/assets/tiny-qwen2/model.safetensors", "scripts/train.py",
+    assert {"lab_utils/config/load.py", "lab_utils/models/tiny-qwen2/model.safetensors", "scripts/train.py",
             "scripts/evaluate.py", "requirements.txt", "pyproject.toml"} <= set(code)
     assert not [name for name in code if "__pycache__" in name]
     assert yaml.safe_load(code["job.yaml"]) == {
@@ -101,7 +101,7 @@ def test_every_option_reaches_the_request(tmp_path):
         image="123456789012.dkr.ecr.us-east-1.amazonaws.com/mine:1", volume_gb=50, max_run_hours=2, spot=True,
         max_wait_hours=5, checkpoints="s3://elsewhere/checkpoints", environment={"A": "b"}, tags={"team": "red"},
         entry_point="python scripts/mine.py",
-    )  # fmt: skip
+    )
     request = training_request(described, tmp_path / "recorded")
     channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
                 for channel in request["InputDataConfig"]}

@@ -16,8 +16,8 @@ from account import PLACE
 from safetensors import safe_open
 
 from lab_utils.evaluation import Evaluation
+from lab_utils.runs import TIMING_COLUMNS, RunDirectory
 from lab_utils.sagemaker import container, emulation
-from lab_utils.tracking import TIMING_COLUMNS, RunDirectory
 
 pytest.importorskip("sagemaker.train", reason="the SageMaker SDK is not installed: setup/requirements/sagemaker.txt")
 
@@ -29,7 +29,7 @@ in_a_namespace = pytest.mark.skipif(BLOCKED is not None, reason=f"no /opt/ml can
 
 SECRET = "hf_not_a_real_token"
 FAST = ("sft.max_steps=2", "grpo.max_steps=4", "grpo.max_completion_length=32", "task.train_limit=16",
-        "tracking.tensorboard=false", "evaluation.max_new_tokens=32", "evaluation.limit=4")
+        "tracking.tensorboard=false", "evaluation.max_new_tokens=32", "task.test_limit=4")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +95,7 @@ def test_sft_then_grpo_leave_their_run_directories_without_checkpoints(finished)
 def test_the_model_directory_holds_a_whole_model_with_its_tokenizer(finished):
     names = {path.name for path in finished.model_dir.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-            "chat_template.jinja"} <= names  # fmt: skip
+            "chat_template.jinja"} <= names
     assert not any(name.endswith((".bin", ".pt")) or name.startswith("adapter") for name in names)
     with safe_open(finished.model_dir / "model.safetensors", "pt") as exported:
         with safe_open(finished.output_dir / "grpo" / "model" / "model.safetensors", "pt") as trained:
@@ -201,7 +201,7 @@ def test_an_error_in_what_was_given_has_no_traceback(recorded, tmp_path):
 TRACE = ["Traceback (most recent call last):", '  File "/opt/ml/input/data/code/scripts/train.py", line 9', "    run()"]
 CHAINED = [*TRACE, "KeyError: 'a'", "During handling of the above exception, another exception occurred:", "", *TRACE]
 TORCHRUN = ["E1121 06:17:00.1 7 torch/distributed/elastic/multiprocessing/api.py:1] failed (exitcode: 1)", *TRACE,
-            "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"]  # fmt: skip
+            "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"]
 RANKS = [f"[rank1]: {TRACE[0]}", f"[rank0]: {TRACE[0]}", f"[rank1]: {TRACE[1]}", "[rank1]: ValueError: mine",
          "[rank0]: ValueError: later", "[rank1]:[W1121 06:17:00.1 7] Warning: destroy_process_group() was not called"]
 

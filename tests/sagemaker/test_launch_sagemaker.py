@@ -7,30 +7,22 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import launch_sagemaker as script
 import pytest
 from account import BUCKET, PLACE, REGION, ROLE
 
+from lab_utils import REPOSITORY
 from lab_utils import config as configuration
+from lab_utils.runs import RunDirectory, parse_metrics_line
 from lab_utils.sagemaker.job import METRICS, EvaluationJob, TrainingJob, bucket_and_key, launch, metric_definitions
 from lab_utils.sagemaker.job import status as look_up
-from lab_utils.tracking import RunDirectory, parse_metrics_line
 
-ROOT = Path(__file__).resolve().parents[2]
 JOB = ["--recipe", "countdown-grpo", "--hardware", "smoke", "--role", ROLE, "--bucket", BUCKET, "--region", REGION]
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("launch_sagemaker", ROOT / "scripts" / "launch_sagemaker.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(script, aws, little_source, monkeypatch, capsys):
+def run(aws, little_source, monkeypatch, capsys):
     """Run a command against the account; returns exit status, standard output and standard error."""
     monkeypatch.setattr(script, "connect", lambda region, bucket: aws.session)
 
@@ -60,7 +52,7 @@ def test_the_metric_definitions_extract_every_metric_of_a_real_log(tmp_path):
     command = [sys.executable, "scripts/train.py", "--recipe", "countdown-grpo", "--hardware", "smoke",
                "--stages", "sft,grpo,ppo", "--output-dir", str(tmp_path / "run")]
     command += [argument for setting in settings for argument in ("--set", setting)]
-    log = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    log = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for stage in ("sft", "grpo", "ppo"):
         config = configuration.load("countdown-grpo", "smoke", [f"stages=[{stage}]", *settings])
         definitions = metric_definitions(config)
@@ -116,7 +108,7 @@ def test_a_wrong_job_ends_with_one_message(script, capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["--hyperparameters", "{'seed': 3}"], "is not JSON"), (["--hyperparameters", "[1]"], "not a JSON object"),
     (["--env", "A"], "write --env NAME=VALUE"),
-])  # fmt: skip
+])
 def test_options_that_cannot_be_read(script, capsys, arguments, said):
     assert script.main(["train", *JOB, *arguments]) == 2
     assert said in capsys.readouterr().err
@@ -140,7 +132,7 @@ sys.modules.update({name: None for name in ("boto3", "botocore", "sagemaker")})
 import lab_utils.sagemaker.job, lab_utils.sagemaker.preflight, lab_utils.sagemaker.cost
 import lab_utils.sagemaker.endpoint, lab_utils.sagemaker.resources
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.component

@@ -7,8 +7,8 @@ import boto3
 import pytest
 from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
 
-from lab_utils import estimate
 from lab_utils.config import load
+from lab_utils.machine import memory as estimate
 from lab_utils.sagemaker import cost, preflight
 from lab_utils.sagemaker.endpoint import Deployment, deployment_problems, endpoint_requests
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, training_request
@@ -43,7 +43,6 @@ WRONG = {
         {"hardware": "a100", "instance_type": "ml.g5.xlarge"}, "made for 40 GB", "ml.p5.4xlarge"),
     "a GPU for the tiny model": ({"hardware": "cpu", "instance_type": "ml.g5.xlarge"}, "leave it idle", "ml.m5.xlarge"),
     "a tier without an instance": ({"hardware": "h200"}, "only by eight", "cost"),
-    "a tier with a server of its own": ({"hardware": "a10g-x4-server"}, "starts training only", "--hardware a10g-x4 "),
     "a limit of nothing": ({"limit": 0}, "leaves nothing to train on", "at least 1"),
     "an unknown instance without a GPU": (
         {"instance_type": "ml.c5.xlarge"}, "needs 1 GPU(s), and ml.c5.xlarge has none", "ml.g5.2xlarge"),
@@ -78,7 +77,7 @@ WRONG = {
         f"task.source-{i}=x" for i in range(100))}, "100 hyperparameters, not 103", "recipe file"),
     "a secret": ({"environment": {"HF_TOKEN": "hf_x"}}, "HF_TOKEN looks like a secret", "need none"),
     "a tag of AWS": ({"tags": {"aws:owner": "me"}}, "begin with aws:", "another name"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -101,7 +100,7 @@ def test_at_least_twenty_five_kinds():
     {"environment": {"TOKENIZERS_PARALLELISM": "false"}},
     {"instance_type": "ml.g5.12xlarge", "environment": {"CUDA_VISIBLE_DEVICES": "0"}},
     {"image": ECR.format(REGION)}, {"instance_type": "ml.g6e.xlarge"},
-])  # fmt: skip
+])
 def test_a_right_job_passes(changes):
     assert preflight.job_problems(TrainingJob(**GOOD | changes)) == []
 
@@ -191,7 +190,7 @@ SERVED = {"name": "rl-workshop-demo", "model": "s3://b/job/output/model.tar.gz",
     ({"instance_type": "ml.g4dn.xlarge"}, "without bfloat16"),
     ({"role": "me"}, "not the ARN"),
     ({"max_model_len": 10}, "cannot hold a question"),
-])  # fmt: skip
+])
 def test_a_wrong_deployment_is_stopped(changes, said):
     [problem] = deployment_problems(Deployment(**SERVED | changes))
     assert said in problem.what and problem.remedy

@@ -11,10 +11,9 @@ import pytest
 import yaml
 from botocore import xform_name
 
-from lab_utils import config
-from lab_utils.environment import read_pins
+from lab_utils import REPOSITORY, config
+from lab_utils.machine.environment import read_pins
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SETUP = REPOSITORY / "setup" / "sagemaker"
 TEMPLATE = SETUP / "class.yaml"
 
@@ -69,7 +68,7 @@ def test_no_statement_allows_every_action(resources):
 
 def test_every_resource_is_granted_only_where_the_action_knows_none(resources):
     without_resources = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken", "pricing:GetProducts",
-                         "servicequotas:GetServiceQuota", "servicequotas:ListServiceQuotas"}  # fmt: skip
+                         "servicequotas:GetServiceQuota", "servicequotas:ListServiceQuotas"}
     for name in ("ExecutionRole", "LearnerPolicy"):
         for statement in statements(resources[name]):
             if as_list(statement["Resource"]) == ["*"]:
@@ -126,7 +125,7 @@ def test_the_bucket_is_private_encrypted_and_emptied(resources):
 
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", str(SETUP / script), *arguments], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, **environment})  # fmt: skip
+                          env={**os.environ, **environment})
 
 
 @pytest.mark.component

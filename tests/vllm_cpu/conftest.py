@@ -10,7 +10,7 @@ from trl.import_utils import is_vllm_available
 
 from lab_utils import config as configuration
 from lab_utils.models import load_model, load_tokenizer
-from lab_utils.tracking import RunDirectory
+from lab_utils.runs import RunDirectory
 
 REASON = "vLLM is not installed: bash scripts/run_vllm_tests.sh, or RUN_VLLM=1 .ci/run, has an environment with it"
 
@@ -41,7 +41,7 @@ def adapter_run(tmp_path_factory):
     """A function that makes a run whose model is a LoRA adapter on the tiny model, with random weights."""
 
     def make(seed: int) -> RunDirectory:
-        settings = {"evaluation.limit": 8, "evaluation.max_new_tokens": 32, "evaluation.num_samples": 1,
+        settings = {"task.test_limit": 8, "evaluation.max_new_tokens": 32, "evaluation.num_samples": 1,
                     "evaluation.temperature": 0.0}
         config = configuration.load("countdown-grpo", "smoke", settings)
         run = RunDirectory.create(config, tmp_path_factory.mktemp("adapter") / "grpo")

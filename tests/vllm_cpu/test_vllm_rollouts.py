@@ -42,7 +42,7 @@ def train(stage, recipe, with_vllm, folder, lora=None, start="tiny"):
     """Train a few steps with a learning rate at which every step changes the policy a lot; returns the metrics."""
     name = stage.__name__.rpartition(".")[2]
     settings = {f"{name}.max_steps": STEPS, f"{name}.learning_rate": 1e-3, "tracking.tensorboard": False,
-                "ppo.ppo_epochs": 1}  # a rollout, and with it a gap, at every step
+                "ppo.num_iterations": 1}  # a rollout, and with it a gap, at every step
     config = with_vllm(configuration.load(recipe, "smoke", settings), name)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
     return stage.train(config, folder / "run", model=start, reward_funcs=[digits, length]).metrics()

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from lab_utils import config as configuration
-from lab_utils import generation, vllm_sampling
-from lab_utils.evaluation import evaluate_run
+from lab_utils.evaluation import Evaluation, evaluate_run
 from lab_utils.models import load_model, load_tokenizer
+from lab_utils.sampling import local as generation
+from lab_utils.sampling import vllm as vllm_sampling
 from lab_utils.tasks import load_task
 
 pytestmark = [pytest.mark.component, pytest.mark.timeout(400)]
@@ -79,4 +80,4 @@ def test_an_adapter_is_evaluated_as_transformers_does(adapter_run, with_vllm):
         evaluation = evaluate_run(run, configured)
         texts.append([example["completions"][0]["text"] for example in evaluation.examples])
     assert texts[0] == texts[1]
-    assert run.evaluation().settings["sampler"] == "lab_utils.vllm_sampling.sample"
+    assert Evaluation.load(run.evaluation_path).settings["sampler"] == "lab_utils.sampling.vllm.sample"

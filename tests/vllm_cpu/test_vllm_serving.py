@@ -6,11 +6,11 @@ import pytest
 from trl.scripts.vllm_serve import ScriptArguments, build_command
 
 from lab_utils.config import ConfigError, load
-from lab_utils.generation import sample
 from lab_utils.models import load_model, load_tokenizer
-from lab_utils.serving import ServingError, ask, served_models, serving, swap_adapter
+from lab_utils.sampling.local import sample
+from lab_utils.sampling.vllm import check_vllm, server_command
+from lab_utils.sharing.serving import ServingError, ask, served_models, serving, swap_adapter
 from lab_utils.tasks import load_task
-from lab_utils.training.vllm_rollouts import check_vllm, server_command
 
 pytestmark = [pytest.mark.component, pytest.mark.timeout(400)]
 TOKENS = 24

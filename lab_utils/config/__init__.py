@@ -1,0 +1,45 @@
+"""What a run is: recipe ⊕ hardware tier ⊕ overrides, as one validated `RunConfig`. Nothing else configures anything."""
+
+from .load import (
+    RECIPES,
+    detect_hardware,
+    hardware_names,
+    launch_command,
+    load,
+    load_tier,
+    read_config,
+    recipe_names,
+    with_overrides,
+)
+from .schema import (
+    ConfigError,
+    GRPOSettings,
+    LoraSettings,
+    ModelSettings,
+    PPOSettings,
+    RLSettings,
+    RunConfig,
+    SFTSettings,
+    Tier,
+)
+
+__all__ = [
+    "RECIPES",
+    "ConfigError",
+    "GRPOSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "PPOSettings",
+    "RLSettings",
+    "RunConfig",
+    "SFTSettings",
+    "Tier",
+    "detect_hardware",
+    "hardware_names",
+    "launch_command",
+    "load",
+    "load_tier",
+    "read_config",
+    "recipe_names",
+    "with_overrides",
+]

@@ -1,0 +1,181 @@
+"""Loading a configuration: recipe ⊕ hardware tier ⊕ overrides, validated before any model is loaded.
+
+    config = load("countdown-grpo", hardware="cpu", overrides={"grpo.beta": 0.04})
+
+A *recipe* (recipes/*.yaml) says what is learned, a *tier* (hardware/*.yaml) how it fits the machine. Later wins:
+
+    defaults < recipe < the tier's `set` < the tier's `recipes: <this recipe>` < overrides
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .rules import problems
+from .schema import ConfigError, RunConfig, Tier, check_known, shown, validate
+
+RECIPES = Path(__file__).parent / "recipes"
+HARDWARE = Path(__file__).parent / "hardware"
+
+
+def load(
+    recipe: str | os.PathLike,
+    hardware: str = "auto",
+    overrides: Mapping[str, Any] | Iterable[str] | None = None,
+) -> RunConfig:
+    """Merge recipe, hardware tier and overrides into one validated RunConfig.
+
+    Args:
+        recipe: one of `recipe_names()`, or the path of your own .yaml file of the same shape.
+        hardware: one of `hardware_names()`, or "auto" to choose by what the machine has (see `hardware_reason`).
+        overrides: {"grpo": {"beta": 0.04}}, {"grpo.beta": 0.04}, or ["grpo.beta=0.04"] as on the command line.
+            `rewards.NAME=null` takes a reward away. Overriding `stages` gives exactly those stages, without the sft
+            stage that the tiers of the tiny model put first.
+
+    Raises:
+        ConfigError: a name does not exist, or a value has the wrong type or range or does not fit the others.
+    """
+    reason, missing = "chosen by name", {}
+    if hardware == "auto":
+        hardware, reason = detect_hardware()
+        if load_tier(hardware).gpus and importlib.util.find_spec("vllm") is None:
+            missing = {stage: {"use_vllm": False} for stage in ("grpo", "ppo")}
+            reason += "; vLLM is not installed, so transformers samples, which takes longer"
+    tier = load_tier(hardware)
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{check_known('recipe', str(recipe), recipe_names())}.yaml"
+    changes = _nested(overrides or {})
+
+    values: dict[str, Any] = {}
+    for layer in (_read_yaml(path), *_layers(tier, path.stem), missing, changes):
+        for key in ("recipe", "hardware", "hardware_reason"):
+            if key in layer:
+                raise ConfigError(f"{key} = {shown(layer[key])} cannot be set here: use load(recipe, hardware) or "
+                                  "--recipe and --hardware.")
+        values = _merge(values, layer)
+    stages = values.get("stages")
+    if tier.base_model_needs_sft and "stages" not in changes and isinstance(stages, list) and "sft" not in stages:
+        values["stages"] = ["sft", *stages]
+    return _validated({"recipe": path.stem, "hardware": tier.name, "hardware_reason": reason, **values})
+
+
+def with_overrides(config: RunConfig, overrides: Mapping[str, Any] | Iterable[str]) -> RunConfig:
+    """Return a changed copy of a configuration, validated like the original; overrides as in `load`."""
+    return _validated(_merge(config.model_dump(), _nested(overrides)))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the workshop."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def hardware_names() -> list[str]:
+    """The hardware tiers."""
+    return sorted(path.stem for path in HARDWARE.glob("*.yaml"))
+
+
+def load_tier(name: str) -> Tier:
+    """Read a hardware tier; raises ConfigError for an unknown name."""
+    check_known("hardware tier", name, [*hardware_names(), "auto"])
+    return validate(Tier, _read_yaml(HARDWARE / f"{name}.yaml"))
+
+
+def read_config(path: str | os.PathLike) -> RunConfig:
+    """Read the config.yaml of a run directory; raises ConfigError if it is not valid."""
+    return _validated(_read_yaml(Path(path)))
+
+
+def _layers(tier: Tier, recipe: str) -> list[dict[str, Any]]:
+    """Return what a tier changes in a recipe, in the order in which it is merged."""
+    before = _layers(load_tier(tier.based_on), recipe) if tier.based_on else []
+    return [*before, tier.set, tier.recipes.get(recipe, {})]
+
+
+def detect_hardware() -> tuple[str, str]:
+    """Choose the tier for this machine: its name, and the reason in words for the learner."""
+    import torch  # only "auto" needs it, and importing it takes seconds
+
+    if not torch.cuda.is_available():
+        return "cpu", "auto: no CUDA GPU found, so the tiny model trains on the processor"
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    memory = min(gpu.total_memory for gpu in gpus) / 2**30
+    found = f"auto: found {len(gpus)} × {gpus[0].name} with {memory:.0f} GiB"
+    # A GPU sold with 16 GB reports a little less, hence nine tenths.
+    fitting = [name for name in ("t4", "a10g", "a100", "h200") if memory >= 0.9 * load_tier(name).memory_gb]
+    if not fitting:
+        return "cpu", f"{found}; the smallest GPU tier needs 16 GB"
+    if gpus[0].major < 8:
+        return "t4", f"{found}; GPUs before the Ampere generation have no bfloat16"
+    if fitting[-1] == "a10g" and len(gpus) >= 4:
+        return "a10g-x4", f"{found}; start with: {launch_command('a10g-x4')} ..."
+    return fitting[-1], found + ("; show torch one of them by CUDA_VISIBLE_DEVICES=0" if len(gpus) > 1 else "")
+
+
+def launch_command(tier: str) -> str:
+    """How scripts/train.py is started on a tier of several GPUs: one process for each."""
+    return f"accelerate launch --config_file setup/accelerate/{tier}.yaml scripts/train.py"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}). Give a YAML file, or one of {', '.join(recipe_names())}."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold sections such as 'task:' and 'grpo:', not {shown(values)}.")
+    return values
+
+
+def _nested(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+    """Overrides in any of their three forms as nested dictionaries."""
+    if isinstance(overrides, Mapping):
+        pairs = list(overrides.items())
+    else:
+        pairs = []
+        for text in [overrides] if isinstance(overrides, str) else overrides:
+            key, equals, value = text.partition("=")
+            if not key or not equals:
+                raise ConfigError(f"The override {text!r} must have the form KEY=VALUE, such as grpo.beta=0.04.")
+            try:
+                pairs.append((key.strip(), yaml.safe_load(value)))
+            except yaml.YAMLError:
+                raise ConfigError(f"The value in {text!r} is not valid YAML. Quote it: {key}='...'.") from None
+    nested: dict[str, Any] = {}
+    for key, value in pairs:
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        nested = _merge(nested, value)
+    return nested
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` changed by `over`: mappings are merged, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _validated(values: dict[str, Any]) -> RunConfig:
+    if isinstance(rewards := values.get("rewards"), dict):  # null takes a reward away
+        values = values | {"rewards": {name: weight for name, weight in rewards.items() if weight is not None}}
+    config = validate(RunConfig, values)
+    tier = load_tier(config.hardware)
+    if found := problems(config, tier):
+        raise ConfigError("\n".join(found))
+    if tier.gpus == 0 and config.task.source == "hub":
+        warnings.warn("task.source = 'hub' needs a network for its download; 'synthetic' needs none.", stacklevel=3)
+    return config

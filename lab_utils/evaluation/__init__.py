@@ -1,0 +1,31 @@
+"""Evaluation: ask a model every question several times, judge the answers, compare models honestly."""
+
+from .asking import evaluate, evaluate_run, judge
+from .results import Evaluation, format_results, results_table
+from .statistics import (
+    McNemar,
+    PairedDifference,
+    bootstrap_interval,
+    maj_at_k,
+    mcnemar,
+    paired_bootstrap,
+    pass_at_k,
+    wilson_interval,
+)
+
+__all__ = [
+    "Evaluation",
+    "McNemar",
+    "PairedDifference",
+    "bootstrap_interval",
+    "evaluate",
+    "evaluate_run",
+    "format_results",
+    "judge",
+    "maj_at_k",
+    "mcnemar",
+    "paired_bootstrap",
+    "pass_at_k",
+    "results_table",
+    "wilson_interval",
+]

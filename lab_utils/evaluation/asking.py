@@ -1,0 +1,131 @@
+"""Asking a model questions and judging its answers with the task's own definition of correct."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from trl.import_utils import is_vllm_available
+
+from ..config import RunConfig
+from ..models import load_model, load_tokenizer
+from ..runs import RunDirectory, model_of
+from ..sampling import vllm as vllm_sampling
+from ..sampling.local import Completion, sample
+from ..tasks import Task, load_task
+from .results import Evaluation
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    dataset: Sequence[dict[str, Any]],
+    *,
+    num_samples: int = 1,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    sampler: Callable[..., list[list[Completion]]] = sample,
+) -> Evaluation:
+    """Ask the model every question of `dataset` (rows of `task.dataset`) and judge the answers with the task.
+
+    Args:
+        num_samples: completions per question; pass@k needs at least k.
+        temperature: 0 for greedy decoding, with which one sample says it all.
+        batch_size: completions in flight at once.
+        sampler: `generation.sample`, or `vllm_sampling.sample` with a vLLM engine as the model.
+
+    Raises:
+        ValueError: several samples of a greedy answer, or no questions.
+    """
+    if temperature == 0 and num_samples > 1:
+        raise ValueError(f"num_samples={num_samples} at temperature 0 would repeat one answer: use num_samples=1.")
+    rows = list(dataset)
+    settings = {
+        "task": task.name, "response_format": task.response_format, "num_samples": num_samples,
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+        "sampler": f"{sampler.__module__}.{sampler.__name__}",
+    }
+    completions: list[list[Completion]] = []
+    at_once = max(1, batch_size // num_samples)
+    with tqdm(total=len(rows), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
+        for start in range(0, len(rows), at_once):
+            prompts = [row["prompt"] for row in rows[start : start + at_once]]
+            completions += sampler(
+                model,
+                tokenizer,
+                prompts,
+                num_samples=num_samples,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed + start,
+                batch_size=batch_size,
+            )
+            bar.update(len(prompts))
+    return judge(task, rows, completions, settings)
+
+
+def judge(
+    task: Task,
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Sequence[Completion]],
+    settings: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Judge sampled completions (a list per row), wherever they come from."""
+    examples = []
+    for row, samples in zip(rows, completions, strict=True):
+        judged = [
+            {
+                "text": completion.text,
+                "extracted": task.extract(completion.text),
+                "correct": task.is_correct(completion.text, row),
+                "correct_lenient": task.is_correct_lenient(completion.text, row),
+                "has_format": task.has_format(completion.text),
+                "finished": completion.finished,
+                "num_tokens": len(completion.token_ids),
+                "attempts": task.attempts(completion.text),
+            }
+            for completion in samples
+        ]
+        examples.append(
+            {
+                "question": row["prompt"][-1]["content"],
+                "prompt": row["prompt"],
+                "gold": task.gold(row),
+                "completions": judged,
+            }
+        )
+    return Evaluation(examples, settings or {})
+
+
+def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evaluation:
+    """Load a model and evaluate it on the test split of the configuration's task, as `config.evaluation` says.
+
+    Args:
+        source: a run directory (its model is evaluated and eval.json written there), or a model's path or name.
+    """
+    source = source.path if isinstance(source, RunDirectory) else source
+    model = model_of(source)
+    task = load_task(config.task.name, config.task.response_format)
+    dataset = task.dataset("test", config.task.test_limit, config.task.source)
+    settings = config.evaluation
+    how = {name: getattr(settings, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_p", "seed")}
+    tokenizer = load_tokenizer(model)
+    if settings.use_vllm and is_vllm_available():
+        with vllm_sampling.vllm_engine(model, config.model) as engine:
+            evaluation = evaluate(engine, tokenizer, task, dataset, batch_size=len(dataset) * settings.num_samples,
+                                  sampler=vllm_sampling.sample, **how)
+    else:
+        if settings.use_vllm:
+            print("evaluation.use_vllm is on, and vLLM is not installed: transformers answers, which takes longer.")
+        policy = load_model(model, config.model)
+        evaluation = evaluate(policy, tokenizer, task, dataset, batch_size=settings.batch_size, **how)
+    if model != str(source):
+        evaluation.save(RunDirectory(source).evaluation_path)
+    return evaluation

@@ -1,0 +1,240 @@
+"""The results of an evaluation: every answer, the figures that follow from them, and tables that compare models.
+
+Every question is asked `num_samples` times. Accuracy is the mean over questions of the share of correct samples. Its
+interval comes from the spread between questions, because the questions are what was drawn at random.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import WorkshopError
+from ..runs import write_atomically
+from .statistics import Interval, bootstrap_interval, maj_at_k, paired_bootstrap, pass_at_k, wilson_interval
+
+
+@dataclass
+class Evaluation:
+    """Every answer of a model to a set of questions, and what follows from them.
+
+    examples: one dictionary per question: question, prompt, gold and `completions`, a list of dictionaries with
+        text, extracted, correct (strict), correct_lenient, has_format, finished, num_tokens, attempts.
+    settings: how the completions were sampled.
+    """
+
+    examples: list[dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        counts = {len(example["completions"]) for example in self.examples}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError(
+                f"An evaluation needs at least one question, and the same number of completions for each; "
+                f"got {len(self.examples)} questions with {sorted(counts)} completions."
+            )
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.examples[0]["completions"])
+
+    def scores(self, name: str = "correct") -> np.ndarray:
+        """One field of every completion as numbers, shape (questions, num_samples)."""
+        return np.array([[float(c[name]) for c in example["completions"]] for example in self.examples])
+
+    @property
+    def per_problem(self) -> np.ndarray:
+        """Share of right samples per question (strict), shape (questions,)."""
+        return self.scores().mean(axis=1)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over questions of the share of samples that `task.is_correct` accepts."""
+        return float(self.per_problem.mean())
+
+    @property
+    def accuracy_lenient(self) -> float:
+        """The same with the answer found wherever it stands: lenient minus strict is what the format costs."""
+        return float(self.scores("correct_lenient").mean())
+
+    @cached_property
+    def accuracy_interval(self) -> Interval:
+        return _interval(self.per_problem)
+
+    @cached_property
+    def accuracy_lenient_interval(self) -> Interval:
+        return _interval(self.scores("correct_lenient").mean(axis=1))
+
+    @property
+    def format_rate(self) -> float:
+        return float(self.scores("has_format").mean())
+
+    @property
+    def truncation_rate(self) -> float:
+        """Share of completions that were cut at `max_new_tokens`."""
+        return 1.0 - float(self.scores("finished").mean())
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens per completion."""
+        return float(self.scores("num_tokens").mean())
+
+    @property
+    def mean_attempts(self) -> float:
+        return float(self.scores("attempts").mean())
+
+    @property
+    def ks(self) -> list[int]:
+        """1, 2, 4, 8, … up to the number of samples."""
+        return [2**i for i in range(self.num_samples.bit_length())]
+
+    def pass_per_problem(self, k: int) -> np.ndarray:
+        """pass@k of every question, shape (questions,)."""
+        n = self.num_samples
+        return np.array([pass_at_k(n, int(c), k) for c in self.scores().sum(axis=1)])
+
+    @cached_property
+    def pass_at(self) -> dict[int, float]:
+        """k -> pass@k: at least one of k samples is right."""
+        return {k: float(self.pass_per_problem(k).mean()) for k in self.ks}
+
+    @cached_property
+    def pass_at_intervals(self) -> dict[int, Interval]:
+        return {k: _interval(self.pass_per_problem(k)) for k in self.ks}
+
+    @cached_property
+    def maj_at(self) -> dict[int, float]:
+        """k -> maj@k: the most frequent of k answers is right."""
+        answers = [[c["extracted"] for c in example["completions"]] for example in self.examples]
+        correct = [[c["correct"] for c in example["completions"]] for example in self.examples]
+        return {
+            k: float(np.mean([maj_at_k(a, c, k) for a, c in zip(answers, correct, strict=True)])) for k in self.ks
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the evaluation, as they stand in eval.json."""
+        return {
+            "questions": len(self.examples),
+            "num_samples": self.num_samples,
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "accuracy_lenient": self.accuracy_lenient,
+            "accuracy_lenient_interval": list(self.accuracy_lenient_interval),
+            "format_rate": self.format_rate,
+            "truncation_rate": self.truncation_rate,
+            "mean_length": self.mean_length,
+            "mean_attempts": self.mean_attempts,
+            "pass_at": {str(k): value for k, value in self.pass_at.items()},
+            "maj_at": {str(k): value for k, value in self.maj_at.items()},
+        }
+
+    def to_json(self) -> str:
+        content = {"settings": self.settings, "summary": self.summary(), "examples": self.examples}
+        return json.dumps(content, ensure_ascii=False, indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write eval.json: settings, summary and every example."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read eval.json, for example `Evaluation.load(run.evaluation_path)`. The figures are computed again.
+
+        Raises:
+            WorkshopError: there is no such file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise WorkshopError(f"There is no evaluation in {path}: evaluate the run first, with python "
+                                f"scripts/evaluate.py {Path(path).parent}.") from None
+        return cls(content["examples"], content["settings"])
+
+    def __str__(self) -> str:
+        low, high = self.accuracy_interval
+        passes = ", ".join(f"pass@{k} {value:.1%}" for k, value in self.pass_at.items() if k > 1)
+        return (
+            f"accuracy {self.accuracy:.1%} [{low:.1%}, {high:.1%}] (lenient {self.accuracy_lenient:.1%}), "
+            f"format {self.format_rate:.1%}, cut off {self.truncation_rate:.1%}, {self.mean_length:.0f} tokens, "
+            f"{self.mean_attempts:.1f} attempts{', ' + passes if passes else ''} "
+            f"({len(self.examples)} questions × {self.num_samples})"
+        )
+
+
+def _interval(per_problem: np.ndarray) -> Interval:
+    """Wilson's interval where every question is simply right or wrong, else a bootstrap over the questions."""
+    if set(np.unique(per_problem)) <= {0.0, 1.0}:
+        return wilson_interval(int(per_problem.sum()), len(per_problem))
+    return bootstrap_interval(per_problem)
+
+
+def results_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
+    """Compare models on the same questions, one row per label; the first one is what the others are compared to.
+
+    Returns:
+        columns accuracy, low, high, lenient, format, truncated, pass@k (the largest k), tokens, attempts, and for the
+        paired difference to the first: difference, difference_low, difference_high, p_value. Rates are shares, not %.
+
+    Raises:
+        ValueError: the evaluations did not ask the same questions.
+    """
+    first_label, first = next(iter(evaluations.items()))
+    rows = []
+    for label, evaluation in evaluations.items():
+        k = evaluation.ks[-1]
+        row = {
+            "model": label,
+            "accuracy": evaluation.accuracy,
+            "low": evaluation.accuracy_interval[0],
+            "high": evaluation.accuracy_interval[1],
+            "lenient": evaluation.accuracy_lenient,
+            "format": evaluation.format_rate,
+            "truncated": evaluation.truncation_rate,
+            f"pass@{k}": evaluation.pass_at[k],
+            "tokens": evaluation.mean_length,
+            "attempts": evaluation.mean_attempts,
+        }
+        if evaluation is not first:
+            if [e["question"] for e in evaluation.examples] != [e["question"] for e in first.examples]:
+                raise ValueError(
+                    f"{label!r} and {first_label!r} were not asked the same questions: evaluate both with the same "
+                    "task, source and limit."
+                )
+            paired = paired_bootstrap(first.per_problem, evaluation.per_problem)
+            row |= dict(
+                zip(("difference", "difference_low", "difference_high", "p_value"), paired, strict=True)
+            )
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("model")
+
+
+def format_results(table: pd.DataFrame) -> pd.DataFrame:
+    """A `results_table` as text for people: percentages, intervals in brackets, differences in points."""
+    shown = pd.DataFrame(index=table.index)
+    shown["accuracy"] = [f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in table.itertuples()]
+    for name in ["lenient", "format", "truncated", *(c for c in table.columns if c.startswith("pass@"))]:
+        shown[name] = ["" if math.isnan(value) else f"{value:.1%}" for value in table[name]]
+    shown["tokens"] = [f"{value:.0f}" for value in table["tokens"]]
+    shown["attempts"] = [f"{value:.2f}" for value in table["attempts"]]
+    if "difference" in table:
+        shown["difference (points)"] = [
+            "" if math.isnan(r.difference) else
+            f"{100 * r.difference:+.1f} [{100 * r.difference_low:+.1f}, {100 * r.difference_high:+.1f}]"
+            for r in table.itertuples()
+        ]
+        shown["p"] = [_format_p(value) for value in table["p_value"]]
+    return shown
+
+
+def _format_p(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,192 @@
+"""Loading a model from the package, a folder or the Hub, with or without a LoRA adapter; exporting it for servers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from peft import LoraConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from .. import TINY_MODEL, WorkshopError
+
+logging.disable_progress_bar()  # a bar for every loaded and written file hides the one that matters
+
+if TYPE_CHECKING:
+    from ..config import ModelSettings
+
+END_OF_TURN = "<|im_end|>"
+
+
+class ModelLoadError(WorkshopError):
+    """A model that cannot be loaded: the message says which and what to do."""
+
+
+def model_location(name: str | Path) -> str:
+    """Return where a model is: "tiny" is the one that ships with the package, anything else a path or a Hub id."""
+    return str(TINY_MODEL) if str(name) == "tiny" else str(name)
+
+
+def adapter_base(location: str) -> str | None:
+    """Return the base model of a LoRA adapter folder, or None if the location is a whole model."""
+    path = Path(location) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    # The workshop's own model is at another place on another machine.
+    return str(TINY_MODEL) if Path(base).parts[-2:] == TINY_MODEL.parts[-2:] else base
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model ("tiny", a path or a Hub id)."""
+    location = model_location(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise _load_error("tokenizer", name, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str | Path, settings: ModelSettings | None = None, *,
+               train_adapter: bool = False) -> PreTrainedModel | PeftModel:
+    """Load a causal language model for training or sampling.
+
+    Args:
+        name: "tiny", a path or a Hub id. A folder with a LoRA adapter is merged into its base model; on a 4-bit base,
+            which cannot be merged without loss, the adapter stays on top.
+        settings: device, dtype, attention and quantisation (`config.model`); float32 on the CPU when None.
+        train_adapter: leave a LoRA adapter on top of its base, to train it on. What training saves is one adapter,
+            which names the base that it belongs on; merged weights would be missing in that base.
+
+    Returns:
+        The model. A completion of it ends at the end of a chat turn as well as at its own end-of-text token.
+
+    Raises:
+        ModelLoadError: nothing there, no access, files that are incomplete, or no room on the GPU.
+    """
+    location = model_location(name)
+    base = adapter_base(location)
+    arguments = {"dtype": torch.float32, "use_safetensors": True}
+    if settings is not None:
+        arguments["dtype"] = getattr(torch, settings.dtype)
+        if settings.load_in_4bit:
+            arguments["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=getattr(torch, settings.dtype))
+    if settings is not None and on_gpu(settings):
+        arguments["device_map"] = {"": local_gpu()}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_location(base or location), **arguments)
+        if base is not None:
+            stays = train_adapter or (settings is not None and settings.load_in_4bit)
+            model = PeftModel.from_pretrained(model, location, is_trainable=train_adapter)
+            model = model if stays else model.merge_and_unload()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if base is not None and Path(base).is_absolute() and not Path(base).exists():
+            raise ModelLoadError(f"{name} is a LoRA adapter on the model {base}, which is not here: it was trained on "
+                                 "another machine. Take the whole model from there (train.py --export, or the "
+                                 "model.tar.gz of a SageMaker job).") from error
+        raise _load_error("model", name, error) from error
+    tokenizer = load_tokenizer(name)
+    model.generation_config.eos_token_id = end_token_ids(model.config, tokenizer)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def on_gpu(settings: ModelSettings) -> bool:
+    """Say whether a run uses a GPU: where there is one, unless its tier is for the processor."""
+    return settings.device == "auto" and torch.cuda.is_available()
+
+
+def local_gpu() -> int:
+    """Return the number of this process's GPU: of several processes that a launcher started, each has its own."""
+    return int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+
+
+def export_model(name: str | Path, directory: str | Path, settings: ModelSettings) -> Path:
+    """Write a model as servers load it: adapter merged, in safetensors files, with its tokenizer and chat template.
+
+    An adapter trained on a 4-bit base is merged into that base in `settings.dtype`, which no quantisation rounds.
+    The generation config holds the end tokens and nothing else: Qwen's own brings a repetition penalty, with which the
+    model was neither trained nor evaluated.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        ModelLoadError: nothing there, no access, or files that are incomplete.
+    """
+    model, tokenizer = load_model(name, settings.model_copy(update={"load_in_4bit": False})), load_tokenizer(name)
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id,
+                                               pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return Path(directory)
+
+
+def end_token_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end a completion: the model's end of text and the end of a chat turn."""
+    return sorted({config.eos_token_id, tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN)} - {None})
+
+
+def lora_config(settings: ModelSettings) -> LoraConfig | None:
+    """Return the LoRA adapter of a configuration (Hu et al. 2021, arXiv 2106.09685), or None for full fine-tuning."""
+    if settings.lora is None:
+        return None
+    return LoraConfig(r=settings.lora.r, lora_alpha=settings.lora.alpha, lora_dropout=settings.lora.dropout,
+                      target_modules=_as_peft(settings.lora.target_modules), task_type="CAUSAL_LM")
+
+
+def _as_peft(target_modules):
+    return target_modules if isinstance(target_modules, str) else list(target_modules)
+
+
+def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+
+    def caused_by(*kinds: type[Exception]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if caused_by(torch.OutOfMemoryError):
+        step = ("The GPU has no room for it: another process or an earlier model holds it (nvidia-smi shows which; "
+                "restart the notebook's kernel), or take a smaller model.")
+    elif caused_by(ImportError):
+        step = ("Keeping its weights in 4 bits needs bitsandbytes and an NVIDIA GPU: pip install -r "
+                "setup/requirements/gpu.txt. Or set model.load_in_4bit to false.")
+    elif caused_by(GatedRepoError):
+        step = (f"Its owner gives access on request: ask on https://huggingface.co/{name}, then run `hf auth login` "
+                "with a token of your account. The Qwen models need neither.")
+    elif caused_by(RepositoryNotFoundError):
+        step = ("There is no such model on the Hub, or it is private (then run `hf auth login`). Mind the spelling: "
+                "OWNER/NAME, such as Qwen/Qwen2.5-0.5B-Instruct.")
+    elif caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
+        step = ("The Hub cannot be reached. Unset HF_HUB_OFFLINE if it is set, check network and proxy, or run "
+                f"`hf download {name}` where there is a network and copy the folder; --hardware cpu needs no network.")
+    else:
+        step = ("Give 'tiny' (ships with the workshop), a folder written by a finished run (RUN/model), or a Hub id "
+                "such as Qwen/Qwen2.5-0.5B-Instruct.")
+    return ModelLoadError(f"The {what} {str(name)!r} could not be loaded: {reason[:300]}\n{step}")

@@ -1,0 +1,27 @@
+"""Run directories: the only interface between stages, notebooks, plots and cloud jobs."""
+
+from .callbacks import MetricsCallback, PrintMetricsCallback, ProgressCallback, parse_metrics_line, report_to
+from .directory import (
+    TIMING_COLUMNS,
+    RunDirectory,
+    RunDirectoryError,
+    checkpoint_problem,
+    describe_environment,
+    model_of,
+    write_atomically,
+)
+
+__all__ = [
+    "TIMING_COLUMNS",
+    "MetricsCallback",
+    "PrintMetricsCallback",
+    "ProgressCallback",
+    "RunDirectory",
+    "RunDirectoryError",
+    "checkpoint_problem",
+    "describe_environment",
+    "model_of",
+    "parse_metrics_line",
+    "report_to",
+    "write_atomically",
+]

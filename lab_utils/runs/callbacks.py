@@ -1,0 +1,117 @@
+"""Trainer callbacks: what writes a run directory while it trains, and what the learner sees meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from ..config import RunConfig
+from .directory import RunDirectory
+
+
+class MetricsCallback(TrainerCallback):
+    """Writes what the Trainer logs to metrics.jsonl, and metrics.csv with every checkpoint and at the end.
+
+    On resume, metrics later than the checkpoint are dropped first, so that the file ends like that of an uninterrupted
+    run (except for `TIMING_COLUMNS`).
+    """
+
+    def __init__(self, run: RunDirectory):
+        self.run = run
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.run.discard_after(state.global_step)
+        before = self.run.metrics()["seconds"].iloc[-1] if state.global_step else 0.0
+        self.start = time.perf_counter() - before
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and "train_runtime" not in logs:  # the summary after the last step
+            seconds = round(time.perf_counter() - self.start, 3)
+            self.run.append_metrics(state.global_step, {"seconds": seconds, **logs})
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.run.write_metrics_table()
+
+    on_train_end = on_save
+
+
+class ProgressCallback(TrainerCallback):
+    """Shows one progress bar with the latest metrics, in place of the Trainer's own printing."""
+
+    # metric -> what it is called on the bar
+    SHOWN = {"loss": "loss", "reward": "reward", "accuracy": "accuracy", "completions/mean_length": "length"}
+
+    def __init__(self, description: str = "training"):
+        self.description = description
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.description, unit="step",
+                dynamic_ncols=True, mininterval=0.5)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is not None and "train_runtime" not in logs:
+            # GRPO's loss stays near 0 whatever happens: show it only if there is no reward
+            names = [n for n in self.SHOWN if logs.get(n) is not None and not (n == "loss" and "reward" in logs)]
+            self.bar.set_postfix({self.SHOWN[name]: f"{logs[name]:.3g}" for name in names})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+
+class PrintMetricsCallback(TrainerCallback):
+    """Prints one line per logged step, for logs that a program reads, such as SageMaker's.
+
+    metrics grpo step=10 of=44 loss=0.0012 reward=0.4125 accuracy=0.3375 completions/mean_length=41.2
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            values = " ".join(f"{name}={value:.6g}" for name, value in logs.items() if value is not None)
+            print(f"metrics {self.stage} step={state.global_step} of={state.max_steps} {values}", flush=True)
+
+
+def parse_metrics_line(line: str) -> tuple[str, dict[str, float]] | None:
+    """Return stage and values of a line that PrintMetricsCallback printed; None for any other line of a log."""
+    marker, _, rest = line.partition(" ")
+    stage, _, values = rest.partition(" ")
+    if marker != "metrics" or not values.startswith("step="):
+        return None
+    try:
+        return stage, {name: float(value) for name, value in (pair.split("=") for pair in values.split())}
+    except ValueError:  # another process wrote into the same line
+        return None
+
+
+def report_to(config: RunConfig, run: RunDirectory) -> list[str]:
+    """Return the Trainer's `report_to`, and prepare each tracker so that it never asks for anything.
+
+    TensorBoard writes to the run directory (`tensorboard --logdir OUTPUT_DIR`). Without WANDB_API_KEY, Weights & Biases
+    records offline (send the run later with `wandb sync`).
+    """
+    trackers = []
+    if config.tracking.tensorboard:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_dir)
+        trackers.append("tensorboard")
+    if config.tracking.wandb:
+        if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "disabled":
+            os.environ["WANDB_MODE"] = "offline"
+        os.environ.setdefault("WANDB_PROJECT", "rl-workshop")
+        trackers.append("wandb")
+    return trackers

@@ -1,0 +1,307 @@
+"""The run directory: what one training stage leaves behind.
+
+    config.yaml        the resolved configuration          metrics.jsonl      one line per logged step
+    environment.json   versions, machine, git commit       metrics.csv        the same as a table, for people
+    checkpoints/       checkpoint-N, to resume from        completions.jsonl  sampled completions, with their rewards
+    model/             the trained model                   eval.json          the evaluation, with every example
+    figures/           figures made from this run          tensorboard/       the metrics again, for TensorBoard
+
+Nothing else passes from one stage to the next: notebooks, plots and cloud jobs read run directories.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from .. import WorkshopError
+from ..config import RunConfig, read_config
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "bitsandbytes", "vllm")
+
+# Metrics that measure the machine, not the model: they differ between two runs of the same seed.
+TIMING_COLUMNS = ("seconds", "step_time")
+
+
+class RunDirectoryError(WorkshopError):
+    """A run directory cannot be used; the message says what was found and what to do."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` through a temporary file, so that a killed process leaves the old or the new content."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a result may depend on: versions, platform, processor, GPUs, git commit; no user, host or path."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0].split(":", 1)[1].strip() if models else cpu
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "cpu": cpu or platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+class RunDirectory:
+    """One stage's results on disk. `RunDirectory(path)` reads an existing run; `RunDirectory.create` starts one.
+
+    >>> run = RunDirectory("outputs/countdown-grpo/grpo")      # doctest: +SKIP
+    >>> run.metrics()[["step", "reward", "accuracy"]].tail(1)   # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, config: RunConfig, path: str | os.PathLike, resume: bool = False) -> RunDirectory:
+        """Make the directory and write config.yaml and environment.json.
+
+        Args:
+            config: the resolved `RunConfig`.
+            path: a directory that does not exist or is empty, unless `resume`.
+            resume: continue the run in `path` (or start it, where there is none yet).
+
+        Raises:
+            RunDirectoryError: the directory holds files and `resume` is false, or cannot be written.
+        """
+        run = cls(path)
+        if os.environ.get("RANK", "0") != "0":  # of several processes, the first one writes
+            return run
+        if run.path.is_dir() and any(run.path.iterdir()) and not resume:
+            raise RunDirectoryError(
+                f"The output directory {run.path} is not empty, and a new run needs an empty one so that no results "
+                "are overwritten. Continue the run in it with --resume (resume=True), or choose another directory."
+            )
+        if resume and run.config_path.exists():
+            changed = _changed_keys(yaml.safe_load(run.config_path.read_text(encoding="utf-8")), config.model_dump())
+            if changed:
+                warnings.warn(
+                    f"Resuming {run.path} with other settings than it was started with: {', '.join(changed)}. "
+                    "Its metrics will not equal those of an uninterrupted run.",
+                    stacklevel=2,
+                )
+        try:
+            for directory in (run.path, run.checkpoints_dir, run.figures_dir):
+                directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(run.config_path, config.to_yaml())
+            write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"Cannot write to the output directory {run.path} ({error.strerror}). "
+                "Choose a directory that you may write to, with free space, as --output-dir."
+            ) from error
+        return run
+
+    # Where things are
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def completions_path(self) -> Path:
+        return self.path / "completions.jsonl"
+
+    @property
+    def evaluation_path(self) -> Path:
+        return self.path / "eval.json"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def has_model(self) -> bool:
+        """Say whether the trained model is complete: a run can be killed while it is written."""
+        weights = list(self.model_dir.glob("*.safetensors"))
+        return bool(weights) and all(map(_is_complete, weights))
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures_dir(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        return self.path / "tensorboard"
+
+    # Reading
+    def config(self) -> RunConfig:
+        """Return the resolved configuration that the run was started with."""
+        return read_config(self._existing(self.config_path))
+
+    def environment(self) -> dict[str, Any]:
+        """Return what the run was made with; see `describe_environment`."""
+        return json.loads(self._existing(self.path / "environment.json").read_text(encoding="utf-8"))
+
+    def metrics(self) -> pd.DataFrame:
+        """Return one row per logged step, in the order of the steps. Column `seconds` is the time trained."""
+        frame = pd.DataFrame(_read_json_lines(self._existing(self.metrics_path)))
+        return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+    def completions(self) -> pd.DataFrame:
+        """Return the recorded completions: step, question, gold, completion, extracted, correct, reward."""
+        return pd.DataFrame(_read_json_lines(self._existing(self.completions_path)))
+
+    def _existing(self, path: Path) -> Path:
+        if not path.exists():
+            raise RunDirectoryError(
+                f"{self.path} has no {path.name}: give the run directory of one stage that has been trained, such as "
+                "OUTPUT_DIR/sft or OUTPUT_DIR/grpo."
+            )
+        return path
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the newest complete checkpoint, or None if there is none yet.
+
+        A checkpoint that was being written when the process was killed is skipped, with a warning that names it.
+
+        Raises:
+            RunDirectoryError: there are checkpoints and none of them is complete.
+        """
+        found = [p for p in self.checkpoints_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+        found.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+        for checkpoint in found:
+            problem = checkpoint_problem(checkpoint)
+            if problem is None:
+                return checkpoint
+            warnings.warn(f"{checkpoint} is skipped: {problem}.", stacklevel=2)
+        if found:
+            raise RunDirectoryError(
+                f"None of the {len(found)} checkpoints in {self.checkpoints_dir} is complete (newest: {found[0].name}, "
+                f"{checkpoint_problem(found[0])}). Start again in another directory, or delete {self.path} first."
+            )
+        return None
+
+    # Writing, while training
+    def append_metrics(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Add one line to metrics.jsonl."""
+        _append_json_lines(self.metrics_path, [{"step": step, **metrics}])
+
+    def write_metrics_table(self) -> None:
+        """Write metrics.csv, the view of metrics.jsonl for people and spreadsheets."""
+        if self.metrics_path.exists():
+            write_atomically(self.path / "metrics.csv", self.metrics().to_csv(index=False, lineterminator="\n"))
+
+    def append_completions(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows to completions.jsonl: step, question, gold, completion, extracted, correct, reward.
+
+        `step` is the optimizer step that learns from the completion, `state.global_step + 1` while generating.
+        """
+        _append_json_lines(self.completions_path, rows)
+
+    def discard_after(self, step: int) -> None:
+        """Drop metrics and completions of later steps: a resumed run will write them again."""
+        for path in (self.metrics_path, self.completions_path):
+            if path.exists():
+                lines = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+                write_atomically(path, "".join(lines))
+
+
+def model_of(source: str | os.PathLike) -> str:
+    """Return the model that `source` means: a run directory's trained model, or itself (a model's path or name)."""
+    model = RunDirectory(source).model_dir
+    return str(model if model.is_dir() else source)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, without a last one that a killed process did not finish."""
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _append_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = [_changed_keys(old.get(key), new.get(key), f"{prefix}.{key}".strip(".")) for key in old | new]
+        return sum(changed, [])
+    return [] if old == new else [prefix]
+
+
+def checkpoint_problem(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint that the Trainer wrote, or None. Reads headers only, so it is fast."""
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+        if not (checkpoint / name).exists():
+            return f"{name} is missing"
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    if not weights:
+        return "the model file (*.safetensors) is missing"
+    for path in sorted(checkpoint.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{path.name} is not valid JSON"
+        if path.name.endswith(".index.json"):
+            missing = set(content["weight_map"].values()) - {file.name for file in weights}
+            if missing:
+                return f"{sorted(missing)[0]} is missing"
+    for path in weights:
+        if not _is_complete(path):
+            return f"{path.name} is truncated or damaged"
+    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]):
+        if not zipfile.is_zipfile(path):  # torch.save writes a zip file, whose directory comes last
+            return f"{path.name} is truncated or damaged"
+    return None
+
+
+def _is_complete(path: Path) -> bool:
+    """Say whether a safetensors file can be opened: its reader compares the header with the file's length."""
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except (SafetensorError, OSError):
+        return False

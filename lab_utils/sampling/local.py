@@ -1,0 +1,189 @@
+"""One sampler for rollouts and evaluation, in which finished completions leave the batch.
+
+`transformers.generate` keeps every row until the longest completion ends. When lengths vary, as they do in
+reinforcement learning, most of that work is thrown away. Here the key-value cache drops finished rows, and the
+completions of one prompt share one prefill. vllm.py has the twin for vLLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models import end_token_ids
+
+# Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
+SHRINK_AT = 0.75
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A sampled completion; `token_ids` include the end token when `finished`, `logprobs` has one entry a token."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError for a number of samples, tokens or rows that is below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} = {size} must be at least 1.")
+
+
+def apply_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the smallest set of tokens whose probability reaches top_p (Holtzman et al. 2019); (B, V) -> (B, V)."""
+    ordered, order = logits.sort(descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    return logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
+
+
+@torch.no_grad()
+def sample_token_ids(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    counts: list[int],
+    *,
+    end_ids: list[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[tuple[list[int], list[float]]]:
+    """Sample `counts[i]` completions of `prompts[i]`, all in one batch.
+
+    Args:
+        prompts: token ids, one list a prompt (P of them).
+        counts: completions wanted of each prompt; B = sum(counts) rows in all.
+        temperature: 0 means greedy.
+        generator: source of randomness, torch's global one when None.
+
+    Returns:
+        B pairs (token ids, log-probabilities), prompt after prompt. The log-probabilities are those of the model at
+        this temperature, before top-p, as the policy-gradient loss wants them.
+    """
+    device = model.device
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[end_ids[0]] * (width - len(ids)) + ids for ids in prompts], device=device)  # (P, W)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    padded = not bool(mask.all())  # without padding attention needs no mask, which is faster
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+
+    # Stage 1: read each prompt once, then repeat its cache for its completions.
+    logits = model(input_ids=input_ids, attention_mask=mask if padded else None, position_ids=positions,
+                   past_key_values=cache, logits_to_keep=1).logits[:, -1]  # (P, V)
+    copies = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(counts, device=device))
+    cache.batch_select_indices(copies)
+    logits, mask, positions = logits[copies], mask[copies], positions[copies, -1:]
+
+    # Stage 2: one token a step for the rows that are left.
+    total = len(copies)
+    ends = torch.tensor(end_ids, device=device)
+    tokens_BT = torch.full((total, max_new_tokens), -1, dtype=torch.long, device=device)
+    logps_BT = torch.zeros(total, max_new_tokens, device=device)
+    row = torch.arange(total, device=device)  # where each row of the batch belongs in the result
+    alive = torch.ones(total, dtype=torch.bool, device=device)  # unfinished rows of the batch
+    for step in range(max_new_tokens):
+        logits = logits.float()
+        if temperature == 0:
+            logps = logits.log_softmax(-1)
+            tokens = logits.argmax(-1, keepdim=True)
+        else:
+            logps = (logits / temperature).log_softmax(-1)
+            probabilities = (logps if top_p == 1.0 else apply_top_p(logps, top_p)).softmax(-1)
+            tokens = torch.multinomial(probabilities, 1, generator=generator)
+        tokens_BT[row[alive], step] = tokens[alive, 0]
+        logps_BT[row[alive], step] = logps.gather(1, tokens)[alive, 0]
+        alive &= ~torch.isin(tokens[:, 0], ends)
+        left = int(alive.sum())
+        if left == 0:
+            break
+        if left <= SHRINK_AT * len(row):
+            keep = alive.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            row, tokens, mask, positions, alive = row[keep], tokens[keep], mask[keep], positions[keep], alive[keep]
+        positions = positions + 1
+        mask = torch.cat([mask, mask.new_ones(len(row), 1)], dim=1)
+        logits = model(input_ids=tokens, attention_mask=mask if padded else None, position_ids=positions,
+                       past_key_values=cache).logits[:, -1]
+
+    lengths = (tokens_BT >= 0).sum(1).tolist()
+    return [(tokens[:length], logps[:length]) for tokens, logps, length
+            in zip(tokens_BT.tolist(), logps_BT.tolist(), lengths, strict=True)]
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[dict[str, str]]],
+    *,
+    num_samples: int = 1,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    batch_size: int = 256,
+) -> list[list[Completion]]:
+    """Sample completions of chat prompts; the result holds one list of `num_samples` completions a prompt.
+
+    `batch_size` bounds the rows in flight. The same seed gives the same completions; without one, torch's global random
+    state decides. The model is left in the mode (training or evaluation) in which it came.
+    """
+    check_sizes(num_samples=num_samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    ends = end_token_ids(model.config, tokenizer)
+    prompt_ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+                  for prompt in prompts]
+    jobs = [(index, min(batch_size, num_samples - done)) for index in range(len(prompts))
+            for done in range(0, num_samples, batch_size)]
+    results: list[list[Completion]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        while jobs:
+            batch, rows = [], 0
+            while jobs and rows + jobs[0][1] <= batch_size:
+                batch.append(jobs.pop(0))
+                rows += batch[-1][1]
+            sampled = iter(sample_token_ids(
+                model, [prompt_ids[index] for index, _ in batch], [count for _, count in batch], end_ids=ends,
+                max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, generator=generator))
+            for index, count in batch:
+                for _ in range(count):
+                    ids, logps = next(sampled)
+                    results[index].append(Completion(tokenizer.decode(ids, skip_special_tokens=True), ids, logps,
+                                                     ids[-1] in ends))
+    finally:
+        model.train(was_training)
+    return results
+
+
+def rollout(prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, list]:
+    """Generate the completions of a training step: TRL's `rollout_func`.
+
+    TRL hands over each prompt `num_generations` times in a row and wants one completion for each.
+    """
+    tokenizer, arguments = trainer.processing_class, trainer.args
+    groups = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
+    prompt_ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+                  for prompt, _ in groups]
+    counts = [count for _, count in groups]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    was_training = model.training
+    model.eval()
+    sampled = sample_token_ids(model, prompt_ids, counts, end_ids=trainer.eos_token_ids,
+                               max_new_tokens=arguments.max_completion_length, temperature=arguments.temperature,
+                               top_p=arguments.top_p)
+    model.train(was_training)
+    return {
+        "prompt_ids": [ids for ids, count in zip(prompt_ids, counts, strict=True) for _ in range(count)],
+        "completion_ids": [ids for ids, _ in sampled],
+        "logprobs": [logps for _, logps in sampled],
+    }

@@ -1,0 +1,105 @@
+"""Sampling with vLLM: the same call and the same results as generation.sample, for thousands of completions at once.
+
+vLLM is imported only where it is used, because it takes seconds and most machines do not have it. Rollouts do not come
+through here: TRL runs its own vLLM (`use_vllm`), which it keeps supplied with the policy's weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..models import adapter_base, end_token_ids, export_model, model_location
+from .local import Completion, check_sizes
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+    from ..config import ModelSettings
+
+
+@contextmanager
+def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool = True,
+                **options: Any) -> Iterator[LLM]:
+    """Load a model into vLLM, and give its memory back at the end of the `with` block.
+
+    Args:
+        name: "tiny", a path or a Hub id. A LoRA adapter is merged into its base model first.
+        settings: of these, `dtype` counts.
+        own_process: only with the end of a process of its own is all of its memory free again.
+        options: arguments of vllm.LLM, for example max_model_len.
+
+    Raises:
+        ModelLoadError: an adapter whose base model cannot be loaded.
+    """
+    from vllm import LLM
+
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))  # TRL's colocate mode has left a 0 there
+    options = {"logprobs_mode": "processed_logprobs", **options}  # at the sampling temperature, as the loss wants them
+    if not torch.cuda.is_available():
+        options = {"enforce_eager": True, **options}  # compiling for a CPU takes minutes
+    with tempfile.TemporaryDirectory() as folder:
+        location = model_location(name)
+        if adapter_base(location) is not None:
+            location = str(export_model(location, folder, settings))
+        if torch.cuda.is_available():  # after the export, whose memory is free again
+            options = {"gpu_memory_utilization": free_share(), **options}
+        engine = LLM(model=location, dtype=settings.dtype, seed=0, **options)
+    try:
+        yield engine
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+
+
+def free_share() -> float:
+    """Return nine tenths of the GPU memory that is free, as a share of all of it: what vLLM may take."""
+    gc.collect()  # a trainer refers to itself, and would keep its model
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return round(0.9 * free / total, 2)
+
+
+def sample(
+    engine: LLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[dict[str, str]]],
+    *,
+    num_samples: int = 1,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    batch_size: int | None = None,
+) -> list[list[Completion]]:
+    """Sample completions of chat prompts, as `generation.sample` does; vLLM itself decides how many run at once.
+
+    The same seed gives the same completions on the same machine, but not those of `generation.sample`. With top_p < 1
+    the log-probabilities are those after the cut. `batch_size` is there for the common signature and is not used.
+    """
+    from vllm import SamplingParams
+
+    check_sizes(num_samples=num_samples, max_new_tokens=max_new_tokens)
+    ends = end_token_ids(engine.llm_engine.model_config.hf_config, tokenizer)
+    prompt_ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+                  for prompt in prompts]
+    # vLLM counts the seed up from sample to sample of a request.
+    seeds = [None if seed is None else (seed * 1_000_003 + index) * num_samples for index in range(len(prompts))]
+    settings = [SamplingParams(n=num_samples, temperature=temperature, top_p=top_p, max_tokens=max_new_tokens,
+                               seed=request_seed, stop_token_ids=ends, logprobs=0, detokenize=False)
+                for request_seed in seeds]
+    requests = engine.generate([{"prompt_token_ids": ids} for ids in prompt_ids], settings, use_tqdm=False)
+    return [[_completion(output, tokenizer, ends) for output in request.outputs] for request in requests]
+
+
+def _completion(output: Any, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Completion:
+    ids = list(output.token_ids)
+    logprobs = [token[id].logprob for token, id in zip(output.logprobs, ids, strict=True)]
+    return Completion(tokenizer.decode(ids, skip_special_tokens=True), ids, logprobs, ids[-1] in ends)

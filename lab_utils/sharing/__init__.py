@@ -1,0 +1,1 @@
+"""Sharing a trained model: export, serving, chat."""

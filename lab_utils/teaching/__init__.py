@@ -1,0 +1,1 @@
+"""What only the notebooks use: self-checks, the GRPO arithmetic, a close look at completions, diagnosing runs."""

@@ -1,0 +1,119 @@
+"""What can go wrong in a run of GRPO, and how each illness shows in its metrics next to those of a healthy run.
+
+Notebook 09's self-check reads the recorded runs with this. The thresholds fit those runs, in which one thing is wrong
+and the healthy run has the same seed; on your own runs the curves and your eyes decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from ..runs import RunDirectory
+
+SPAN = 4  # steps at the beginning and at the end of a run that are averaged
+
+
+@dataclass(frozen=True)
+class Illness:
+    """One illness: what it shows, where (columns of metrics.csv), and whether a run's metrics show it."""
+
+    shows: str
+    columns: tuple[str, ...]
+    is_seen: Callable[[pd.DataFrame, pd.DataFrame], bool]  # (metrics, metrics of the healthy run)
+
+
+def begin(metrics: pd.DataFrame, column: str) -> float:
+    """Return the mean of a column over the first steps."""
+    return float(metrics[column].head(SPAN).mean())
+
+
+def end(metrics: pd.DataFrame, column: str) -> float:
+    """Return the mean of a column over the last steps."""
+    return float(metrics[column].tail(SPAN).mean())
+
+
+def change(metrics: pd.DataFrame, column: str) -> float:
+    """Return by how much a column has risen from the first steps to the last."""
+    return end(metrics, column) - begin(metrics, column)
+
+
+def reward_means(metrics: pd.DataFrame) -> list[str]:
+    """Return the columns with the mean of each reward function."""
+    return [name for name in metrics if name.startswith("rewards/") and name.endswith("/mean")]
+
+
+def _has_signal(metrics: pd.DataFrame) -> bool:
+    return metrics["frac_reward_zero_std"].mean() < 0.5
+
+
+ILLNESSES = {
+    "completions cut off": Illness(
+        "many responses are cut off from the first step, and the longest is as long in every step",
+        ("completions/clipped_ratio", "completions/max_length"),
+        lambda m, healthy: m["completions/clipped_ratio"].iloc[0] > 0.1 and m["completions/max_length"].nunique() == 1,
+    ),
+    "dead reward function": Illness(
+        "one reward function pays nothing in any step, although right answers exist",
+        ("accuracy",),
+        lambda m, healthy: m["accuracy"].max() > 0 and any(m[name].max() == 0 for name in reward_means(m)),
+    ),
+    "hacked reward": Illness(
+        "the reward rises and the accuracy does not",
+        ("reward", "accuracy"),
+        lambda m, healthy: change(m, "reward") > 0.1 and change(m, "accuracy") < 0.02,
+    ),
+    "KL coefficient too high": Illness(
+        "the groups have a signal, and the KL stays far below the healthy one although the gradient norm is higher",
+        ("kl", "grad_norm"),
+        lambda m, healthy: _has_signal(m)
+        and end(m, "kl") < end(healthy, "kl") / 5
+        and end(m, "grad_norm") > 1.5 * end(healthy, "grad_norm"),
+    ),
+    "learning rate too high": Illness(
+        "KL and gradient norm are a multiple of the healthy ones, and what had been learned is lost",
+        ("kl", "grad_norm", "accuracy"),
+        lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max() and change(m, "accuracy") < -0.05,
+    ),
+    "learning rate too low": Illness(
+        "the groups have a signal, and still the KL stays at 0: the policy does not move",
+        ("frac_reward_zero_std", "kl"),
+        lambda m, healthy: _has_signal(m) and m["kl"].max() < healthy["kl"].max() / 100,
+    ),
+    "nothing to reward": Illness(
+        "most groups have no signal, and no response is right",
+        ("frac_reward_zero_std", "accuracy"),
+        lambda m, healthy: not _has_signal(m) and m["accuracy"].max() < 0.02,
+    ),
+    "problems too easy": Illness(
+        "most groups have no signal, and nearly every response is right from the first step",
+        ("frac_reward_zero_std", "accuracy"),
+        lambda m, healthy: not _has_signal(m) and begin(m, "accuracy") > 0.9,
+    ),
+    "random reward": Illness(
+        "the groups have a signal, and yet the reward goes nowhere and does not follow the accuracy",
+        ("frac_reward_zero_std", "reward", "accuracy"),
+        lambda m, healthy: _has_signal(m)
+        and abs(m["reward"].corr(m["accuracy"])) < 0.3
+        and abs(change(m, "reward")) < 0.1,
+    ),
+    "sampler not updated": Illness(
+        "the KL is a multiple of the healthy one, and what is sampled and what it earns stay as they were",
+        ("kl", "completions/mean_length", "reward"),
+        lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max()
+        and abs(change(m, "completions/mean_length")) < 0.05 * begin(m, "completions/mean_length")
+        and abs(change(m, "reward")) < 0.05,
+    ),
+}
+
+
+def what_was_changed(run: RunDirectory, healthy: RunDirectory) -> str:
+    """Return how a recorded run differs from the healthy one: its settings, and code of its own."""
+    here, there = (pd.json_normalize(directory.config().model_dump()).iloc[0] for directory in (run, healthy))
+    lines = [f"{key}: {there[key]} → {here[key]}" for key in here.index if here[key] != there[key]]
+    own_code = run.path / "own_code.txt"
+    return "\n".join([*lines, *([own_code.read_text(encoding="utf-8").strip()] if own_code.exists() else [])])

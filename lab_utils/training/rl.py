@@ -1,0 +1,358 @@
+"""What training shares: the start model, TRL's arguments, the trainer that GRPO and PPO build on, and a run.
+
+A run is read in three files: config/ says what to do, sft.py, grpo.py or ppo.py what is special about the method, and
+this one does the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch.nn.functional import pad
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from .. import WorkshopError
+from .. import rewards as reward_functions
+from ..config import ConfigError, PPOSettings, RLSettings, RunConfig
+from ..models import adapter_base, load_model, load_tokenizer, lora_config, on_gpu
+from ..runs import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, report_to
+from ..sampling.local import rollout
+from ..tasks import Task, completion_text, load_task
+from . import TrainingStopped
+from .stopping import StopOnSIGTERM
+
+# Settings of ours that TRL's GRPOConfig does not have; all others carry TRL's names and are passed on.
+OURS = {"warmup_ratio", "max_prompt_length", "log_completions_steps", *PPOSettings.model_fields.keys()
+        - RLSettings.model_fields.keys()}
+ROWS = 32  # completions in one forward pass on the CPU
+
+# --- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def trainer_arguments(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Return the arguments that do not depend on the method."""
+    gpu = on_gpu(config.model)
+    return {
+        "output_dir": str(run.checkpoints_dir),
+        "seed": config.seed,
+        "use_cpu": not gpu,
+        "bf16": config.model.dtype == "bfloat16" and gpu,
+        "fp16": config.model.dtype == "float16" and gpu,
+        "logging_first_step": True,
+        "save_total_limit": 2,
+        "report_to": report_to(config, run),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": gpu,
+    }
+
+
+def rl_arguments(config: RunConfig, run: RunDirectory, settings: RLSettings, **method: Any) -> GRPOConfig:
+    """Translate the settings of GRPO or PPO, and the reward weights, to TRL's configuration.
+
+    `save_steps` is rounded up to whole rollouts, because a resumed run begins with a new one.
+    """
+    arguments = GRPOConfig(
+        **trainer_arguments(config, run),
+        **settings.model_dump(exclude=OURS),
+        warmup_steps=settings.warmup_ratio,
+        vllm_max_model_length=settings.max_prompt_length + settings.max_completion_length,
+        reward_weights=list(config.rewards.values()),
+        disable_dropout=True,  # an adapter's dropout would make the policy differ from its own sampler
+        **method,
+    )
+    steps = steps_per_rollout(arguments)
+    arguments.save_steps = math.ceil(arguments.save_steps / steps) * steps
+    return arguments
+
+
+def steps_per_rollout(arguments: GRPOConfig) -> int:
+    """Return the optimizer steps between rollout boundaries, where a new rollout begins together with a new step."""
+    micro_batches = arguments.steps_per_generation * arguments.num_iterations
+    return math.lcm(micro_batches, arguments.gradient_accumulation_steps) // arguments.gradient_accumulation_steps
+
+
+# --- Start model, dataset, rewards -----------------------------------------------------------------------------------
+
+
+def check_start(start: str | Path, config: RunConfig) -> None:
+    """Raise ConfigError, before anything is written, if a stage cannot be trained from a start model.
+
+    A LoRA start adapter is trained further, so it must have the rank and alpha of `model.lora`. It stays on the layers
+    that it is on.
+    """
+    if adapter_base(str(start)) is None:
+        return
+    if config.model.lora is None:
+        raise ConfigError(f"model.lora = None trains all weights, but the start model {start} is a LoRA adapter: merge "
+                          "it first (python scripts/export.py RUN --output-dir FOLDER, then --model FOLDER), or set "
+                          "model.lora.")
+    found = json.loads((Path(start) / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, there in (("r", found["r"]), ("alpha", found["lora_alpha"])):
+        here = getattr(config.model.lora, key)
+        if here != there:
+            raise ConfigError(f"model.lora.{key} = {here}, but the start adapter {start} has {there}: add "
+                              f"--set model.lora.{key}={there}.")
+
+
+def new_adapter(model: PreTrainedModel | PeftModel, config: RunConfig) -> LoraConfig | None:
+    """Return the adapter to add to a start model: none if all weights are trained or the model has its own."""
+    return None if isinstance(model, PeftModel) else lora_config(config.model)
+
+
+def train_in_float32(model: PreTrainedModel | PeftModel) -> None:
+    """Keep the weights that are trained in float32, whatever the model's dtype: 16 bits round small updates away.
+
+    Forward passes stay in the model's dtype (autocast). TRL puts adapters on a 4-bit base in bfloat16, which float16's
+    gradient scaler cannot unscale. On the CPU tiers everything is float32 already.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def rewards_of(config: RunConfig, own: Sequence[Callable] | None, max_length: int) -> list[Callable]:
+    """Return the reward functions of a run: `own`, or those that the configuration names.
+
+    A reward with a parameter `max_length`, which scales with length, gets the run's longest completion. An exception in
+    a reward becomes a WorkshopError that names the function.
+    """
+
+    def named(function: Callable) -> Callable:
+        scale = {"max_length": max_length} if "max_length" in inspect.signature(function).parameters else {}
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            try:
+                return function(*args, **kwargs, **scale)
+            except Exception as error:
+                raise WorkshopError(
+                    f"The reward function {function.__name__!r} raised {type(error).__name__}: {error}. Make it return "
+                    "a number for any completion, however broken the text is.") from error
+        return call
+
+    return list(map(named, own or [getattr(reward_functions, name) for name in config.rewards]))
+
+
+def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
+    """Keep the rows whose chat prompt has at most `max_prompt_length` tokens (TRL no longer does it)."""
+    lengths = [len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+               for prompt in dataset["prompt"]]
+    kept = dataset.select([i for i, length in enumerate(lengths) if length <= max_prompt_length])
+    if len(kept) == 0:
+        raise ConfigError(f"max_prompt_length = {max_prompt_length} leaves no prompt: the shortest has {min(lengths)} "
+                          f"tokens. Set it to {max(lengths)} to keep all of them.")
+    return kept
+
+
+# --- The trainer that GRPO and PPO build on --------------------------------------------------------------------------
+
+
+class RLTrainer(GRPOTrainer):
+    """GRPOTrainer that also logs accuracy and attempts, keeps sample completions, and refuses rewards that are NaN."""
+
+    def __init__(self, *args, task: Task, run: RunDirectory, settings: RLSettings, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.use_vllm:  # it reads only a checkpoint's own end token, and a chat turn may end with another
+            self.vllm_generation.generation_kwargs["stop_token_ids"] = self.eos_token_ids
+        self.task, self.run, self.settings = task, run, settings
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards_per_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        broken = (~torch.isfinite(rewards_per_function)).any(dim=0).nonzero()
+        if len(broken):
+            name = self.reward_func_names[int(broken[0])]
+            values = rewards_per_function[:, int(broken[0])]
+            raise WorkshopError(
+                f"The reward function {name!r} returned None, NaN or infinity for "
+                f"{int((~torch.isfinite(values)).sum())} of {len(values)} completions: return a finite number for "
+                "every completion, 0.0 if there is nothing to reward.")
+        scores = rewards_per_function @ self.reward_weights.to(rewards_per_function)  # of all processes
+        first = self.accelerator.process_index * len(prompts)
+        self.scores_B = scores[first:first + len(prompts)]
+        self._record(inputs, completions, self.scores_B)
+        return rewards_per_function
+
+    def _record(self, rows: list[dict], completions: list, rewards: torch.Tensor) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        correct = [self.task.is_correct(completion, row) for completion, row in zip(completions, rows, strict=True)]
+        attempts = [self.task.attempts(completion) for completion in completions]
+        for name, values in (("accuracy", correct), ("attempts", attempts)):
+            gathered = self.accelerator.gather(torch.tensor(values, dtype=torch.float, device=self.accelerator.device))
+            metrics[name].append(gathered.mean().item())
+        step, every = self.state.global_step + 1, self.settings.log_completions_steps
+        if self.accelerator.is_main_process and (step - 1) % every < steps_per_rollout(self.args):
+            self.run.append_completions([
+                {"step": step, "question": row["prompt"][-1]["content"], "gold": self.task.gold(row),
+                 "completion": completion_text(completion), "extracted": self.task.extract(completion),
+                 "correct": right, "reward": reward}
+                for row, completion, right, reward in zip(rows, completions, correct, rewards.tolist(), strict=True)
+            ][:64])
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
+                                           **kwargs):
+        """TRL's forward pass. On the CPU, completions of similar length go together, cut to the longest of them.
+
+        TRL pads every completion to the longest of the rollout, which is most of the work while lengths vary. A GPU
+        does not mind, and data parallelism wants one forward pass per step.
+        """
+        if input_ids.device.type != "cpu" or self.accelerator.num_processes > 1:
+            return self._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+        lengths = attention_mask[:, -logits_to_keep:].sum(1)
+        order = lengths.argsort(stable=True)
+        chunks = []
+        for rows in order.split(ROWS):
+            start = int(attention_mask[rows].argmax(1).min())  # where the longest prompt begins
+            cut = logits_to_keep - max(1, int(lengths[rows].max()))
+            used = slice(start, input_ids.shape[1] - cut)
+            outputs = self._forward(model, input_ids[rows, used], attention_mask[rows, used], logits_to_keep - cut,
+                                    **kwargs)
+            chunks.append([output if output is None else pad(output, (0, cut)) for output in outputs])
+        restore = order.argsort()
+        return tuple(None if outputs[0] is None else torch.cat(outputs)[restore]
+                     for outputs in zip(*chunks, strict=True))
+
+    def _forward(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs) -> tuple:
+        return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, batch_size,
+                                                          **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save without the reference adapter: TRL makes it anew from the start model, and transformers would load it on
+        resume in place of the adapter that was trained."""
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+
+
+# --- A run -----------------------------------------------------------------------------------------------------------
+
+
+def train_rl(stage: str, trainer_class: type[RLTrainer], arguments_of: Callable[[RunConfig, RunDirectory], GRPOConfig],
+             config: RunConfig, output_dir: str | Path, *, model: str | Path | None, resume: bool,
+             reward_funcs: Sequence[Callable] | None, callbacks: Sequence[TrainerCallback]) -> RunDirectory:
+    """Train with GRPO or PPO on the task's prompts; `grpo.train` and `ppo.train` explain the arguments."""
+    start, run = start_run(config, output_dir, model, resume)
+    arguments = arguments_of(config, run)
+    if resume and is_finished(run, arguments):
+        return run
+    with out_of_memory_explained(stage):
+        trainer = make_trainer(stage, trainer_class, config, arguments, run, start, reward_funcs, callbacks)
+        return run_trainer(trainer, config, run, resume, stage.upper())
+
+
+def make_trainer(stage: str, trainer_class: type[RLTrainer], config: RunConfig, arguments: GRPOConfig,
+                 run: RunDirectory, start: str | Path, reward_funcs: Sequence[Callable] | None = None,
+                 callbacks: Sequence[TrainerCallback] = ()) -> RLTrainer:
+    """Return the trainer of a run from the model `start`, ready to train."""
+    settings: RLSettings = getattr(config, stage)
+    task = load_task(config.task.name, config.task.response_format)
+    tokenizer = load_tokenizer(start)
+    dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    policy = load_model(start, config.model, train_adapter=True)
+    return trainer_class(
+        model=policy,
+        reward_funcs=rewards_of(config, reward_funcs, settings.max_completion_length),
+        args=arguments,
+        train_dataset=filter_long_prompts(dataset, tokenizer, settings.max_prompt_length),
+        processing_class=tokenizer,
+        peft_config=new_adapter(policy, config),
+        rollout_func=None if settings.use_vllm else rollout,
+        callbacks=list(callbacks),
+        task=task,
+        run=run,
+        settings=settings,
+    )
+
+
+def start_run(config: RunConfig, output_dir: str | Path, model: str | Path | None,
+              resume: bool) -> tuple[str, RunDirectory]:
+    """Check the start model (`model`, or the recipe's own) and make the run directory; return both."""
+    start = str(model or config.model.name)
+    check_start(start, config)
+    load_tokenizer(start)  # a model that does not exist is named before anything is written
+    return start, RunDirectory.create(config, output_dir, resume)
+
+
+def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: bool, description: str) -> RunDirectory:
+    """Train with the workshop's progress bar and metrics file, then save model and tokenizer in RUN/model.
+
+    With `resume`, the run continues from its last complete checkpoint, or starts if there is none yet.
+
+    Raises:
+        TrainingStopped: SIGTERM came; the run has a checkpoint of its last step.
+    """
+    train_in_float32(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(TransformersProgressCallback)
+    trainer.add_callback(MetricsCallback(run))
+    quiet = config.tracking.print_metrics
+    trainer.add_callback(PrintMetricsCallback(description.lower()) if quiet else ProgressCallback(description))
+    rollout_steps = steps_per_rollout(trainer.args) if isinstance(trainer.args, GRPOConfig) else 1
+    stop = StopOnSIGTERM(every=math.lcm(rollout_steps, int(trainer.args.logging_steps)))
+    trainer.add_callback(stop)
+    checkpoint = run.last_checkpoint() if resume else None
+    with stop.listening():
+        if checkpoint is not None and is_last(checkpoint, trainer.args):  # killed before the model was saved
+            trainer._load_from_checkpoint(str(checkpoint))  # train() would take one more step
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = trainer.state
+    if not stop.stopped or state.global_step == state.max_steps:
+        if config.model.lora is None:  # float32 was for the optimizer's small updates
+            for name, weight in trainer.model.named_parameters():
+                if not name.startswith("critic."):
+                    weight.data = weight.data.to(getattr(torch, config.model.dtype))
+        trainer.save_model(str(run.model_dir))
+        trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
+    if stop.stopped:
+        raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
+                              f"{state.max_steps}. That step is saved in {run.checkpoints_dir}: resume with --resume.")
+    return run
+
+
+def is_finished(run: RunDirectory, arguments: TrainingArguments) -> bool:
+    """Say whether a run has its trained model, after as many steps as are requested now."""
+    checkpoint = run.last_checkpoint()
+    return checkpoint is not None and run.has_model and is_last(checkpoint, arguments)
+
+
+def is_last(checkpoint: Path, arguments: TrainingArguments) -> bool:
+    """Say whether a checkpoint is that of the last step."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    if arguments.max_steps > 0:
+        return state["global_step"] >= arguments.max_steps
+    as_before = state["num_train_epochs"] == math.ceil(arguments.num_train_epochs)
+    return as_before and state["global_step"] >= state["max_steps"]
+
+
+@contextmanager
+def out_of_memory_explained(stage: str) -> Iterator[None]:
+    """Raise WorkshopError, with settings that save memory, if the GPU runs out of it inside the `with` block."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, ValueError) as error:
+        if isinstance(error, ValueError) and "Free memory on device" not in str(error):  # vLLM's words
+            raise
+        batch = f"{stage}.per_device_train_batch_size"
+        raise WorkshopError(
+            f"{stage} ran out of GPU memory: {str(error).split('. ')[0]}. Halve {batch} and double "
+            f"{stage}.gradient_accumulation_steps, set {stage}.gradient_checkpointing=true, or shorten completions; "
+            "python scripts/estimate.py shows what takes the memory. Then resume with --resume.") from error

@@ -1,0 +1,240 @@
+"""Run directories: what they refuse, what they keep, and that a resumed run leaves the same files."""
+
+import json
+import os
+import struct
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from lab_utils import config as configuration
+from lab_utils.runs import (
+    TIMING_COLUMNS,
+    MetricsCallback,
+    ProgressCallback,
+    RunDirectory,
+    RunDirectoryError,
+    model_of,
+    show_completions,
+    wandb_environment,
+)
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def config():
+    return configuration.load("countdown-grpo", "cpu")
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    return RunDirectory.create(config, tmp_path / "outputs" / "grpo")
+
+
+# --- creating --------------------------------------------------------------------------------------------------------
+
+
+def test_create_writes_config_and_environment(run, config):
+    assert run.config() == config
+    environment = run.environment()
+    assert environment["packages"]["torch"] == torch.__version__ and environment["cpu_count"] >= 1
+    assert str(run.path) not in json.dumps(environment) and "/home" not in json.dumps(environment)
+    assert not list(run.path.glob("*.tmp"))
+
+
+def test_create_refuses_a_directory_that_holds_something_and_leaves_it_alone(config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match="is not empty.*--resume"):
+        RunDirectory.create(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_create_says_why_it_cannot_write(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="Cannot write to the output directory .*Choose"):
+        RunDirectory.create(config, tmp_path / "file" / "run")
+
+
+def test_of_several_processes_only_the_first_writes(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    RunDirectory.create(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_settings_warns_and_names_them(run, config, recwarn):
+    RunDirectory.create(config, run.path, resume=True)
+    assert not recwarn.list
+    other = configuration.load("countdown-grpo", "cpu", {"grpo.learning_rate": 1e-5, "seed": 3})
+    with pytest.warns(UserWarning, match="other settings than it was started with: seed, grpo.learning_rate"):
+        RunDirectory.create(other, run.path, resume=True)
+
+
+def test_reading_what_is_not_there_says_so(tmp_path):
+    with pytest.raises(RunDirectoryError, match="has no metrics.csv.*OUTPUT_DIR/grpo"):
+        RunDirectory(tmp_path).metrics()
+
+
+def test_model_of_a_run_and_of_anything_else(run):
+    assert model_of(run.path) == str(run.path)  # not trained yet
+    run.model_dir.mkdir()
+    assert model_of(run.path) == str(run.model_dir)
+    assert model_of("tiny") == "tiny"
+
+
+# --- metrics and completions -----------------------------------------------------------------------------------------
+
+
+def test_metrics_may_appear_later_and_be_absent(run):
+    run.append_metrics(1, {"loss": 0.5, "reward": 0.25})
+    run.append_metrics(2, {"loss": 0.25, "reward": None, "kl": 0.125})
+    run.append_metrics(3, {"loss": 0.125})
+    assert run.metrics_path.read_text() == "step,loss,reward,kl\n1,0.5,0.25,\n2,0.25,,0.125\n3,0.125,,\n"
+    assert run.metrics()["kl"].isna().tolist() == [True, False, True]
+
+
+def test_metrics_have_one_row_a_step_in_order(run):
+    for step, loss in [(1, 1.0), (3, 3.0), (2, 2.0), (3, 3.5)]:
+        run.append_metrics(step, {"loss": loss})
+    frame = run.metrics()
+    assert frame["step"].tolist() == [1, 2, 3] and frame["loss"].tolist() == [1.0, 2.0, 3.5]
+
+
+def completion_row(step, text="<answer>3 + 4</answer>"):
+    return {"step": step, "question": "make 7", "gold": "7", "completion": text, "extracted": "3 + 4",
+            "correct": True, "reward": 1.1}
+
+
+def test_discard_after_forgets_later_steps_and_half_written_lines(run):
+    for step in (1, 2, 3):
+        run.append_metrics(step, {"loss": 1 / step})
+        run.append_completions([completion_row(step), completion_row(step, "line\nbreak \u2028 ü")])
+    with open(run.metrics_path, "a") as file:
+        file.write("4,0.2")
+    with open(run.completions_path, "a") as file:
+        file.write('{"step": 4, "ques')
+    assert run.metrics()["step"].tolist() == [1, 2, 3] and len(run.completions()) == 6
+    run.discard_after(2)
+    assert run.metrics_path.read_text() == "step,loss\n1,1.0\n2,0.5\n"
+    assert run.completions()["step"].tolist() == [1, 1, 2, 2]
+    assert run.completions()["completion"].iloc[-1] == "line\nbreak \u2028 ü"
+
+
+def test_show_completions_shows_the_nearest_recorded_step(run):
+    run.append_completions([completion_row(1), completion_row(11), completion_row(11), completion_row(11)])
+    assert show_completions(run, n=2).count("step 11 · correct · reward 1.10") == 2
+    shown = show_completions(run, step=4)
+    assert shown.count("Question:  make 7") == 1 and "Extracted: 3 + 4" in shown and "step 1 " in shown
+
+
+# --- callbacks, in a real Trainer ------------------------------------------------------------------------------------
+
+
+class Interrupt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 1)
+
+    def forward(self, x, labels):
+        return {"loss": (self.linear(x) - labels).square().mean()}
+
+
+def fit(run, tensorboard=False, interrupt_at=None):
+    torch.manual_seed(0)
+    rows = [{"x": torch.tensor([i / 8]), "labels": torch.tensor([i / 4])} for i in range(32)]
+    arguments = TrainingArguments(
+        str(run.checkpoints_dir), max_steps=6, save_steps=2, logging_steps=1, per_device_train_batch_size=4,
+        report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=0.05,
+    )
+    callbacks = [MetricsCallback(run, tensorboard), ProgressCallback("line"), Interrupt(interrupt_at)]
+    trainer = Trainer(Line(), arguments, train_dataset=rows, callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = run.last_checkpoint()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(config, tmp_path, capfd):
+    whole = RunDirectory.create(config, tmp_path / "whole")
+    fit(whole)
+    assert capfd.readouterr().out == ""  # the progress bar goes to stderr, and nothing else is printed
+    broken = RunDirectory.create(config, tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, interrupt_at=6)
+    assert broken.metrics()["step"].tolist() == [1, 2, 3, 4, 5]  # step 5 was logged after checkpoint-4
+    RunDirectory.create(config, broken.path, resume=True)
+    fit(broken)
+    timing = [name for name in TIMING_COLUMNS if name in whole.metrics()]
+    assert broken.metrics().drop(columns=timing).equals(whole.metrics().drop(columns=timing))
+    assert whole.metrics()["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert broken.metrics()["seconds"].is_monotonic_increasing
+
+
+def test_tensorboard_gets_the_metrics(run):
+    fit(run, tensorboard=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.tensorboard_dir)).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx(run.metrics()["loss"].tolist())
+
+
+@pytest.mark.parametrize(
+    "name, damage, problem",
+    [
+        ("trainer_state.json", None, "trainer_state.json is missing"),
+        ("trainer_state.json", lambda b: b[:-3], "trainer_state.json is not valid JSON"),
+        ("model.safetensors", None, "model file .* is missing"),
+        ("model.safetensors", lambda b: b[:-1], "model.safetensors is truncated"),
+        ("model.safetensors", lambda b: b"", "model.safetensors is truncated"),
+        ("model.safetensors", lambda b: struct.pack("<Q", 2**62) + b[8:], "model.safetensors is truncated"),
+        ("optimizer.pt", lambda b: b[: len(b) // 2], "optimizer.pt is truncated"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, name, damage, problem):
+    run = RunDirectory.create(config, tmp_path / "run")
+    fit(run)
+    assert run.last_checkpoint().name == "checkpoint-6"
+    broken = run.checkpoints_dir / "checkpoint-6" / name
+    content = broken.read_bytes()
+    broken.unlink()
+    if damage is not None:
+        broken.write_bytes(damage(content))
+    with pytest.warns(UserWarning, match=f"checkpoint-6 is passed over: .*{problem}"):
+        assert run.last_checkpoint().name == "checkpoint-4"
+    for checkpoint in run.checkpoints_dir.iterdir():
+        (checkpoint / "trainer_state.json").write_text("{")
+    with pytest.warns(UserWarning), pytest.raises(RunDirectoryError, match="None of the 3 checkpoints .* is complete"):
+        run.last_checkpoint()
+
+
+def test_no_checkpoint_yet_is_no_error(run):
+    assert run.last_checkpoint() is None
+
+
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key, mode, expected", [(None, None, "offline"), (None, "online", "offline"),
+                                                 ("secret", None, None), (None, "disabled", "disabled")])
+def test_wandb_never_asks_for_a_key(monkeypatch, key, mode, expected):
+    for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", mode), ("WANDB_PROJECT", None)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    assert wandb_environment(SimpleNamespace(tracking=SimpleNamespace(wandb=True))) == ["wandb"]
+    assert os.environ.get("WANDB_MODE") == expected
+
+
+def test_wandb_is_left_alone_unless_wanted(monkeypatch):
+    assert wandb_environment(SimpleNamespace(tracking=SimpleNamespace(wandb=False))) == []

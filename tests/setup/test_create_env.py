@@ -1,0 +1,80 @@
+"""What setup/create_env.sh would install: nothing is, pip is replaced by a recorder. Colab's own torch must stay."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab_utils.machine.environment import REPOSITORY, read_pins
+
+# A Python that records what pip is asked for, has the torch of your choice, and is itself otherwise.
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+    "-m pip") shift 2; echo "$*" >>"{log}"; exit 0 ;;
+    "-m ipykernel") exit 0 ;;
+esac
+case "$2" in
+    *'version("torch")'*) echo "{torch}"; exit 0 ;;
+    *"print(sys.prefix)"*) echo "{prefix}"; exit 0 ;;
+esac
+exec "{real}" "$@"
+"""
+NVIDIA_SMI = "#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-0)'\n"
+
+
+@pytest.fixture
+def set_up(tmp_path):
+    """Run create_env.sh on a machine of your choice; returns what it printed and pip's arguments, call by call."""
+
+    def run(torch: str = "", gpu: bool = True) -> tuple[str, list[str]]:
+        log = tmp_path / "pip.log"
+        log.write_text("")
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        python = PYTHON.format(log=log, torch=torch, prefix=tmp_path, real=sys.executable)
+        for name, text in (("python", python), ("nvidia-smi", NVIDIA_SMI if gpu else "#!/bin/sh\nexit 9\n")):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        done = subprocess.run(
+            ["bash", "setup/create_env.sh"], cwd=REPOSITORY, capture_output=True, text=True, timeout=100,
+            env={**os.environ, "VIRTUAL_ENV": str(tmp_path), "PATH": f"{folder}:{os.environ['PATH']}"})
+        assert done.returncode == 0, done.stderr
+        return done.stdout, log.read_text().splitlines()
+
+    return run
+
+
+def test_colabs_own_torch_stays_and_vllm_which_needs_another_is_left_out(set_up, tmp_path):
+    printed, calls = set_up(torch="2.9.0+cu128")
+    (packages,) = [call for call in calls if "base.txt" in call]
+    pin = read_pins(REPOSITORY / "setup" / "requirements" / "gpu.txt")["bitsandbytes"]
+    constraint = tmp_path / ".rl-workshop-constraint"
+    assert f"-r setup/requirements/base.txt -c {constraint} bitsandbytes=={pin}" in packages
+    assert constraint.read_text() == "torch==2.9.0+cu128\n"
+    assert "keeping the installed torch 2.9.0+cu128" in printed and "vLLM is left out" in printed
+    assert not any("gpu.txt" in call or "torch==2.13" in call or "vllm" in call for call in calls)
+
+    assert "up to date" in set_up(torch="2.9.0+cu128")[0], "the second time nothing is installed"
+
+
+@pytest.mark.parametrize("torch", ["", "2.13.0+cu130"])
+def test_a_machine_with_a_gpu_gets_vllm(set_up, torch):
+    _, calls = set_up(torch=torch)
+    assert [call for call in calls if "-r setup/requirements/gpu.txt" in call], calls
+    assert not any("whl/cpu" in call for call in calls)
+
+
+def test_a_machine_without_a_gpu_gets_the_cpu_build(set_up):
+    _, calls = set_up(gpu=False)
+    if sys.platform == "linux":
+        assert any("https://download.pytorch.org/whl/cpu torch==" in call for call in calls)
+    assert any("-r setup/requirements/cpu.txt" in call for call in calls)
+
+
+def test_the_notebooks_install_by_this_script_only():
+    for source in sorted(Path(REPOSITORY / "notebooks" / "src").glob("*.py")):
+        text = source.read_text(encoding="utf-8")
+        assert '"setup" / "create_env.sh"' in text, source
+        assert "pip install" not in text.split("# %% [markdown]")[1], source

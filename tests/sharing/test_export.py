@@ -1,0 +1,205 @@
+"""What is shared: a folder that loads by itself and answers as the run does, an honest card, and no token anywhere."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import export as script
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lab_utils import TINY_MODEL
+from lab_utils import config as configuration
+from lab_utils.evaluation import Evaluation
+from lab_utils.models import end_token_ids, load_model, load_tokenizer
+from lab_utils.runs import RunDirectory
+from lab_utils.sharing import export
+from lab_utils.sharing.export import ExportError, describe, export_run, model_card, push_to_hub, zip_folder
+
+TOKEN = "hf_thisIsASecret"
+
+
+
+def make_run(folder: Path, **overrides) -> RunDirectory:
+    return RunDirectory.create(configuration.load("countdown-grpo", "smoke", overrides), folder / "grpo")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory whose trained model is the tiny one."""
+    run = make_run(tmp_path / "runs")
+    shutil.copytree(TINY_MODEL, run.model_dir)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What an export leaves, for tests that do not load it."""
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"0" * 2000)
+    (folder / "README.md").write_text("card")
+    return folder
+
+
+def evaluation(**change) -> Evaluation:
+    completion = {"text": "", "extracted": None, "correct": False, "correct_lenient": True, "has_format": True,
+                  "finished": True, "num_tokens": 10, "attempts": 1}
+    examples = [{"question": str(i), "prompt": [], "gold": "", "completions": [completion | {"correct": i < 3}]}
+                for i in range(4)]
+    return Evaluation(examples, {"max_new_tokens": 192, "temperature": 0.0})
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.component
+def test_an_adapter_is_merged_and_the_export_loads_by_itself(tmp_path):
+    run = make_run(tmp_path / "runs")
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    adapted = get_peft_model(load_model("tiny"), lora).eval()
+    adapted.save_pretrained(run.model_dir)
+    load_tokenizer("tiny").save_pretrained(run.model_dir)
+
+    folder = export_run(run, tmp_path / "out")
+    merged, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        wanted, got, base = (model(input_ids=ids).logits for model in (adapted, merged, load_model("tiny")))
+    assert torch.allclose(got, wanted, atol=1e-4) and not torch.allclose(got, base, atol=1e-1)
+    assert set(merged.generation_config.eos_token_id) == set(end_token_ids(merged.config, tokenizer)) == {846, 848}
+    assert merged.generation_config.repetition_penalty in (None, 1.0)
+    assert tokenizer.chat_template == load_tokenizer("tiny").chat_template
+    assert not list(folder.glob("adapter*")) and not list(folder.glob("*.bin")), "whole, and nothing pickled"
+    assert "a LoRA adapter, merged" in (folder / "README.md").read_text()
+    assert all(file["what it is for"] for file in describe(folder))
+
+    with zipfile.ZipFile(zip_folder(folder)) as archive:
+        assert {f"out/{path.name}" for path in folder.iterdir()} <= set(archive.namelist())
+
+
+def test_nothing_is_overwritten_and_a_run_without_a_model_is_named(run, tmp_path, folder):
+    with pytest.raises(ExportError, match="not empty"):
+        export_run(run, folder)
+    shutil.rmtree(run.model_dir)
+    with pytest.raises(ExportError, match="no trained model yet"):
+        export_run(run, tmp_path / "out")
+
+
+# --- The card --------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_data_recipe_metrics_and_limits(run):
+    evaluation().save(run.evaluation_path)
+    _, metadata, text = model_card(run).split("---\n", 2)
+    metadata = yaml.safe_load(metadata)
+    assert metadata["license"] == "mit" and metadata["tags"] == ["trl", "grpo", "countdown"]
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.75
+    for part in ("# countdown-grpo\n", "SFT and then GRPO", "synthetic Countdown problems, at most 64 problems",
+                 "0.1 · format_reward + 1 · equation_reward", "tier `smoke`, seed 0", "| 75.0% [", "| 100.0% |",
+                 "4 problems of the test split", "No figure here carries over", "it has learned nothing"):
+        assert part in text, part
+
+
+def test_a_card_without_evaluation_claims_nothing(run):
+    card = model_card(run)
+    assert "Nothing was measured" in card and "model-index" not in card and "%" not in card
+
+
+def test_a_card_names_the_base_on_the_hub_and_no_local_path(tmp_path):
+    run = make_run(tmp_path, **{"model.name": "Qwen/Qwen2.5-0.5B-Instruct"})
+    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct" in model_card(run)
+    run = make_run(tmp_path / "other", **{"model.name": str(tmp_path / "secret-place" / "my-model")})
+    assert "secret-place" not in model_card(run) and "my-model, fine-tuned" in model_card(run)
+
+
+# --- The Hub ---------------------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """Stands in for huggingface_hub.HfApi: keeps what it is asked, or refuses with the token in its message."""
+
+    def __init__(self, refuse: bool = False):
+        self.calls, self.refuse = [], refuse
+
+    def __call__(self, token):
+        self.token = token
+        return self
+
+    def create_repo(self, repo_id, private, exist_ok):
+        if self.refuse:
+            raise OSError(f"401: the token {self.token} may not write")
+        self.calls.append(("create_repo", repo_id, private))
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        self.calls.append(("upload_folder", repo_id, Path(folder_path).name))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr(export, "HfApi", hub)
+    monkeypatch.setattr(export, "get_token", lambda: TOKEN)
+    return hub
+
+
+def test_a_dry_run_lists_the_files_and_sends_nothing(hub, folder):
+    told = push_to_hub(folder, "me/my-model", dry_run=True)
+    assert hub.calls == []
+    assert "would upload to the private repository https://huggingface.co/me/my-model" in told
+    assert "model.safetensors                    2.0 kB" in told and "a token was found" in told and TOKEN not in told
+
+
+def test_a_push_makes_the_repository_and_uploads_the_folder(hub, folder):
+    told = push_to_hub(folder, "me/my-model", private=False)
+    assert hub.calls == [("create_repo", "me/my-model", False), ("upload_folder", "me/my-model", "exported")]
+    assert told.startswith("uploaded to the public repository") and TOKEN not in told
+
+
+def test_a_refusal_does_not_show_the_token(hub, folder):
+    hub.refuse = True
+    with pytest.raises(ExportError, match=r"the token \(token\) may not write") as refused:
+        push_to_hub(folder, "me/my-model")
+    assert refused.value.__suppress_context__ and TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize("name, message", [("my-model", "YOUR-NAME/MODEL-NAME"), ("me/my model", "no name"),
+                                           ("a/b/c", "no name")])
+def test_a_bad_name_is_refused_before_anything_is_sent(hub, folder, name, message):
+    with pytest.raises(ExportError, match=message):
+        push_to_hub(folder, name)
+    assert hub.calls == []
+
+
+def test_no_token_and_no_model_are_named(hub, folder, monkeypatch):
+    monkeypatch.setattr(export, "get_token", lambda: None)
+    with pytest.raises(ExportError, match="hf auth login"):
+        push_to_hub(folder, "me/my-model")
+    assert "no token was found" in push_to_hub(folder, "me/my-model", dry_run=True)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match="no model"):
+        push_to_hub(folder, "me/my-model", dry_run=True)
+
+
+# --- scripts/export.py -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.component
+def test_the_script_exports_zips_and_says_what_it_would_push(run, tmp_path, hub, capsys):
+    arguments = [str(run.path), "--output-dir", str(tmp_path / "out"), "--zip", "--push-to", "me/it", "--dry-run"]
+    assert script.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "the model card" in told and "out.zip" in told and "would upload" in told and hub.calls == []
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "qwen2"
+    assert script.main(arguments) == 2, "the folder is there already"
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_the_script_refuses_a_dry_run_of_nothing():
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["run", "--output-dir", "out", "--dry-run"])
+    assert stopped.value.code == 2

@@ -1,0 +1,119 @@
+"""Serving with transformers' own server, and what is asked and refused; tests/vllm_cpu has vLLM's."""
+
+import json
+import shutil
+from pathlib import Path
+
+import chat as chat_script
+import pytest
+import serve as serve_script
+from transformers.utils.import_utils import is_serve_available
+from trl.import_utils import is_vllm_available
+
+from lab_utils import TINY_MODEL
+from lab_utils import config as configuration
+from lab_utils.models import load_model, load_tokenizer
+from lab_utils.runs import RunDirectory
+from lab_utils.sampling.local import sample
+from lab_utils.sharing import serving
+from lab_utils.sharing.chat import append_jsonl, chat_records
+from lab_utils.sharing.serving import ServingError
+from lab_utils.tasks import load_task
+
+NOBODY = "http://127.0.0.1:9"  # the discard port: no server listens there
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory whose trained model is the tiny one."""
+    config = configuration.load("countdown-grpo", "smoke", {"evaluation.max_new_tokens": 32})
+    run = RunDirectory.create(config, tmp_path / "out" / "grpo")
+    shutil.copytree(TINY_MODEL, run.model_dir)
+    return run
+
+
+@pytest.mark.component
+@pytest.mark.skipif(not is_serve_available() or is_vllm_available(), reason="needs requirements/serve.txt, no vLLM")
+def test_a_served_model_answers_as_it_does_here(run, tmp_path, capsys):
+    prompt = load_task("countdown").prompt({"nums": [3, 7, 25], "target": 46})
+    [[here]] = sample(load_model("tiny"), load_tokenizer("tiny"), [prompt], temperature=0.0, max_new_tokens=32)
+    with serving.serving(run) as url:
+        assert serving.served_models(url) == ["trained"]
+        assert serving.ask(url, prompt, max_new_tokens=32) == here.text
+        output = tmp_path / "chat.jsonl"
+        arguments = [str(run.path), "--server", url, "--question", "3 7 25 46", "--output", str(output),
+                     "--temperature", "0"]
+        assert chat_script.main(arguments) == 0
+        with pytest.raises(ServingError, match="no LoRA adapter"):
+            serving.swap_adapter(url, run.model_dir)
+    base, trained = (json.loads(line) for line in output.read_text().splitlines())
+    assert (base["model"], trained["model"]) == ("tiny", str(run.path))
+    assert base["response"] == trained["response"] == here.text, "the same model, here and on the server"
+    with pytest.raises(ServingError, match="No server answers"):
+        serving.ask(url, prompt, max_new_tokens=32)
+
+
+def test_transformers_does_not_take_the_reasoning_out_of_the_response(run, monkeypatch):
+    """What it does with Qwen models by itself, with "qwen2" among them, is checked first."""
+    from transformers.cli.serving.utils import _RESPONSE_TEMPLATE_FALLBACKS
+
+    monkeypatch.setattr(serving, "backend", lambda: "transformers")
+    tokenizer = load_tokenizer(serving.server_command(run).cwd / "trained")
+    text = "<think>7 * 6 = 42 yes</think>\n<answer>7 * 6</answer>"
+    ids = tokenizer(text + "<|im_end|>")["input_ids"]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "6 7 42"}], add_generation_prompt=True,
+                                           tokenize=False)
+    [template] = [template for models, template in _RESPONSE_TEMPLATE_FALLBACKS.items() if "qwen2" in models]
+    assert "<think>" not in tokenizer.parse_response(ids, template, prefix=prompt)["content"]
+    assert tokenizer.parse_response(ids, prefix=prompt)["content"] == text
+
+
+def test_vllm_serves_an_adapter_beside_its_base_and_can_swap_it(run, monkeypatch):
+    monkeypatch.setattr(serving, "is_vllm_available", lambda: True)
+    shutil.rmtree(run.model_dir)
+    shutil.copytree(TINY_MODEL, run.model_dir, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
+    (run.model_dir / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "tiny", "r": 16}))
+    server = serving.server_command(run, port=8001)
+    options = dict(zip(server.command[3:], server.command[4:], strict=False))
+    assert server.backend == "vLLM" and server.environment == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    assert (options["--model"], options["--served-model-name"]) == (str(TINY_MODEL), "base")
+    assert options["--lora-modules"] == f"trained={run.model_dir.resolve()}" and options["--max-lora-rank"] == "16"
+    assert options["--dtype"] == "float32" and options["--port"] == "8001" and options["--host"] == "127.0.0.1"
+    # Both ends of a completion, and no sampling defaults.
+    written = json.loads((Path(options["--generation-config"]) / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [846, 848] and not {"temperature", "top_p", "repetition_penalty"} & set(written)
+
+
+def test_nothing_to_serve_with_says_what_to_install(run, monkeypatch, capsys):
+    monkeypatch.setattr(serving, "is_vllm_available", lambda: False)
+    monkeypatch.setattr(serving, "is_serve_available", lambda: False)
+    assert serve_script.main(["start", str(run.path)]) == 2
+    assert "pip install -r setup/requirements/serve.txt" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_named(run, tmp_path, capsys):
+    assert chat_script.main([str(run.path), "--server", NOBODY, "--question", "3 7 25 46"]) == 2
+    assert f"No server answers at {NOBODY}" in capsys.readouterr().err
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny"}')
+    assert serve_script.main(["swap", str(adapter), "--server", NOBODY]) == 2
+    assert f"No server answers at {NOBODY}" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_start_shows_its_log(run, monkeypatch):
+    broken = serving.ServerCommand("none", ["bash", "-c", "echo out of memory; exit 1"], {}, run.path)
+    monkeypatch.setattr(serving, "server_command", lambda run, port: broken)
+    with pytest.raises(ServingError, match="out of memory"):
+        with serving.serving(run):
+            pass
+
+
+def test_a_record_has_the_reasoning_and_the_answer(tmp_path):
+    responses = {"base": "hello", "trained": "<think>7 * 6 = 42</think><answer>7 * 6</answer>"}
+    records = chat_records(load_task("countdown"), "6 7 42", responses)
+    append_jsonl(tmp_path / "a" / "chat.jsonl", records)
+    append_jsonl(tmp_path / "a" / "chat.jsonl", records[:1])
+    first, second, _ = map(json.loads, (tmp_path / "a" / "chat.jsonl").read_text().splitlines())
+    assert (first["model"], first["answer"], first["reasoning"]) == ("base", None, "hello")
+    assert (second["query"], second["answer"], second["reasoning"]) == ("6 7 42", "7 * 6", "7 * 6 = 42")

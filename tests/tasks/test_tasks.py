@@ -1,0 +1,194 @@
+"""Tasks: prompts, generators with known answers, disjoint splits, rows that do not fit."""
+
+import ast
+import json
+import operator
+import random
+from fractions import Fraction
+
+import pytest
+
+from lab_utils.tasks import RowError, load_task
+from lab_utils.tasks.countdown import LARGEST_RESULT, all_attempts, solve, split_of
+from lab_utils.tasks.word_problems import LARGEST, generate_problem, load_templates
+
+pytestmark = pytest.mark.unit
+
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def python_value(text: str) -> Fraction:
+    """Evaluate arithmetic by Python's own parser: independent of lab_utils.tasks.expressions."""
+
+    def value(node):
+        if isinstance(node, ast.Constant):
+            return Fraction(node.value)
+        return OPERATIONS[type(node.op)](value(node.left), value(node.right))
+
+    return value(ast.parse(text, mode="eval").body)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_word_problem_agrees_with_its_independent_formula(split):
+    rng = random.Random(f"formula {split}")
+    seen = set()
+    for _ in range(3000):
+        problem = generate_problem(split, rng)
+        assert python_value(problem.formula) == problem.answer, problem
+        for line in problem.solution.splitlines()[:-1]:
+            left, _, rest = line.split("<<")[1].partition("=")
+            assert python_value(left) == int(rest.split(">>")[0]), line
+        assert problem.solution.endswith(f"\n#### {problem.answer}")
+        assert 1 <= problem.answer <= LARGEST
+        seen.add((problem.key.split()[0], problem.steps))
+    assert {steps for _, steps in seen} == {1, 2, 3, 4}
+    assert len(seen) == len(load_templates()) >= 40, "every template is drawn"
+
+
+def test_word_problem_splits_share_no_template_with_the_same_numbers():
+    rng = random.Random(1)
+    keys = {split: {generate_problem(split, rng).key for _ in range(4000)} for split in ("train", "test")}
+    assert not keys["train"] & keys["test"]
+
+
+def test_no_word_problem_leaves_a_placeholder_or_a_number_out():
+    rng = random.Random(2)
+    for _ in range(2000):
+        problem = generate_problem("train", rng)
+        assert "{" not in problem.question and "{" not in problem.solution
+        assert not problem.question[0].islower() and problem.question.endswith(("?", "."))
+
+
+def test_countdown_splits_share_no_set_of_numbers():
+    task = load_task("countdown")
+    train = {tuple(sorted(row["nums"])) for row in task.dataset("train", 3000)}
+    test = {tuple(sorted(row["nums"])) for row in task.dataset("test", 1000)}
+    assert not train & test
+    assert all(split_of(list(nums)) == "test" for nums in test)
+    assert split_of([1, 2, 3]) == split_of([3, 1, 2]), "the order of the numbers does not matter"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_countdown_problem_is_solvable_and_every_attempt_is_true(split):
+    task = load_task("countdown")
+    for row in task.dataset(split, 300):
+        solutions = solve(row["nums"], row["target"])
+        assert solutions and all(task.is_correct(f"<answer>{solution}</answer>", row) for solution in solutions)
+        for steps, expression, value in all_attempts(tuple(sorted(row["nums"])), LARGEST_RESULT):
+            assert python_value(expression) == value
+            for step in steps.split(", "):
+                left, right = step.split(" = ")
+                assert python_value(left) == int(right)
+
+
+@pytest.mark.parametrize("name, response_format", [("countdown", "think"), ("gsm8k", "reasoning"), ("gsm8k", "think"),
+                                                   ("gsm8k", "hash")])
+def test_demonstrations_have_the_format_and_repeat(name, response_format):
+    task = load_task(name, response_format)
+    rows = list(task.dataset("train", 300))
+    texts = [task.demonstration(row) for row in rows]
+    assert texts == [task.demonstration(row) for row in rows]
+    assert all(task.has_format(text) for text in texts)
+    right = [task.is_correct(text, row) for text, row in zip(texts, rows, strict=True)]
+    # Countdown's demonstrations give up on purpose; a word problem's always end in the gold answer
+    assert 0.4 < sum(right) / len(right) < 0.8 if name == "countdown" else all(right)
+
+
+def test_countdown_demonstrations_check_themselves_truthfully():
+    task = load_task("countdown")
+    for row in task.dataset("train", 500):
+        text = task.demonstration(row)
+        lines = text.removeprefix("<think>").split("</think>")[0].splitlines()
+        assert task.attempts(text) == len(lines)
+        for line in lines:
+            assert line.endswith(" yes" if line.rsplit(" ", 2)[-2] == str(row["target"]) else " no")
+        assert task.is_correct(text, row) == lines[-1].endswith(" yes")
+
+
+@pytest.mark.parametrize("completion, strict, lenient", [
+    ("<think>x</think><answer>(7 * 3) + 25</answer>", True, True),
+    ("<answer>25+7*3</answer>", True, True),
+    ("7 * 3 + 25", False, True),
+    ("so it is\n(7 * 3) + 25 = 46", False, True),
+    ("<answer>7 * 3 + 25 = 46</answer>", False, False),
+    ("<answer>46</answer>", False, False),
+    ("<answer>7 * 3 + 25 + 0</answer>", False, False),
+    ("<answer>7 + 3</answer>", False, False),
+    ("<answer>73 - 27</answer>", False, False),
+    ("<answer>7 * 3 + 25", False, False),
+    ("", False, False),
+])
+def test_countdown_correctness(completion, strict, lenient):
+    task, row = load_task("countdown"), {"nums": [3, 7, 25], "target": 46}
+    assert task.is_correct(completion, row) is strict
+    assert task.is_correct([{"role": "assistant", "content": completion}], row) is strict
+    assert task.is_correct_lenient(completion, row) is lenient
+
+
+@pytest.mark.parametrize("response_format, completion, strict, lenient", [
+    ("reasoning", "<reasoning>\n40 + 32 = 72\n</reasoning>\n<answer>\n72\n</answer>", True, True),
+    ("reasoning", "<answer>$72.00</answer>", True, True),
+    ("reasoning", "The answer is 72.", False, True),
+    ("reasoning", "<answer>71</answer> or 72", False, True),
+    ("hash", "40 + 32 = 72\n#### 72", True, True),
+    ("hash", "<answer>72</answer>", False, True),
+    ("think", "<think>72</think><answer>71</answer>", False, False),
+    ("hash", "6 * 12\n#### 72\nQuestion: 5 apples", True, True),
+    ("reasoning", "<answer>72</answer> in 3 steps", True, True),
+])
+def test_gsm8k_correctness(response_format, completion, strict, lenient):
+    task, row = load_task("gsm8k", response_format), {"question": "?", "answer": "72"}
+    assert task.is_correct(completion, row) is strict
+    assert task.is_correct_lenient(completion, row) is lenient
+
+
+def test_unknown_names_say_what_exists():
+    with pytest.raises(ValueError, match="'gsm9k'.*countdown, gsm8k"):
+        load_task("gsm9k")
+    with pytest.raises(ValueError, match="'hash'.*think"):
+        load_task("countdown", "hash")
+    with pytest.raises(ValueError, match="'dev'"):
+        load_task("countdown").dataset("dev")
+    with pytest.raises(ValueError, match="no file"):
+        load_task("countdown").dataset("train", source="nowhere.jsonl")
+
+
+def write(path, lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_json_lines_load_like_the_synthetic_rows(tmp_path):
+    source = write(tmp_path / "train.jsonl", [{"question": "2+2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}, ""])
+    for given in (source, str(tmp_path)):
+        rows = load_task("gsm8k", "hash").dataset("train", source=given)
+        assert rows["answer"] == ["4"] and rows[0]["prompt"][-1]["content"] == "2+2?"
+    assert load_task("gsm8k", "hash").demonstration(rows[0]) == "2 + 2 = 4\n#### 4"
+
+
+@pytest.mark.parametrize("task, line, reason", [
+    ("gsm8k", '{"question": "a", "answer"', "line 2: not valid JSON"),
+    ("gsm8k", "[1, 2]", "line 2: expected a JSON object"),
+    ("gsm8k", {"question": "a"}, "line 2: the column 'answer' is missing"),
+    ("gsm8k", {"question": "", "answer": "#### 4"}, "line 2: the column 'question'"),
+    ("gsm8k", {"question": "a", "answer": "four"}, "line 2: answer='four' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "#### 3/4"}, "line 2: answer='#### 3/4' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "12:30"}, "line 2: answer='12:30' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "1e20"}, "line 2: answer='1e20' holds no gold number"),
+    ("gsm8k", {"question": "a", "answer": "so #### 12,5"}, "line 2: answer='so #### 12,5' holds no gold number"),
+    ("countdown", {"nums": [3, 7, 25]}, "line 2: the column 'target'"),
+    ("countdown", {"nums": "3 7", "target": 4}, "line 2: nums='3 7'"),
+    ("countdown", {"nums": [3, 7], "target": "10"}, "line 2: target='10'"),
+    ("countdown", {"nums": [1, 1, 1], "target": 50}, "line 2: 50 cannot be made"),
+    ("countdown", {"nums": [5], "target": 5}, "line 2: nums=\\[5\\] must hold two to six"),
+])
+def test_a_bad_row_is_named_by_file_line_and_reason(tmp_path, task, line, reason):
+    good = {"question": "a", "answer": "#### 4", "nums": [2, 2], "target": 4}
+    source = write(tmp_path / "rows.jsonl", [good, line])
+    with pytest.raises(RowError, match=f"rows.jsonl, {reason}"):
+        load_task(task).dataset("train", source=source)
+
+
+def test_countdown_accepts_what_needs_fractions_or_negative_numbers():
+    row = {"nums": [3, 8, 3, 8], "target": 24}  # 8 / (3 - 8 / 3)
+    assert load_task("countdown").check_row(row) == row

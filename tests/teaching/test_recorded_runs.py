@@ -1,0 +1,102 @@
+"""The recorded runs of notebook 09: whole, small, without traces of a machine, and each shows its illness."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import record_runs
+import torch
+
+from lab_utils.runs import RunDirectory
+from lab_utils.teaching.diagnosis import ILLNESSES, what_was_changed
+
+RECORDINGS, RECORDED = record_runs.RECORDINGS, record_runs.SHIPPED
+
+every_run = pytest.mark.parametrize("name", RECORDINGS)
+
+
+def run_of(name: str) -> RunDirectory:
+    return RunDirectory(RECORDED / name)
+
+
+def test_there_are_a_healthy_run_and_eight_ill_ones_of_different_kinds():
+    assert {folder.name for folder in RECORDED.iterdir() if folder.is_dir()} == set(RECORDINGS)
+    illnesses = [recording.illness for recording in RECORDINGS.values()]
+    assert illnesses[0] is None and len(set(illnesses)) == len(illnesses) == 9
+    assert set(illnesses[1:]) < set(ILLNESSES)
+
+
+def test_together_they_are_small():
+    assert sum(file.stat().st_size for file in RECORDED.rglob("*") if file.is_file()) < 300_000
+
+
+@every_run
+def test_it_reads_like_any_run_directory(name):
+    run = run_of(name)
+    metrics, completions = run.metrics(), run.completions()
+    assert list(metrics["step"]) == list(range(1, record_runs.STEPS + 1))
+    assert completions["step"].nunique() >= 6 and completions.groupby("step").size().eq(8).all()
+    assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward"]
+    assert run.environment()["packages"]["trl"]
+
+
+@every_run
+def test_only_what_the_script_says_was_changed(name):
+    recording, told = RECORDINGS[name], what_was_changed(run_of(name), run_of("healthy"))
+    assert set(re.findall(r"^(\w+\.\w+): ", told, re.M)) == set(recording.settings)
+    functions = [*(recording.reward_funcs or ()), *([record_runs.stale_rollout] if recording.stale_sampler else ())]
+    own = {function.__name__ for function in functions if function.__module__ == "record_runs"}
+    assert set(re.findall(r"^def (\w+)", told, re.M)) == own
+    assert bool(recording.settings) + bool(own) == (name != "healthy"), "one thing is wrong"
+
+
+@every_run
+def test_it_tells_nothing_about_the_machine(name):
+    for file in run_of(name).path.iterdir():
+        assert not re.search(r"""(^|[\s"'=:])(/\w+/|~/|[A-Z]:\\)""", file.read_text(encoding="utf-8")), file
+    assert set(run_of(name).environment()) == {"python", "packages"}
+
+
+@every_run
+def test_its_metrics_show_its_illness_and_no_other(name):
+    metrics, healthy = run_of(name).metrics(), run_of("healthy").metrics()
+    seen = [illness for illness in ILLNESSES if ILLNESSES[illness].is_seen(metrics, healthy)]
+    assert seen == ([RECORDINGS[name].illness] if RECORDINGS[name].illness else [])
+
+
+# The script that records them
+
+
+def test_what_ships_is_small_and_tells_no_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_runs, "SHIPPED", tmp_path / "shipped")
+    run = RunDirectory.create(record_runs.config_of(RECORDINGS["G"], tmp_path), tmp_path / "G")
+    run.append_metrics(1, {"seconds": 1.23456789, "accuracy": 1 / 3})
+    row = {"step": 1, "question": "q", "gold": "1", "extracted": None, "correct": True, "reward": 1.10000002}
+    run.append_completions([{**row, "completion": f"{number} ≈"} for number in range(64)])
+    record_runs.ship("G", run, tmp_path)
+
+    shipped = RunDirectory(tmp_path / "shipped" / "G")
+    assert str(tmp_path) not in "".join(file.read_text(encoding="utf-8") for file in shipped.path.iterdir())
+    assert shipped.config().model.name == "sft/model"
+    assert shipped.metrics().to_dict("records") == [{"step": 1, "seconds": 1.2346, "accuracy": 0.33333}]
+    assert list(shipped.completions()["completion"]) == [f"{number} ≈" for number in record_runs.SHIPPED_ROWS]
+    assert set(shipped.completions()["reward"]) == {1.1} and shipped.completions()["extracted"][0] is None
+    own_code = (shipped.path / "own_code.txt").read_text(encoding="utf-8")
+    assert own_code.startswith("def format_reward") and own_code.count("def ") == 1
+
+
+def test_the_stale_sampler_samples_with_the_first_weights_and_training_keeps_its_own(monkeypatch):
+    model = torch.nn.Linear(1, 1)
+    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda model: model))
+    monkeypatch.setattr(record_runs, "rollout", lambda prompts, trainer: trainer.model.weight.item())
+    sampler, first = record_runs.stale_rollout(), model.weight.item()
+    for step in range(3):
+        torch.nn.init.constant_(model.weight, first + step)
+        assert sampler(["prompt"], trainer) == first
+        assert model.weight.item() == pytest.approx(first + step)
+
+
+def test_the_healthy_rewards_and_those_that_are_not():
+    good = "<think>9 * 5 = 45 yes</think><answer>9 * 5</answer>"
+    assert record_runs.rewards.format_reward([good]) == [1.0] and record_runs.format_reward([good]) == [0.0]
+    assert record_runs.style_reward([good, good.replace("*", "+"), "9 * 5 <answer>9 + 5</answer>"]) == [1.0, 0.0, 0.0]

@@ -1,0 +1,218 @@
+"""SFT and GRPO on the tiny model: a run directory as designed, SIGKILL and resume, LoRA, rewards that misbehave."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from lab_utils import TINY_MODEL
+from lab_utils import config as configuration
+from lab_utils.config import ConfigError
+from lab_utils.models import ModelLoadError, adapter_base, load_model, load_tokenizer
+from lab_utils.runs import TIMING_COLUMNS, RunDirectory, RunDirectoryError
+from lab_utils.tasks import completion_text
+from lab_utils.training import grpo, sft
+
+pytestmark = pytest.mark.component
+
+TRAIN = """
+import os, signal, sys
+from transformers import TrainerCallback
+from lab_utils import config as configuration
+from lab_utils.training import {stage}
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == {kill_at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+config = configuration.load({recipe!r}, "smoke", {overrides!r})
+{stage}.train(config, sys.argv[1], resume={resume}, callbacks=[Kill()])
+"""
+
+
+def train_in_process(stage, recipe, overrides, output_dir, kill_at=None, resume=False):
+    code = TRAIN.format(stage=stage, recipe=recipe, overrides=overrides, kill_at=kill_at, resume=resume)
+    return subprocess.run([sys.executable, "-c", code, str(output_dir)], capture_output=True, text=True, timeout=300)
+
+
+def assert_same_run(first: RunDirectory, second: RunDirectory) -> None:
+    """Same sampled completions, and metrics that are equal to 1e-5 but for the clock's."""
+    if first.completions_path.exists():
+        pd.testing.assert_frame_equal(first.completions(), second.completions())
+    a, b = (run.metrics().drop(columns=list(TIMING_COLUMNS), errors="ignore") for run in (first, second))
+    assert list(a["step"]) == list(b["step"])
+    numeric = [name for name in a.columns if pd.api.types.is_numeric_dtype(a[name])]
+    assert {"step", "loss", "grad_norm"} <= set(numeric)
+    for name in numeric:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("stage, recipe", [("sft", "countdown-grpo"), ("grpo", "countdown-grpo"),
+                                           ("grpo", "gsm8k-grpo")])
+def test_a_killed_run_resumes_and_ends_like_an_uninterrupted_one(tmp_path, stage, recipe):
+    overrides = {f"{stage}.max_steps": 5, f"{stage}.save_steps": 2, f"{stage}.logging_steps": 1,
+                 "grpo.log_completions_steps": 1}
+    whole = train_in_process(stage, recipe, overrides, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    killed = train_in_process(stage, recipe, overrides, tmp_path / "killed", kill_at=3)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model").exists()
+    resumed = train_in_process(stage, recipe, overrides, tmp_path / "killed", resume=True)
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
+    assert_same_run(first, second)
+    weights = [load_model(run.model_dir).state_dict() for run in (first, second)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
+
+    again = train_in_process(stage, recipe, overrides, tmp_path / "killed", resume=True)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(first, second)
+
+
+def test_a_run_leaves_what_the_design_says(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke", {"grpo.max_steps": 2, "grpo.log_completions_steps": 1})
+    run = grpo.train(config, tmp_path / "run")
+    metrics = run.metrics()
+    assert list(metrics["step"]) == [1, 2]
+    assert {"reward", "rewards/equation_reward/mean", "accuracy", "attempts", "completions/mean_length", "entropy",
+            "completions/clipped_ratio", "frac_reward_zero_std", "learning_rate", "grad_norm"} <= set(metrics.columns)
+    completions = run.completions()
+    assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward"]
+    assert metrics["accuracy"].iloc[0] == pytest.approx(completions[completions["step"] == 1]["correct"].mean())
+    assert run.config() == config
+    tokenizer, model = load_tokenizer(run.model_dir), load_model(run.model_dir)
+    assert tokenizer.chat_template == load_tokenizer(TINY_MODEL).chat_template
+    assert model.generation_config.eos_token_id == sorted({tokenizer.convert_tokens_to_ids("<|im_end|>"),
+                                                           tokenizer.convert_tokens_to_ids("<|endoftext|>")})
+    with pytest.raises(RunDirectoryError, match="not empty"):
+        grpo.train(config, tmp_path / "run")
+
+
+MOVES = {"grpo.learning_rate": 1e-2, "grpo.lr_scheduler_type": "constant", "rewards.format_reward": None}
+
+
+def length(completions, **columns):
+    """A reward that differs within every group, so that each step changes the model."""
+    return [float(len(completion_text(completion))) for completion in completions]
+
+
+def test_lora_trains_an_adapter_that_the_next_stage_starts_from(tmp_path):
+    lora = {"model.lora": {"r": 16, "alpha": 32}}
+    config = configuration.load("countdown-grpo", "smoke", lora)
+    first = sft.train(config, tmp_path / "sft")
+    assert adapter_base(str(first.model_dir)) == str(TINY_MODEL)
+    merged, base = load_model(first.model_dir), load_model("tiny")
+    changed = [name for name, weight in merged.state_dict().items() if not torch.equal(weight, base.state_dict()[name])]
+    assert changed and all("proj" in name for name in changed), "all-linear touches the projections only"
+
+    class Watch(TrainerCallback):  # on_train_end, because the trained model of the trainer itself is what must be saved
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                self.logits = model.eval()(ids).logits
+
+    watch, ids = Watch(), torch.tensor([load_tokenizer("tiny")("Use each of the numbers 3, 7")["input_ids"]])
+    for name, changes in {"no KL": {}, "KL": {"grpo.beta": 0.1}}.items():
+        config = configuration.load("countdown-grpo", "smoke", {**lora, **MOVES, **changes})
+        second = grpo.train(config, tmp_path / name, model=first.model_dir, reward_funcs=[length], callbacks=[watch])
+        assert adapter_base(str(second.model_dir)) == str(TINY_MODEL)
+        reloaded = load_model(second.model_dir)
+        with torch.no_grad():
+            assert torch.allclose(reloaded(ids).logits, watch.logits, atol=1e-4), "both stages are in what was saved"
+            assert not torch.allclose(reloaded(ids).logits, merged(ids).logits, atol=1e-3), "and the second did train"
+
+
+def test_an_adapter_is_trained_on_as_it_is(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke", {"model.lora": {"r": 4, "alpha": 8}, "sft.max_steps": 1})
+    first = sft.train(config, tmp_path / "sft")
+    for changes, message in (({"model.lora": {"r": 8, "alpha": 8}}, r"model.lora.r = 8.*Give --set model.lora.r=4"),
+                             ({"model.lora": {"r": 4, "alpha": 16}}, r"model.lora.alpha = 16.*has 8"),
+                             ({}, "model.lora = None trains all weights.*scripts/export.py")):
+        with pytest.raises(ConfigError, match=message):
+            grpo.train(configuration.load("countdown-grpo", "smoke", changes), tmp_path / "grpo", model=first.model_dir)
+    assert not (tmp_path / "grpo").exists()
+
+
+def test_a_killed_run_that_trains_an_adapter_on_resumes_with_it(tmp_path):
+    """With a KL term TRL keeps a copy of the start adapter beside the trained one. A resumed run must not take that."""
+    overrides = {"model.lora": {"r": 4, "alpha": 8}, "grpo.beta": 0.1, "grpo.max_steps": 3, **MOVES}
+    config = configuration.load("countdown-grpo", "smoke", overrides)
+    start = sft.train(config, tmp_path / "sft").model_dir
+    whole = grpo.train(config, tmp_path / "whole", model=start, reward_funcs=[length])
+    shorter = configuration.load("countdown-grpo", "smoke", {**overrides, "grpo.max_steps": 2})
+    grpo.train(shorter, tmp_path / "halves", model=start, reward_funcs=[length])
+    assert not (tmp_path / "halves" / "checkpoints" / "checkpoint-2" / "ref").exists()
+    halves = grpo.train(config, tmp_path / "halves", model=start, resume=True, reward_funcs=[length])
+    assert_same_run(whole, halves)
+    adapters = [load_file(run.model_dir / "adapter_model.safetensors") for run in (whole, halves)]
+    assert all(torch.allclose(adapters[0][name], adapters[1][name], atol=1e-5) for name in adapters[0])
+
+
+def test_a_finished_run_is_left_alone_unless_more_steps_are_asked_for(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1})
+    run = sft.train(config, tmp_path / "sft")
+    written = (run.model_dir / "model.safetensors").stat().st_mtime_ns
+    assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2]
+    assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
+
+    before = load_model(run.model_dir).state_dict()
+    shutil.rmtree(run.model_dir)  # as if killed between the last checkpoint and the saved model
+    again = sft.train(config, tmp_path / "sft", resume=True)
+    assert again.metrics()["step"].tolist() == [1, 2]
+    assert all(torch.equal(weight, before[name]) for name, weight in load_model(again.model_dir).state_dict().items())
+
+    longer = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 4, "sft.logging_steps": 1})
+    assert sft.train(longer, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_fewer_demonstrations_than_the_tier_has_when_the_task_is_limited(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sft, "demonstrations", lambda task, dataset: asked.append(len(dataset)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sft.train(configuration.load("countdown-grpo", "smoke", {"task.train_limit": 5}), tmp_path / "sft")
+    assert asked == [5], "the smoke tier has 64"
+
+
+def raises(completions, **columns):
+    return [1 / 0 for _ in completions]
+
+
+def returns_nan(completions, **columns):
+    return [float("nan")] + [0.0] * (len(completions) - 1)
+
+
+def returns_none(completions, **columns):
+    return [None] * len(completions)
+
+
+def returns_too_few(completions, **columns):
+    return [0.0]
+
+
+@pytest.mark.parametrize("reward, message", [
+    (raises, "'raises' raised ZeroDivisionError"), (returns_nan, "'returns_nan' returned None, NaN"),
+    (returns_none, "'returns_none' returned None, NaN"), (returns_too_few, "returns_too_few")])
+def test_a_broken_reward_stops_the_run_and_is_named(tmp_path, reward, message):
+    config = configuration.load("countdown-grpo", "smoke", {"rewards.format_reward": None})
+    with pytest.raises(ValueError, match=message):
+        grpo.train(config, tmp_path / "run", reward_funcs=[reward])
+
+
+def test_prompts_that_are_all_too_long_say_what_length_would_do(tmp_path):
+    config = configuration.load("gsm8k-grpo", "smoke", {"grpo.max_prompt_length": 32})
+    with pytest.raises(ValueError, match="max_prompt_length=32 leaves no prompt.*Set it to"):
+        grpo.train(config, tmp_path / "run")
+
+
+def test_a_model_that_does_not_exist_is_named_before_anything_is_written(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke")
+    with pytest.raises(ModelLoadError, match="(?s)nowhere/model.*(Hub id|Hub cannot be reached)"):
+        grpo.train(config, tmp_path / "run", model="nowhere/model")
+    assert not (tmp_path / "run").exists()
