@@ -1,10 +1,10 @@
-"""Generates the notebooks from their one source.
+"""Generate the notebooks from their one source.
 
 notebooks/src/NN_name.py becomes notebooks/NN_name.ipynb (complete) and notebooks/exercises/NN_name.ipynb (the learner
-edition, with the solutions taken out).
+edition, without the solutions).
 
     python scripts/build_notebooks.py            write what has changed
-    python scripts/build_notebooks.py --check    write nothing; fail and name the files that are not up to date
+    python scripts/build_notebooks.py --check    write nothing; fail and name the files that are out of date
 
 A solution stands between two marker lines inside a code cell:
 
@@ -13,6 +13,9 @@ A solution stands between two marker lines inside a code cell:
         # >>> solution
         return rewards - rewards.mean()
         # <<< solution
+
+All notebooks share two texts. A code cell with the tag "setup" becomes notebooks/src/setup_cell.py, and the line
+<!-- badges --> becomes the row of places to run the notebook.
 """
 
 from __future__ import annotations
@@ -29,41 +32,52 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+from lab_utils import REPOSITORY, WorkshopError, exit_status
+
+NOTEBOOKS = REPOSITORY / "notebooks"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 SOLUTION = re.compile(r"^([ \t]*)# >>> solution\n(.*?)^\1# <<< solution(?:\n|$)", re.MULTILINE | re.DOTALL)
 BLANK = 'raise NotImplementedError("Write this part, then run the cell again. Stuck? See notebooks/{name}.ipynb.")'
+BADGES = """\
+[Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+[on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)"""
 LINK = re.compile(r"\]\((?![a-z]+:|#|\d\d_)")  # to another file than a notebook beside this one
 
 
-class SourceError(ValueError):
-    """A source file that cannot become a notebook; the message names the file, the cell and the remedy."""
+class SourceError(WorkshopError):
+    """A source file cannot become a notebook."""
 
 
 def complete(cell: NotebookNode, name: str) -> str:
-    """A cell's source for the complete edition: the marker lines go, the solution stays."""
+    """Return a cell's text for the complete edition: without the marker lines, with the solution."""
     return SOLUTION.sub(r"\2", cell.source).rstrip("\n") if cell.cell_type == "code" else cell.source
 
 
 def learner(cell: NotebookNode, name: str) -> str:
-    """A cell's source for the learner edition, one folder further down: each solution becomes one line that asks for it
-    and names the notebook with the solution, and links lead one folder up."""
+    """Return a cell's text for the learner edition, which lies one folder further down.
+
+    One line that names the notebook with the solution replaces each solution. Links lead one folder up.
+    """
     if cell.cell_type == "code":
         return SOLUTION.sub(lambda match: f"{match[1]}{BLANK.format(name=name)}\n", cell.source).rstrip("\n")
     return LINK.sub("](../", cell.source)
 
 
 def build(source: Path, edition: Callable[[NotebookNode, str], str]) -> str:
-    """The notebook, as .ipynb text, of a source file; `edition` (`complete` or `learner`) makes the text of its cells.
+    """Return the notebook, as .ipynb text, of a source file; `edition` (`complete` or `learner`) makes its cells' text.
 
     Cell ids come from the cells' content, so that a change to one cell changes only that cell in the generated file.
     Raises SourceError for a solution marker without its partner.
     """
     cells, seen = [], set()
     for cell in jupytext.read(source, fmt="py:percent").cells:
+        tags = cell.metadata.get("tags", [])
+        if "setup" in tags:
+            cell.source = (source.parent / "setup_cell.py").read_text(encoding="utf-8").strip()
+        cell.source = cell.source.replace("<!-- badges -->", BADGES)
         text = edition(cell, source.stem)
         if "# >>> solution" in text or "# <<< solution" in text:
             raise SourceError(
@@ -75,7 +89,6 @@ def build(source: Path, edition: Callable[[NotebookNode, str], str]) -> str:
             identity += "-again"
         seen.add(identity)
         make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
-        tags = cell.metadata.get("tags")
         cells.append(make(text, id=identity, metadata={"tags": tags} if tags else {}))
     notebook = new_notebook(cells=cells, metadata=METADATA)
     nbformat.validate(notebook)
@@ -83,7 +96,7 @@ def build(source: Path, edition: Callable[[NotebookNode, str], str]) -> str:
 
 
 def build_all(notebooks: Path) -> dict[Path, str]:
-    """Every generated file under `notebooks` and the text that it should have."""
+    """Return every generated file under `notebooks` with the text that it should have."""
     files = {}
     for source in sorted((notebooks / "src").glob("[0-9][0-9]_*.py")):
         files[notebooks / f"{source.stem}.ipynb"] = build(source, complete)
@@ -92,42 +105,37 @@ def build_all(notebooks: Path) -> dict[Path, str]:
 
 
 def stale_files(files: dict[Path, str]) -> list[Path]:
-    """Those of `files` (path → text it should have) that are missing or differ."""
+    """Return those of `files` (path → text it should have) that are missing or differ."""
     return [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
 
 
 def orphans(notebooks: Path) -> list[Path]:
-    """Numbered notebooks that no source file makes (any more)."""
+    """Return the numbered notebooks that have no source file."""
     numbered = [*notebooks.glob("[0-9][0-9]_*.ipynb"), *notebooks.glob("exercises/[0-9][0-9]_*.ipynb")]
     return sorted(path for path in numbered if not (notebooks / "src" / f"{path.stem}.py").exists())
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="the folder with src/ (default: notebooks)")
     arguments = parser.parse_args(argv)
-    try:
-        files = build_all(arguments.notebooks)
-    except SourceError as error:
-        print(error, file=sys.stderr)
-        return 1
-
+    files = build_all(arguments.notebooks)
     stale = stale_files(files)
     for path in stale:
         if arguments.check:
-            print(f"not what its source gives: {path}; run: python scripts/build_notebooks.py", file=sys.stderr)
+            print(f"{path} differs from its source: run python scripts/build_notebooks.py", file=sys.stderr)
         else:
             path.parent.mkdir(exist_ok=True)
             path.write_text(files[path], encoding="utf-8", newline="\n")
             print(f"written: {path}")
     without_source = orphans(arguments.notebooks)
     for path in without_source:
-        print(f"no source in notebooks/src: {path}; remove it or rename it", file=sys.stderr)
+        print(f"{path} has no source in notebooks/src: remove or rename it", file=sys.stderr)
     if not stale and not without_source:
         print(f"{len(files)} notebooks are up to date.")
     return 1 if without_source or (arguments.check and stale) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

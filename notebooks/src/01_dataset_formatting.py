@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 01 · Dataset formatting
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** to turn rows of GSM8K and Countdown into chat prompts and tokens; what the chat templates of
 # > Qwen2.5 and Qwen3 add; which tokens the loss sees; to extract answers, strictly and leniently; to load your own
@@ -10,22 +9,8 @@
 # >
 # > **Time** 1 minute on a CPU, 2 on a GPU · **Needs** nothing else
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "gsm8k-grpo"
@@ -187,6 +172,8 @@ print(f"{len(all_ids)} tokens: {len(prompt_ids)} of the prompt, {len(completion_
 print(demonstration["content"])
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 
 from lab_utils.figures import METHOD_COLOURS

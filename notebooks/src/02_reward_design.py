@@ -1,30 +1,15 @@
 # %% [markdown]
 # # 02 · Reward design
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** to write rewards for GSM8K and Countdown; to probe them with good, bad and hostile text; to mix
 # > several into one; to see whether a model can learn from them at all.
 # >
 # > **Time** 1 minute on a CPU, 3 on a GPU · **Needs** nothing else
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "gsm8k-grpo"
@@ -168,6 +153,8 @@ table
 # one?
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 
 from lab_utils.figures import INK

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 03 · Reward hacking
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** how a reward rises while accuracy falls; to find the hole by reading what earns most; to close
 # > it, and to show that it is closed; what to watch so that you notice in time.
@@ -10,22 +9,8 @@
 # > **Time** 3 minutes on a CPU, an hour on a GPU · **Needs** nothing else (it trains its own start on word problems;
 # > notebook 04 with RECIPE = "gsm8k-grpo" would find the warm-up finished)
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "gsm8k-grpo"
@@ -34,6 +19,8 @@ OUTPUT_DIR = "outputs"
 SEED = 0
 
 # %%
+from pathlib import Path
+
 from lab_utils.config import load
 from lab_utils.tasks import load_task
 from lab_utils.training.stages import start_model

@@ -1,30 +1,15 @@
 # %% [markdown]
 # # 05 · GRPO from scratch
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** to compute GRPO by hand, from rewards to one number to minimise: advantages, log-probabilities,
 # > ratio, clip, KL, loss; and to see that your numbers are those of TRL's `GRPOTrainer`.
 # >
 # > **Time** 1 minute on a CPU, 1 on a GPU · **Needs** nothing else (it uses the tiny model on every machine)
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "countdown-grpo"
@@ -117,6 +102,8 @@ checks.check_group_advantages(group_advantages)
 # The figure shows a group of eight, of which two are right. The fewer are right, the higher each of them stands out.
 
 # %%
+from pathlib import Path
+
 from lab_utils.figures import plot_advantages
 from lab_utils.teaching import grpo_math
 

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 07 · PPO training
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** to compute generalised advantages by hand; what a critic is and whether yours is any good; to
 # > train with PPO and see what the critic expects token by token.
@@ -10,22 +9,8 @@
 # > **Time** 6 minutes on a CPU; on a GPU 10 (H200) to 45 minutes (T4), an estimate · **Needs** notebook 04 in the same
 # > OUTPUT_DIR (its model is trained here if it is missing)
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "countdown-ppo"
@@ -34,6 +19,8 @@ OUTPUT_DIR = "outputs"
 SEED = 0
 
 # %%
+from pathlib import Path
+
 from lab_utils.config import load
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.runs import RunDirectory

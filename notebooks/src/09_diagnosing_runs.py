@@ -1,30 +1,15 @@
 # %% [markdown]
 # # 09 · Diagnosing runs
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** to tell from a run's curves and completions what is wrong with it: which curves to read in which
 # > order, how to get from evidence to a hypothesis, a test and a remedy, and which alarms to set.
 # >
 # > **Time** 1 minute on a CPU or a GPU, and half an hour to think · **Needs** nothing: the runs come with the workshop
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "countdown-grpo"
@@ -33,6 +18,8 @@ OUTPUT_DIR = "outputs"
 SEED = 0
 
 # %%
+from pathlib import Path
+
 from lab_utils.config import load
 from lab_utils.runs import RunDirectory
 

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 10 · SageMaker training
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** to run the same recipe as a script-mode job on SageMaker: channels, spot instances and
 # > checkpoints, metrics from the log, the cost before the launch, evaluation as a processing job. Without an AWS
@@ -11,22 +10,8 @@
 # > **Time** 3 minutes on a CPU; as a job on AWS, 10 minutes more to start · **Needs** notebook 04 in the same
 # > OUTPUT_DIR (its model is trained here if it is missing)
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "countdown-grpo"
@@ -40,6 +25,8 @@ REGION = "us-east-1"
 
 # %%
 import importlib.util
+import subprocess
+import sys
 
 if importlib.util.find_spec("sagemaker") is None:  # the SageMaker SDK: only this notebook and 11 need it
     requirements = "setup/requirements/sagemaker.txt"
@@ -47,6 +34,7 @@ if importlib.util.find_spec("sagemaker") is None:  # the SageMaker SDK: only thi
 
 # %%
 import shutil
+from pathlib import Path
 
 from lab_utils.config import load
 from lab_utils.tasks import load_task

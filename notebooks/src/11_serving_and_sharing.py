@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 11 · Serving and sharing
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** what each file of a trained model and of a checkpoint is for; how a LoRA adapter is merged; to
 # > ask the base and the trained model side by side; to serve a model over the OpenAI API; to export it with a model
@@ -11,22 +10,8 @@
 # > **Time** 2 minutes on a CPU, 5 on a GPU · **Needs** notebook 06 in the same OUTPUT_DIR (its model is trained here
 # > if it is missing)
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "countdown-grpo"
@@ -35,6 +20,8 @@ OUTPUT_DIR = "outputs"
 SEED = 0
 
 # %%
+from pathlib import Path
+
 from lab_utils.config import load
 from lab_utils.tasks import load_task
 from lab_utils.training.stages import finished_run
@@ -306,6 +293,9 @@ print(push_to_hub(folder, "your-name/countdown-tiny", dry_run=True))
 # needs no account.
 
 # %%
+import subprocess
+import sys
+
 command = [sys.executable, "scripts/launch_sagemaker.py", "deploy", "--model", "s3://your-bucket/model.tar.gz",
            "--role", "arn:aws:iam::123456789012:role/your-role", "--region", "us-east-1", "--dry-run"]
 result = subprocess.run(command, capture_output=True, text=True)

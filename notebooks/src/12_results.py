@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 12 · Results
 #
-# [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
-# [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)
+# <!-- badges -->
 #
 # > **You will learn** to tell the story of your runs in figures, from their run directories alone, and to write a
 # > conclusion that claims no more than they show.
@@ -10,22 +9,8 @@
 # > **Time** 1 minute on a CPU or a GPU · **Needs** notebooks 04, 06 and 08 in the same OUTPUT_DIR; 07 if you want PPO
 # > in the figures
 
-# %%
-# Set-up. In Colab the notebook comes alone: paste the address of the workshop's repository below, then run this cell.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY_URL = ""
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "lab_utils").is_dir()), Path("workshop").resolve())
-if not root.exists():
-    if not REPOSITORY_URL:
-        raise SystemExit("There is no workshop here. Give REPOSITORY_URL in this cell, the address you took it from.")
-    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY_URL, str(root)], check=True)
-    subprocess.run(["bash", str(root / "setup" / "create_env.sh")], check=True)
-os.chdir(root)
-sys.path.insert(0, str(root))
+# %% tags=["setup"]
+# The builder writes this cell: notebooks/src/setup_cell.py.
 
 # %% tags=["parameters"]
 RECIPE = "countdown-grpo"
@@ -34,6 +19,8 @@ OUTPUT_DIR = "outputs"
 SEED = 0
 
 # %%
+from pathlib import Path
+
 from lab_utils.config import load
 from lab_utils.evaluation import Evaluation, evaluate_run, format_results, paired_bootstrap, results_table
 from lab_utils.runs import RunDirectory

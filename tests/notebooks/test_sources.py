@@ -144,6 +144,16 @@ def test_the_two_editions(folder):
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in complete[1:])
 
 
+def test_the_builder_writes_what_all_notebooks_share(folder):
+    shared = '# %% [markdown]\n# # A title\n#\n# <!-- badges -->\n\n# %% tags=["setup"]\n# The set-up.\n'
+    (folder / "src" / "00_demo.py").write_text(shared)
+    (folder / "src" / "setup_cell.py").write_text("import os\n")
+    run_build(folder)
+    title, setup = ("".join(cell["source"]) for cell in cells(folder / "exercises" / "00_demo.ipynb"))
+    assert setup == "import os"
+    assert "](../../README.md#colab)" in title and "<!--" not in title
+
+
 def test_a_second_build_changes_nothing_and_ids_are_unique(folder):
     run_build(folder)
     first = (folder / "00_demo.ipynb").read_bytes()
@@ -184,8 +194,8 @@ def test_check_names_what_is_stale_and_what_has_no_source(folder, capsys):
         SOURCE.replace("    # <<< solution", "# <<< solution"),
     ],
 )
-def test_a_marker_without_its_partner_is_an_error(folder, broken, capsys):
+def test_a_marker_without_its_partner_is_an_error(folder, broken):
     (folder / "src" / "00_demo.py").write_text(broken)
-    assert run_build(folder) == 1
-    assert "00_demo.py" in capsys.readouterr().err
+    with pytest.raises(build_notebooks.SourceError, match=r"00_demo\.py"):
+        run_build(folder)
     assert not (folder / "00_demo.ipynb").exists()
