@@ -45,7 +45,7 @@ def running(session: Session) -> list[Running]:
     def row(kind: str, name: str, state: str, created: datetime.datetime, used: dict[str, int], end_it: str) -> Running:
         prices = {instance: cost.price(instance, region) for instance in used}
         usd = sum(prices[i].usd * n for i, n in used.items()) if used and all(prices.values()) else None
-        hours = (datetime.datetime.now(datetime.timezone.utc) - created).total_seconds() / 3600
+        hours = (datetime.datetime.now(datetime.UTC) - created).total_seconds() / 3600
         return Running(kind, name, state, ", ".join(f"{n} × {i}" for i, n in used.items()), hours, usd, end_it)
 
     found = []

@@ -391,7 +391,7 @@ def test_what_costs_money_is_listed(aws, little_source):
     aws.session.sagemaker_client.create_notebook_instance(
         NotebookInstanceName="old", InstanceType="ml.m5.xlarge", RoleArn=ROLE)
     aws.apps.append({"AppName": "default", "SpaceName": "mine", "Status": "InService",
-                     "CreationTime": datetime.datetime.now(datetime.timezone.utc),
+                     "CreationTime": datetime.datetime.now(datetime.UTC),
                      "ResourceSpec": {"InstanceType": "ml.g5.xlarge"}})
     found = {row.kind: row for row in resources.running(aws.session)}
     assert set(found) == {"training job", "notebook instance", "Studio app"}

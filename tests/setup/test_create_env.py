@@ -1,15 +1,15 @@
-"""What setup/create_env.sh would install: nothing is, pip is replaced by a recorder. Colab's own torch must stay."""
+"""What setup/create_env.sh asks pip to install; a recorder replaces pip, so nothing is installed."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from lab_utils.machine.environment import REPOSITORY, read_pins
+from lab_utils import REPOSITORY
+from lab_utils.machine.environment import read_pins
 
-# A Python that records what pip is asked for, has the torch of your choice, and is itself otherwise.
+# A Python that records the arguments of pip, pretends to have one version of torch, and works as usual otherwise.
 PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-m pip") shift 2; echo "$*" >>"{log}"; exit 0 ;;
@@ -26,7 +26,7 @@ NVIDIA_SMI = "#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-0)'\n"
 
 @pytest.fixture
 def set_up(tmp_path):
-    """Run create_env.sh on a machine of your choice; returns what it printed and pip's arguments, call by call."""
+    """Return a function that runs create_env.sh on a pretended machine: output and pip's arguments, call by call."""
 
     def run(torch: str = "", gpu: bool = True) -> tuple[str, list[str]]:
         log = tmp_path / "pip.log"
@@ -73,8 +73,33 @@ def test_a_machine_without_a_gpu_gets_the_cpu_build(set_up):
     assert any("-r setup/requirements/cpu.txt" in call for call in calls)
 
 
-def test_the_notebooks_install_by_this_script_only():
-    for source in sorted(Path(REPOSITORY / "notebooks" / "src").glob("*.py")):
-        text = source.read_text(encoding="utf-8")
-        assert '"setup" / "create_env.sh"' in text, source
-        assert "pip install" not in text.split("# %% [markdown]")[1], source
+# Without a fake Python: what ends before anything is installed
+
+
+def create_env(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", "setup/create_env.sh", *arguments], cwd=REPOSITORY, env={**os.environ, **variables},
+                          capture_output=True, text=True, timeout=60)
+
+
+def test_an_unknown_option_is_refused():
+    result = create_env("--develop")
+    assert result.returncode == 2
+    assert "--develop" in result.stderr and "--dev" in result.stderr
+
+
+def test_the_active_environment_is_used(tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    result = create_env("--print-python", VIRTUAL_ENV=str(tmp_path))
+    assert (result.returncode, result.stdout.strip()) == (0, str(python))
+
+
+def test_an_environment_with_an_old_python_is_refused_with_the_remedy(tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1 && exit 0\nexit 1\n')
+    python.chmod(0o755)
+    result = create_env(VIRTUAL_ENV=str(tmp_path))
+    assert result.returncode == 1
+    assert "Python 3.9.1" in result.stderr and "3.11" in result.stderr and "conda create" in result.stderr
