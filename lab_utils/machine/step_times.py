@@ -27,14 +27,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from .. import config as configuration
-from .. import figures as plotting
 from ..config import RunConfig
+from ..figures import OTHER_COLOURS
 from ..models import load_tokenizer
 from ..runs import describe_environment
 from ..training import grpo, ppo
@@ -204,9 +205,9 @@ def write(rows: list[dict], folder: Path, title: str) -> None:
 def plot(frame: pd.DataFrame, title: str, path: Path) -> None:
     """Draw one bar a case: the seconds of a step, in rollout, scoring and update."""
     labels = [f"{row.stage.upper()}, {row.engine}, {row.batch_size} rows" for row in frame.itertuples()]
-    figure, ax = plotting.plt.subplots(figsize=(11, 1.6 + 0.75 * len(frame)))
+    figure, ax = plt.subplots(figsize=(11, 1.6 + 0.75 * len(frame)))
     left = np.zeros(len(frame))
-    for part, colour in zip(("rollout", "scoring", "update"), plotting.OTHER_COLOURS, strict=False):
+    for part, colour in zip(("rollout", "scoring", "update"), OTHER_COLOURS, strict=False):
         seconds = frame[f"{part}_seconds"].to_numpy()
         ax.barh(labels, seconds, left=left, color=colour, label=part)
         left += seconds
@@ -220,7 +221,7 @@ def plot(frame: pd.DataFrame, title: str, path: Path) -> None:
     ax.set_title(title, fontsize=11)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3, frameon=False)
     figure.savefig(path)
-    plotting.plt.close(figure)
+    plt.close(figure)
 
 
 def main(text: str) -> None:

@@ -1,13 +1,17 @@
-"""Every figure is drawn from run directories and evaluations, and saved; methods keep their colours."""
+"""Every figure shows the numbers of its run directories and evaluations, and methods keep their colours."""
 
+import importlib
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from lab_utils import REPOSITORY
+from lab_utils import REPOSITORY, figures
 from lab_utils import config as configuration
-from lab_utils import figures as plotting
 from lab_utils.evaluation import Evaluation
+from lab_utils.figures import style
+from lab_utils.figures.style import colours, label_ends
 from lab_utils.runs import RunDirectory
 
 pytestmark = pytest.mark.unit
@@ -49,106 +53,133 @@ def evaluations():
     return {"base": make_evaluation(0.0, 0), "SFT": make_evaluation(0.3, 1), "GRPO": make_evaluation(0.8, 2)}
 
 
-def saved(path):
-    return path.stat().st_size > 10_000
+def titles(figure):
+    return [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
+
+
+def heights(ax):
+    return [bar.get_height() for bar in ax.patches]
+
+
+# The style
+
+
+def test_importing_the_style_keeps_the_backend():
+    before = matplotlib.get_backend()
+    matplotlib.use("svg")
+    importlib.reload(style)
+    after = matplotlib.get_backend()
+    matplotlib.use(before)
+    assert after == "svg"
+
+
+def test_a_method_has_one_colour_and_others_differ():
+    first = colours(["base", "GRPO, seed 1", "extra SFT", "length reward", "honest reward"])
+    assert first[:3] == [figures.METHOD_COLOURS[name] for name in ("base", "grpo", "extra sft")]
+    assert len(set(first)) == 5
+
+
+def test_labels_at_the_ends_do_not_overlap():
+    figure, ax = plt.subplots()
+    ax.set_ylim(0, 1)
+    label_ends(ax, [(0.98, "a", "k"), (0.99, "b", "k"), (0.2, "c", "k")], gap=0.1)
+    at = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    assert at["b"] - at["a"] == pytest.approx(0.1) and at["b"] <= 1.0
+    plt.close(figure)
+
+
+# Training
 
 
 def test_training_of_one_run_and_of_several(runs, tmp_path):
-    one = plotting.plot_training(runs["GRPO"][0], tmp_path / "one.png")
-    several = plotting.plot_training(runs, tmp_path / "new" / "several.png", x="minutes")
-    assert saved(tmp_path / "one.png") and saved(tmp_path / "new" / "several.png")
-    assert [ax.get_title(loc="left") for ax in one.axes] == ["Reward", "Accuracy", "Response length", "Attempts"]
+    one = figures.plot_training({"GRPO": runs["GRPO"][0]})
+    assert titles(one) == ["Reward", "Accuracy", "Response length", "Attempts"]
+    several = figures.plot_training(runs, tmp_path / "new" / "several.png", x="minutes")
+    assert (tmp_path / "new" / "several.png").exists()
     accuracy = several.axes[1]
     assert len(accuracy.lines) == 3 + 1 + 1 + 1  # a line per run and a mean per method
     assert {text.get_text(): text.get_color() for text in accuracy.texts} == {
-        "GRPO": plotting.METHOD_COLOURS["grpo"], "random reward": plotting.METHOD_COLOURS["random"]}
+        "GRPO": figures.METHOD_COLOURS["grpo"], "random reward": figures.METHOD_COLOURS["random"]}
     assert accuracy.get_xlim()[1] == pytest.approx(2.0, abs=0.05)  # 30 steps of 4 seconds
     mean = accuracy.lines[3].get_ydata()
     assert mean[15] == pytest.approx(0.55 * 16 / 30)  # the mean of 0.5, 0.55 and 0.6
 
 
 def test_metrics_that_were_not_logged_have_no_panel(runs):
-    figure = plotting.plot_training(runs["GRPO"][0], metrics=("loss", "entropy"))
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Loss"]
+    assert titles(figures.plot_training({"GRPO": runs["GRPO"]}, metrics=("loss", "entropy"))) == ["Loss"]
 
+
+def test_sft_shows_the_loss(runs):
+    (ax,) = figures.plot_sft(runs["GRPO"][0]).axes
+    assert list(ax.lines[0].get_ydata()) == [1 / step for step in range(1, 31)]
+
+
+def test_reward_components_add_up_to_the_total(runs):
+    (ax,) = figures.plot_reward_components(runs["GRPO"][0]).axes
+    assert [text.get_text() for text in ax.texts] == ["total", "format × 0.1", "equation × 1"]
+    total, *parts = [line.get_ydata() for line in ax.lines[::2]]  # each thin line is followed by its smoothed one
+    assert list(sum(parts)) == pytest.approx(list(total))
+
+
+def test_metrics_of_a_log_have_a_panel_each():
+    values = {"grpo:reward": [0.1, 0.2, 0.3], "grpo:accuracy": [0.0, 0.1, 0.4], "sft:loss": [2.0]}
+    figure = figures.plot_log(values)
+    assert titles(figure) == ["Reward", "Accuracy", "Loss"]
+    assert list(figure.axes[1].lines[0].get_ydata()) == [0.0, 0.1, 0.4]
+    assert figure.axes[0].lines[0].get_color() == figures.METHOD_COLOURS["grpo"]
+
+
+# Evaluations
+
+
+def test_accuracy_bars_have_the_height_of_the_accuracy(evaluations):
+    bars = heights(figures.plot_accuracy_bars(evaluations).axes[0])
+    assert bars[4] == evaluations["GRPO"].accuracy and bars[5] == 1.0
+
+
+def test_pass_at_k_has_a_curve_per_model(evaluations):
+    (ax,) = figures.plot_pass_at_k(evaluations).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [list(e.pass_at.values()) for e in evaluations.values()]
+
+
+@pytest.mark.parametrize("name", ["attempts", "num_tokens"])
+def test_attempts_and_lengths_are_shares_of_all_responses(evaluations, name):
+    figure = figures.plot_attempts(evaluations, name=name)
+    for ax, evaluation in zip(figure.axes, evaluations.values(), strict=True):
+        every, correct = heights(ax)[:len(ax.patches) // 2], heights(ax)[len(ax.patches) // 2:]
+        assert sum(every) == pytest.approx(1.0) and sum(correct) == pytest.approx(evaluation.accuracy)
+
+
+def test_problem_accuracy_counts_questions_by_their_correct_answers(evaluations):
+    correct = evaluations["SFT"].scores().sum(axis=1)
+    expected = [float((correct == n).mean()) for n in range(5)]
+    assert heights(figures.plot_problem_accuracy(evaluations["SFT"]).axes[0]) == expected
+
+
+# Single lessons
 
 RECORDED = REPOSITORY / "notebooks" / "recorded" / "runs"
 
 
-def test_a_checkup_has_nine_panels_and_shows_curves_that_stay_at_zero(tmp_path):
+def test_advantages_stand_beside_their_rewards():
+    left, right = figures.plot_advantages([1.1, 0.1, 0.0], [1.15, -0.5, -0.66]).axes
+    assert heights(left) == [1.1, 0.1, 0.0] and heights(right) == [1.15, -0.5, -0.66]
+
+
+def test_a_checkup_has_nine_panels_and_shows_curves_that_stay_at_zero():
     run = RunDirectory(RECORDED / "F")  # earns nothing
-    figure = plotting.plot_checkup(run, RunDirectory(RECORDED / "healthy"), tmp_path / "checkup.png")
-    assert saved(tmp_path / "checkup.png")
+    figure = figures.plot_checkup(run, RunDirectory(RECORDED / "healthy"))
     assert len(figure.axes) == 9 and all(ax.get_ylim()[0] < 0 for ax in figure.axes)
-    functions = figure.axes[2]
-    assert {text.get_text() for text in functions.texts} == {"format", "equation"}
-    healthy, ill = figure.axes[1].lines[0], figure.axes[1].lines[2]
-    assert healthy.get_color() == plotting.METHOD_COLOURS["healthy"] != ill.get_color()
-    assert list(ill.get_ydata()) == list(run.metrics()["accuracy"])
+    assert {text.get_text() for text in figure.axes[2].texts} == {"format", "equation"}
+    healthy, checked = figure.axes[1].lines[0], figure.axes[1].lines[2]
+    assert healthy.get_color() == figures.METHOD_COLOURS["healthy"] != checked.get_color()
+    assert list(checked.get_ydata()) == list(run.metrics()["accuracy"])
 
 
-def test_side_by_side_every_curve_is_in_view(tmp_path):
+def test_side_by_side_every_curve_is_in_view():
     runs = {letter: RunDirectory(RECORDED / letter) for letter in "ACFGH"}
-    figure = plotting.plot_side_by_side(runs, RunDirectory(RECORDED / "healthy"), "accuracy", tmp_path / "side.png")
-    assert saved(tmp_path / "side.png")
-    shown = [ax for ax in figure.axes if ax.get_visible()]
-    assert [ax.get_title(loc="left") for ax in shown] == list(runs)
-    for ax in shown:
+    figure = figures.plot_side_by_side(runs, RunDirectory(RECORDED / "healthy"), "accuracy")
+    assert titles(figure) == list(runs)
+    for ax in figure.axes[:len(runs)]:
         low, high = ax.get_ylim()
         assert all(low < min(line.get_ydata()) and max(line.get_ydata()) < high for line in ax.lines)
-
-
-def test_reward_components_add_up_to_the_total(runs, tmp_path):
-    figure = plotting.plot_reward_components(runs["GRPO"][0], tmp_path / "components.png")
-    assert saved(tmp_path / "components.png")
-    labels = [text.get_text() for text in figure.axes[0].texts]
-    assert labels[0] == "total" and len(labels) == 1 + len(runs["GRPO"][0].config().rewards)
-
-
-def test_figures_of_evaluations(evaluations, tmp_path):
-    plotting.plot_accuracy_bars(evaluations, tmp_path / "accuracy.png")
-    plotting.plot_pass_at_k(evaluations, tmp_path / "pass.png")
-    plotting.plot_attempts(evaluations, tmp_path / "attempts.png")
-    plotting.plot_attempts(evaluations, tmp_path / "length.png", name="num_tokens")
-    assert all(saved(path) for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 4
-
-
-def test_accuracy_bars_have_the_height_of_the_accuracy(evaluations):
-    bars = plotting.plot_accuracy_bars(evaluations).axes[0].patches
-    assert bars[4].get_height() == evaluations["GRPO"].accuracy and bars[5].get_height() == 1.0
-
-
-def test_sft_and_advantages(runs, tmp_path):
-    plotting.plot_sft(runs["GRPO"][0], tmp_path / "sft.png")
-    plotting.plot_advantages([1.1, 0.1, 0.0], [1.15, -0.5, -0.66], tmp_path / "advantages.png")
-    assert saved(tmp_path / "sft.png") and saved(tmp_path / "advantages.png")
-
-
-def test_a_method_has_one_colour_and_others_differ():
-    first = plotting.colours(["base", "GRPO, seed 1", "extra SFT", "length reward", "honest reward"])
-    assert first[:3] == [plotting.METHOD_COLOURS[name] for name in ("base", "grpo", "extra sft")]
-    assert len(set(first)) == 5
-
-
-def test_labels_at_the_ends_do_not_overlap():
-    figure, ax = plotting.plt.subplots()
-    ax.set_ylim(0, 1)
-    plotting._label_ends(ax, [(0.98, "a", "k"), (0.99, "b", "k"), (0.2, "c", "k")], gap=0.1)
-    heights = {text.get_text(): text.get_position()[1] for text in ax.texts}
-    assert heights["b"] - heights["a"] == pytest.approx(0.1) and heights["b"] <= 1.0
-    plotting.plt.close(figure)
-
-
-def test_metrics_of_a_log_have_a_panel_each(tmp_path):
-    values = {"grpo:reward": [0.1, 0.2, 0.3], "grpo:accuracy": [0.0, 0.1, 0.4], "sft:loss": [2.0]}
-    figure = plotting.plot_log(values, tmp_path / "log.png")
-    assert [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()] == ["Reward", "Accuracy", "Loss"]
-    assert list(figure.axes[1].lines[0].get_ydata()) == [0.0, 0.1, 0.4] and saved(tmp_path / "log.png")
-    assert figure.axes[0].lines[0].get_color() == plotting.METHOD_COLOURS["grpo"]
-
-
-def test_problem_accuracy_counts_questions_by_their_right_answers(evaluations, tmp_path):
-    figure = plotting.plot_problem_accuracy(evaluations["SFT"], tmp_path / "problems.png")
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    right = evaluations["SFT"].scores().sum(axis=1)
-    assert heights == [float((right == n).mean()) for n in range(5)] and saved(tmp_path / "problems.png")

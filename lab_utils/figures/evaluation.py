@@ -1,0 +1,156 @@
+"""Figures of evaluations: how often each model is correct, how sure that is, and what its responses look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..evaluation import Evaluation
+from .style import INK, OTHER_COLOURS, colours, finish, label_ends, percent_axis
+from .training import Runs, draw_metric, metrics_of
+
+
+def plot_accuracy_bars(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """Draw each model's accuracy with its 95% interval: strict (filled) and lenient (outlined, the format forgiven)."""
+    figure, ax = plt.subplots(figsize=(max(8.0, 2.2 * len(evaluations) + 1.5), 5.5))
+    for index, (label, colour) in enumerate(zip(evaluations, colours(list(evaluations)), strict=True)):
+        evaluation = evaluations[label]
+        for offset, value, (low, high), fill in (
+            (-0.2, evaluation.accuracy, evaluation.accuracy_interval, colour),
+            (0.2, evaluation.accuracy_lenient, evaluation.accuracy_lenient_interval, "white"),
+        ):
+            ax.bar(index + offset, value, 0.36, color=fill, edgecolor=colour, linewidth=2.5)
+            ax.vlines(index + offset, low, high, color=INK, linewidth=2)
+            ax.annotate(f"{value:.0%}", (index + offset, high), xytext=(0, 5), textcoords="offset points",
+                        ha="center", va="bottom", fontweight="bold")
+    ax.set(title="Test accuracy: strict (filled), format forgiven (outlined)", ylabel="% of responses correct")
+    ax.set_xticks(range(len(evaluations)), list(evaluations))
+    ax.tick_params(axis="x", length=0, labelsize=15)
+    highest = max(max(e.accuracy_interval[1], e.accuracy_lenient_interval[1]) for e in evaluations.values())
+    ax.set_ylim(0, max(0.2, min(1.09, 1.15 * highest)))
+    percent_axis(ax)
+    samples = {e.num_samples for e in evaluations.values()}
+    questions = {len(e.examples) for e in evaluations.values()}
+    if len(samples) == len(questions) == 1:
+        ax.set_xlabel(f"{questions.pop()} questions × {samples.pop()} samples, 95% intervals", labelpad=10)
+    return finish(figure, path)
+
+
+def plot_pass_at_k(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """Draw pass@k over k with 95% bands. Does a model solve more problems, or the same ones more reliably?"""
+    figure, ax = plt.subplots(figsize=(9, 5.5))
+    ends = []
+    for (label, evaluation), colour in zip(evaluations.items(), colours(list(evaluations)), strict=True):
+        values = list(evaluation.pass_at.values())
+        low, high = zip(*evaluation.pass_at_intervals.values(), strict=True)
+        ax.fill_between(evaluation.ks, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(evaluation.ks, values, color=colour, marker="o", markersize=8)
+        ends.append((values[-1], label, colour))
+    ks = max((evaluation.ks for evaluation in evaluations.values()), key=len)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ks, [str(k) for k in ks])
+    ax.minorticks_off()
+    ax.set(title="At least one of k responses is correct (pass@k)", xlabel="k, responses per question")
+    ax.set_ylabel("% of questions")
+    ax.set_ylim(0, 1)
+    ax.margins(x=0.02)
+    percent_axis(ax)
+    label_ends(ax, ends, gap=0.075)
+    return finish(figure, path)
+
+
+def plot_attempts(
+    evaluations: Mapping[str, Evaluation], path: str | Path | None = None, name: str = "attempts"
+) -> Figure:
+    """Draw how many responses have 0, 1, 2, … attempts, one panel per model; the darker part is correct.
+
+    Args:
+        name: "attempts", or "num_tokens" for the length of the responses.
+    """
+    values = {label: evaluation.scores(name).ravel() for label, evaluation in evaluations.items()}
+    largest = max(v.max() for v in values.values())
+    width = 1 if name == "attempts" else max(1, round(largest / 30))
+    bins = np.arange(-0.5, largest + width, width)
+    figure, axes = plt.subplots(
+        len(values), 1, figsize=(9, 2.6 * len(values) + 0.8), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, (label, counts), colour in zip(axes.flat, values.items(), colours(list(values)), strict=True):
+        correct = evaluations[label].scores().ravel() > 0
+        weight = np.full(len(counts), 1 / len(counts))
+        ax.hist(counts, bins, weights=weight, color=colour, alpha=0.35, rwidth=0.9)
+        ax.hist(counts[correct], bins, weights=weight[correct], color=colour, rwidth=0.9)
+        percent_axis(ax)
+        ax.text(
+            0.99, 0.92, f"{label}: mean {counts.mean():.1f}, {correct.mean():.0%} correct",
+            transform=ax.transAxes, ha="right", va="top", color=colour, fontweight="bold",
+        )
+    what = "Attempts" if name == "attempts" else "Tokens"
+    axes[0, 0].set_title(f"{what} per response (dark: the correct ones)")
+    axes[-1, 0].set_xlabel(f"{what.lower()} per response")
+    axes[-1, 0].xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    figure.supylabel("% of responses", fontsize=14, color=INK)
+    return finish(figure, path)
+
+
+def plot_problem_accuracy(evaluation: Evaluation, path: str | Path | None = None) -> Figure:
+    """Draw how many questions are answered correctly never, sometimes and always: the histogram behind one accuracy."""
+    figure, ax = plt.subplots(figsize=(9, 5))
+    n = evaluation.num_samples
+    correct = np.round(evaluation.per_problem * n).astype(int)
+    share = np.bincount(correct, minlength=n + 1) / len(correct)
+    ax.bar(range(n + 1), share, 0.8, color=OTHER_COLOURS[0])
+    ax.axvline(correct.mean(), color=INK, linestyle="--", linewidth=2)
+    ax.annotate(f" mean {correct.mean() / n:.0%}", (correct.mean(), 1.0), xycoords=("data", "axes fraction"), va="top")
+    ax.set_xticks(range(n + 1))
+    ax.set(title="Are they the same questions every time?", ylabel="% of questions",
+           xlabel=f"correct answers among {n} to the same question")
+    percent_axis(ax)
+    return finish(figure, path)
+
+
+def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """Draw what a warm-up teaches, model after model: the format, one correct response in k, a correct response."""
+    k = min(evaluation.ks[-1] for evaluation in evaluations.values())
+    rates = {
+        "in the format": [e.format_rate for e in evaluations.values()],
+        f"correct in at least\none of {k} responses": [e.pass_at[k] for e in evaluations.values()],
+        "correct": [e.accuracy for e in evaluations.values()],
+    }
+    figure, ax = plt.subplots(figsize=(9, 5.5))
+    ends = []
+    for (label, values), colour in zip(rates.items(), OTHER_COLOURS, strict=False):
+        ax.plot(range(len(values)), values, color=colour, marker="o", markersize=8)
+        ends.append((values[-1], label, colour))
+    ax.set_xticks(range(len(evaluations)), list(evaluations))
+    ax.set(title="What the warm-up teaches", ylabel="% of responses (or of questions)")
+    ax.set_ylim(-0.02, 1.03)
+    percent_axis(ax)
+    label_ends(ax, ends, gap=0.14)
+    return finish(figure, path)
+
+
+def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """Draw the workshop in one figure: accuracy and attempts in training, and test accuracy with 95% intervals."""
+    groups = metrics_of(runs)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5), width_ratios=[1, 1, 1.15])
+    draw_metric(left, groups, "accuracy", "minutes")  # by minutes, because the methods' steps differ
+    left.set(title="Correct answers in training", xlabel="minutes of training")
+    draw_metric(middle, groups, "attempts", "minutes", label_gap=0.09)
+    middle.set(title="Attempts per response", xlabel="minutes of training")
+    labels = list(evaluations)
+    for index, (label, colour) in enumerate(zip(labels, colours(labels), strict=True)):
+        accuracy, (low, high) = evaluations[label].accuracy, evaluations[label].accuracy_interval
+        right.bar(index, accuracy, 0.7, color=colour)
+        right.vlines(index, low, high, color=INK, linewidth=2)
+        right.text(index, high + 0.015, f"{accuracy:.0%}", ha="center", va="bottom", fontweight="bold")
+    right.set_xticks(range(len(labels)), labels)
+    right.tick_params(axis="x", length=0)
+    right.set(title="Held-out test problems", ylabel="% of responses correct")
+    percent_axis(right)
+    right.set_ylim(0, min(1.0, max(e.accuracy_interval[1] for e in evaluations.values())) + 0.1)
+    return finish(figure, path)

@@ -1,0 +1,114 @@
+"""Figures of one lesson each: a worked group (notebook 05), a critic's values (07), runs to diagnose (09)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..runs import RunDirectory
+from .style import INK, METHOD_COLOURS, OTHER_COLOURS, finish, panels
+from .training import METRICS, draw_functions, draw_metric, metrics_of, x_label
+
+# The panels of a check-up, row by row; None is the panel with every reward function.
+CHECKUP = ("reward", "accuracy", None, "completions/mean_length", "completions/clipped_ratio", "entropy",
+           "kl", "grad_norm", "frac_reward_zero_std")
+
+
+def plot_advantages(
+    rewards: Sequence[float], advantages: Sequence[float], path: str | Path | None = None
+) -> Figure:
+    """Draw one worked group: the rewards of its completions with their mean, and their advantages."""
+    rewards, advantages = np.asarray(rewards, dtype=float), np.asarray(advantages, dtype=float)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
+    x = np.arange(1, len(rewards) + 1)
+    left.bar(x, rewards, 0.7, color=METHOD_COLOURS["base"])
+    left.axhline(rewards.mean(), color=INK, linestyle="--", linewidth=2)
+    at_right = left.get_yaxis_transform()
+    left.text(1.02, rewards.mean(), f"mean\n{rewards.mean():.2f}", transform=at_right, va="center", color=INK)
+    left.set(title="Rewards of one group", ylabel="reward", xlabel="completion")
+    right.bar(x, advantages, 0.7, color=np.where(advantages >= 0, OTHER_COLOURS[1], OTHER_COLOURS[2]))
+    right.axhline(0, color=INK, linewidth=1.5)
+    right.set(title="Their advantages", ylabel="advantage", xlabel="completion")
+    for ax, heights in ((left, rewards), (right, advantages)):
+        ax.margins(y=0.15)
+        ax.set_xticks(x)
+        for position, height in zip(x, heights, strict=True):
+            up = height >= 0
+            ax.annotate(
+                f"{height:.2f}".replace("-", "−"), (position, height), xytext=(0, 4 if up else -4),
+                textcoords="offset points", ha="center", va="bottom" if up else "top", fontsize=13,
+            )
+    return finish(figure, path)
+
+
+def plot_token_values(
+    tokens: Sequence[Sequence[str]],
+    values: Mapping[str, Sequence[Sequence[float]]],
+    titles: Sequence[str],
+    path: str | Path | None = None,
+) -> Figure:
+    """Draw what a critic expects before each token of some completions: a panel per completion, a line per critic.
+
+    Args:
+        tokens: the tokens of each completion, as text.
+        values: {"after training": for each completion the critic's value before each of its tokens}.
+        titles: one per completion.
+    """
+    figure, axes = plt.subplots(len(tokens), 1, figsize=(14, 3.9 * len(tokens)), sharey=True, squeeze=False)
+    shades = ["#7F7F7F", METHOD_COLOURS["ppo"]] if len(values) == 2 else OTHER_COLOURS
+    for index, (ax, words, title) in enumerate(zip(axes.flat, tokens, titles, strict=True)):
+        for (label, lines), colour in zip(values.items(), shades, strict=False):
+            ax.plot(lines[index], color=colour, label=label, drawstyle="steps-post")
+        ax.set_title(title)
+        ax.set_xticks(range(len(words)), [word.strip() or "⏎" for word in words], rotation=90, fontsize=11)
+        ax.set_ylabel("expected return")
+        ax.margins(x=0.01)
+    axes[0, 0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(values))
+    axes[-1, 0].set_xlabel("each value is what the critic expects before the token below it")
+    return finish(figure, path)
+
+
+def plot_checkup(run: RunDirectory, healthy: RunDirectory, path: str | Path | None = None) -> Figure:
+    """Draw the nine curves to read when a GRPO run looks wrong, next to those of a healthy run (grey)."""
+    frame = run.metrics()
+    groups = metrics_of({"healthy": healthy, f"run {run.path.name}": run})
+    figure, axes = plt.subplots(3, 3, figsize=(15, 10.5))
+    for ax, metric in zip(axes.flat, CHECKUP, strict=True):
+        if metric is not None:
+            draw_metric(ax, groups, metric)
+        else:
+            functions = [name for name in frame if name.startswith("rewards/") and name.endswith("/mean")]
+            series = {name.split("/")[1].removesuffix("_reward"): frame[name] for name in functions}
+            draw_functions(ax, frame["step"], series, OTHER_COLOURS[1:], label_gap=0.13)
+            ax.set(title="Each reward function", ylabel="mean per response")
+        _lift_from_axis(ax)
+    figure.suptitle(f"Run {run.path.name}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
+    figure.supxlabel(x_label(groups), fontsize=14, color=INK)
+    return finish(figure, path)
+
+
+def _lift_from_axis(ax: Axes) -> None:
+    """Leave room below 0, so that a curve that stays there can be seen."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -0.03 * high), high)
+
+
+def plot_side_by_side(
+    runs: Mapping[str, RunDirectory], healthy: RunDirectory, metric: str, path: str | Path | None = None
+) -> Figure:
+    """Draw one metric of several runs, a panel each on the same axes, next to that of a healthy run (grey)."""
+    figure, axes = panels(len(runs), 4, 3.75, 3.6, sharex=True, sharey=True)
+    for ax, (label, run) in zip(axes, runs.items(), strict=True):
+        draw_metric(ax, metrics_of({"healthy": healthy, label: run}), metric)
+        ax.set(title=label, ylabel="")
+    top = max(ax.dataLim.y1 for ax in axes)
+    axes[0].set_ylim(-0.03 * top, 1.03 * top)  # of all panels, with room for a curve that stays at 0
+    title, unit = METRICS[metric]
+    figure.suptitle(f"{title}, {unit}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
+    figure.supxlabel("training step", fontsize=14, color=INK)
+    return finish(figure, path)
