@@ -1,13 +1,13 @@
-"""Records the runs of notebook 09: a healthy one, and eight in each of which exactly one thing is wrong.
+"""Record the runs of notebook 09: a healthy one, and eight that have exactly one problem each.
 
     python scripts/record_runs.py --output-dir runs/recording
     python scripts/record_runs.py --output-dir runs/recording --only A,E    some of them
 
-Every run is GRPO on Countdown with the tiny model at tier cpu, of one seed and one length. They are trained in
-OUTPUT_DIR, where a finished run is not trained again. What ships goes to notebooks/recorded/runs: the run directories
-without their models, with rounded metrics and a few of the completions.
+Every run is GRPO on Countdown with the tiny model at tier cpu. Seed and number of steps are the same for all. They are
+trained in OUTPUT_DIR, where a finished run is not trained again. What ships goes to notebooks/recorded/runs: the run
+directories without their models, with rounded metrics and a few of the completions.
 
-RECORDINGS below says what is wrong with each. If you want to find out yourself, read notebook 09 first.
+RECORDINGS below gives the problem of each run away. To find out yourself, read notebook 09 first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import inspect
 import json
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from unittest import mock
 import pandas as pd
 import torch
 
-from lab_utils import rewards
+from lab_utils import exit_status, rewards
 from lab_utils.config import RunConfig, load
 from lab_utils.runs import RunDirectory, write_atomically
 from lab_utils.sampling.local import rollout
@@ -39,27 +40,27 @@ from lab_utils.training.stages import finished_run
 
 RECIPE, HARDWARE, SEED, STEPS = "countdown-grpo", "cpu", 0, 24
 SHIPPED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "runs"
-SHIPPED_ROWS = (0, 1, 2, 3, 16, 17, 18, 19)  # of a step's completions: four each of its first two problems
+SHIPPED_ROWS = (0, 1, 2, 3, 16, 17, 18, 19)  # of a step's completions: four to each of its first two problems
 EASY_PROBLEMS = 64
 
 
-# --- What can be wrong with the code ---------------------------------------------------------------------------------
+# --- Code with a problem ----------------------------------------------------------------------------------------------
 
 
 def format_reward(completions, **columns):
-    """1.0 for the format that the prompt asks for, else 0.0."""
+    """Return 1.0 for the format that the prompt asks for, else 0.0."""
     pattern = r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>"
     return [1.0 if re.fullmatch(pattern, completion_text(text)) else 0.0 for text in completions]
 
 
 def style_reward(completions, **columns):
-    """1.0 for an answer in the style of the solutions that a judge once liked: they multiply. Else 0.0."""
+    """Return 1.0 for an answer that multiplies, in the style that a judge once liked, else 0.0."""
     answers = [completion_text(text).rpartition("<answer>")[2] for text in completions]
     return [1.0 if "*" in answer else 0.0 for answer in answers]
 
 
 def stale_rollout() -> Callable:
-    """Return a sampler that gets the weights before the first step and never again: TRL's `rollout_func`."""
+    """Return a sampler (TRL's `rollout_func`) that keeps the weights it got before the first step."""
     old: dict[str, torch.Tensor] = {}
 
     def sample_with_old_weights(prompts, trainer):
@@ -80,11 +81,11 @@ def stale_rollout() -> Callable:
 
 @dataclass(frozen=True)
 class Recording:
-    """What is wrong with a run, by its name in lab_utils/teaching/diagnosis.py, and what was changed to make it so."""
+    """A run's problem, by its name in lab_utils/teaching/diagnosis.py, and the change that causes it."""
 
-    illness: str | None
+    problem: str | None
     settings: dict[str, Any] = field(default_factory=dict)
-    reward_funcs: tuple[Callable, Callable] | None = None  # in place of the recipe's format and equation reward
+    reward_funcs: tuple[Callable, Callable] | None = None  # instead of the recipe's format and equation reward
     stale_sampler: bool = False
 
 
@@ -100,13 +101,13 @@ RECORDINGS = {
     "H": Recording("sampler not updated", stale_sampler=True),
 }
 
-# Trained for run C, which starts where this one ended, on the same easy problems.
+# Run C starts from the model of this run, on the same easy problems.
 BEFORE_C = Recording(None, {"model.name": "healthy/model", "task.source": "easy.jsonl", "grpo.beta": 0.0,
                             "grpo.learning_rate": 3e-4})
 
 
 def config_of(recording: Recording, folder: Path) -> RunConfig:
-    """The run's configuration; a path in `settings` is one in `folder`."""
+    """Return the run's configuration. Paths in `settings` are relative to `folder`."""
     settings = {"model.name": "sft/model", **recording.settings}
     for key in ("model.name", "task.source"):
         if key in settings and settings[key] != "tiny":
@@ -116,9 +117,9 @@ def config_of(recording: Recording, folder: Path) -> RunConfig:
 
 
 def train(name: str, folder: Path) -> RunDirectory:
-    """The finished run in FOLDER/NAME; where it is missing it is trained, after the one that it starts from."""
+    """Return the finished run in FOLDER/NAME. If it is missing, train it, after the run that it starts from."""
     run, recording = RunDirectory(folder / name), {"easy": BEFORE_C, **RECORDINGS}[name]
-    if run.model_dir.is_dir():
+    if run.has_model:
         return run
     config = config_of(recording, folder)
     if name == "C":
@@ -134,7 +135,7 @@ def train(name: str, folder: Path) -> RunDirectory:
 
 
 def write_easy_problems(path: Path) -> None:
-    """Write the training problems that the largest share of all possible attempts solves."""
+    """Write the easiest training problems: those that the largest share of all possible attempts solves."""
     def share(row: dict) -> float:
         attempts = all_attempts(tuple(sorted(row["nums"])), LARGEST_RESULT)
         return sum(value == row["target"] for _, _, value in attempts) / len(attempts)
@@ -144,7 +145,7 @@ def write_easy_problems(path: Path) -> None:
 
 
 def ship(name: str, run: RunDirectory, folder: Path) -> None:
-    """Copy what the notebook reads to SHIPPED/NAME: rounded, few completions, paths within `folder`, no machine."""
+    """Copy what the notebook reads to SHIPPED/NAME: rounded, with few completions and nothing about this machine."""
     recording, target = RECORDINGS[name], RunDirectory(SHIPPED / name)
     shutil.rmtree(target.path, ignore_errors=True)
     target.path.mkdir(parents=True)
@@ -167,12 +168,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the runs are trained")
+    parser.add_argument("--output-dir", type=Path, required=True, help="the folder to train the runs in")
     parser.add_argument("--only", default=",".join(RECORDINGS), help=f"some of {','.join(RECORDINGS)} (default: all)")
     arguments = parser.parse_args(argv)
     names = arguments.only.split(",")
     if unknown := set(names) - set(RECORDINGS):
-        parser.error(f"--only: there is no recording {', '.join(sorted(unknown))}; choose from {', '.join(RECORDINGS)}")
+        parser.error(f"--only: unknown recording {', '.join(sorted(unknown))}: choose from {', '.join(RECORDINGS)}")
     for name in names:
         run = train(name, arguments.output_dir)
         ship(name, run, arguments.output_dir)
@@ -182,4 +183,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -1,7 +1,7 @@
-"""What can go wrong in a run of GRPO, and how each illness shows in its metrics next to those of a healthy run.
+"""What can go wrong in a GRPO run, and how each problem shows in its metrics next to those of a healthy run.
 
-Notebook 09's self-check reads the recorded runs with this. The thresholds fit those runs, in which one thing is wrong
-and the healthy run has the same seed; on your own runs the curves and your eyes decide.
+Notebook 09's self-check reads the recorded runs with this. The thresholds fit those runs: each has one problem and the
+same seed as the healthy run. On your own runs the curves and your eyes decide.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SPAN = 4  # steps at the beginning and at the end of a run that are averaged
 
 
 @dataclass(frozen=True)
-class Illness:
-    """One illness: what it shows, where (columns of metrics.csv), and whether a run's metrics show it."""
+class Problem:
+    """One problem: what it looks like, in which metrics, and a test of a run's metrics for it."""
 
     shows: str
     columns: tuple[str, ...]
@@ -51,58 +51,58 @@ def _has_signal(metrics: pd.DataFrame) -> bool:
     return metrics["frac_reward_zero_std"].mean() < 0.5
 
 
-ILLNESSES = {
-    "completions cut off": Illness(
+PROBLEMS = {
+    "completions cut off": Problem(
         "many responses are cut off from the first step, and the longest is as long in every step",
         ("completions/clipped_ratio", "completions/max_length"),
         lambda m, healthy: m["completions/clipped_ratio"].iloc[0] > 0.1 and m["completions/max_length"].nunique() == 1,
     ),
-    "dead reward function": Illness(
-        "one reward function pays nothing in any step, although right answers exist",
+    "dead reward function": Problem(
+        "one reward function pays nothing in any step, although there are correct answers",
         ("accuracy",),
         lambda m, healthy: m["accuracy"].max() > 0 and any(m[name].max() == 0 for name in reward_means(m)),
     ),
-    "hacked reward": Illness(
+    "hacked reward": Problem(
         "the reward rises and the accuracy does not",
         ("reward", "accuracy"),
         lambda m, healthy: change(m, "reward") > 0.1 and change(m, "accuracy") < 0.02,
     ),
-    "KL coefficient too high": Illness(
+    "KL coefficient too high": Problem(
         "the groups have a signal, and the KL stays far below the healthy one although the gradient norm is higher",
         ("kl", "grad_norm"),
         lambda m, healthy: _has_signal(m)
         and end(m, "kl") < end(healthy, "kl") / 5
         and end(m, "grad_norm") > 1.5 * end(healthy, "grad_norm"),
     ),
-    "learning rate too high": Illness(
-        "KL and gradient norm are a multiple of the healthy ones, and what had been learned is lost",
+    "learning rate too high": Problem(
+        "KL and gradient norm are a multiple of the healthy ones, and the model loses what it had learned",
         ("kl", "grad_norm", "accuracy"),
         lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max() and change(m, "accuracy") < -0.05,
     ),
-    "learning rate too low": Illness(
+    "learning rate too low": Problem(
         "the groups have a signal, and still the KL stays at 0: the policy does not move",
         ("frac_reward_zero_std", "kl"),
         lambda m, healthy: _has_signal(m) and m["kl"].max() < healthy["kl"].max() / 100,
     ),
-    "nothing to reward": Illness(
-        "most groups have no signal, and no response is right",
+    "nothing to reward": Problem(
+        "most groups have no signal, and no response is correct",
         ("frac_reward_zero_std", "accuracy"),
         lambda m, healthy: not _has_signal(m) and m["accuracy"].max() < 0.02,
     ),
-    "problems too easy": Illness(
-        "most groups have no signal, and nearly every response is right from the first step",
+    "problems too easy": Problem(
+        "most groups have no signal, and nearly every response is correct from the first step",
         ("frac_reward_zero_std", "accuracy"),
         lambda m, healthy: not _has_signal(m) and begin(m, "accuracy") > 0.9,
     ),
-    "random reward": Illness(
-        "the groups have a signal, and yet the reward goes nowhere and does not follow the accuracy",
+    "random reward": Problem(
+        "the groups have a signal, and yet the reward stays flat and does not follow the accuracy",
         ("frac_reward_zero_std", "reward", "accuracy"),
         lambda m, healthy: _has_signal(m)
         and abs(m["reward"].corr(m["accuracy"])) < 0.3
         and abs(change(m, "reward")) < 0.1,
     ),
-    "sampler not updated": Illness(
-        "the KL is a multiple of the healthy one, and what is sampled and what it earns stay as they were",
+    "sampler not updated": Problem(
+        "the KL is a multiple of the healthy one, and neither the samples nor their rewards change",
         ("kl", "completions/mean_length", "reward"),
         lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max()
         and abs(change(m, "completions/mean_length")) < 0.05 * begin(m, "completions/mean_length")
@@ -112,7 +112,7 @@ ILLNESSES = {
 
 
 def what_was_changed(run: RunDirectory, healthy: RunDirectory) -> str:
-    """Return how a recorded run differs from the healthy one: its settings, and code of its own."""
+    """Return how a recorded run differs from the healthy one: in its settings, and in code of its own."""
     here, there = (pd.json_normalize(directory.config().model_dump()).iloc[0] for directory in (run, healthy))
     lines = [f"{key}: {there[key]} → {here[key]}" for key in here.index if here[key] != there[key]]
     own_code = run.path / "own_code.txt"

@@ -1,4 +1,4 @@
-"""Looking closely: completions of one problem side by side, and whether what a notebook promises can be seen."""
+"""Look closely at a run: completions of one problem side by side, its sums, and what a notebook says you should see."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from ..config import RunConfig
 from ..runs import RunDirectory
 from ..tasks.expressions import ExpressionError, evaluate
 
-SUM = re.compile(r"([0-9]+ [-+*/] [0-9]+) = ([0-9]+)")
+# Starts at the first digit of a number only: otherwise a long row of digits takes quadratic time.
+SUM = re.compile(r"(?<![0-9])([0-9]+ [-+*/] [0-9]+) = ([0-9]+)")
 
 
 def side_by_side(texts: dict[str, str], width: int = 110) -> str:
-    """Columns of equal width under their titles, for completions of the same problem.
+    """Return texts, such as completions of one problem, in columns of equal width under their titles.
 
     >>> print(side_by_side({"before": "no", "after": "yes"}, width=19))
     before   │ after
@@ -31,7 +32,7 @@ def side_by_side(texts: dict[str, str], width: int = 110) -> str:
 
 
 def sums_right(text: str) -> list[bool]:
-    """Say of every two-number sum in a text whether it is right; one that has no value, such as 7 / 0, is not.
+    """Return, for each two-number sum in a text, whether it is correct. A sum without a value, such as 7 / 0, is not.
 
     >>> sums_right("7 * 6 = 42, 42 + 3 = 44 no")
     [True, False]
@@ -39,15 +40,15 @@ def sums_right(text: str) -> list[bool]:
 
     def is_right(left: str, result: str) -> bool:
         try:
-            return evaluate(left) == int(result)
+            return str(evaluate(left)) == (result.lstrip("0") or "0")  # as text: int() refuses thousands of digits
         except ExpressionError:
             return False
 
-    return [is_right(left, result[:12]) for left, result in SUM.findall(text)]
+    return [is_right(left, result) for left, result in SUM.findall(text)]
 
 
 def expect(config: RunConfig, claim: str, holds: bool) -> None:
-    """Print whether something that you should see can be seen; at tier smoke nothing is learned, and it says so."""
+    """Print whether a claim about a run holds. At tier smoke nothing is learned, so the claim is skipped."""
     if config.hardware == "smoke":
         print(f"  skipped  {claim} (a handful of steps teaches nothing)")
     else:
@@ -55,11 +56,11 @@ def expect(config: RunConfig, claim: str, holds: bool) -> None:
 
 
 def show_completions(run: RunDirectory, step: int | None = None, n: int = 3) -> str:
-    """Return a few completions sampled while training, as text: question, gold, response, extracted, reward.
+    """Return a few completions sampled in training, as text: question, gold, response, extracted answer, reward.
 
     Args:
-        step: a step with recorded completions (the nearest one is taken); the last by default.
-        n: how many to show.
+        step: show the recorded step nearest to this one; by default the last.
+        n: the number of completions.
     """
     frame = run.completions()
     recorded = frame["step"].unique()

@@ -161,9 +161,9 @@ print(f"\nA response of run A that was cut off:\n{ill[~ill.str.contains('</answe
 
 # %%
 from lab_utils.teaching import checks
-from lab_utils.teaching.diagnosis import ILLNESSES
+from lab_utils.teaching.diagnosis import PROBLEMS
 
-print("\n".join(f"- {name}" for name in ILLNESSES))
+print("\n".join(f"- {name}" for name in PROBLEMS))
 
 # %% [markdown]
 # `read(letter, step)` shows one response to each of the two problems that were recorded at that step (1, 5, 9, 13, 17

@@ -11,7 +11,7 @@ from lab_utils.evaluation import pass_at_k
 from lab_utils.runs import RunDirectory
 from lab_utils.teaching import checks
 from lab_utils.teaching.checks import CheckFailed
-from lab_utils.teaching.diagnosis import ILLNESSES
+from lab_utils.teaching.diagnosis import PROBLEMS
 from lab_utils.teaching.inspection import expect, side_by_side
 from lab_utils.training.ppo import generalized_advantages
 
@@ -191,7 +191,7 @@ def test_diagnosis_accepts(capsys):
 
 @pytest.mark.parametrize("letter", DIAGNOSIS)
 def test_every_other_diagnosis_is_rejected_with_numbers_and_without_the_answer(letter):
-    for name in set(ILLNESSES) - {DIAGNOSIS[letter]}:
+    for name in set(PROBLEMS) - {DIAGNOSIS[letter]}:
         with pytest.raises(CheckFailed, match=rf"Run {letter} is not a case of '{name}'.*\nHint: .* → ") as failure:
             checks.check_diagnosis(DIAGNOSIS | {letter: name}, RUNS, HEALTHY)
         assert DIAGNOSIS[letter] not in str(failure.value)

@@ -1,4 +1,4 @@
-"""The recorded runs of notebook 09: whole, small, without traces of a machine, and each shows its illness."""
+"""The recorded runs of notebook 09 are complete, say nothing about a machine, and each shows its problem."""
 
 import re
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import record_runs
 import torch
 
 from lab_utils.runs import RunDirectory
-from lab_utils.teaching.diagnosis import ILLNESSES, what_was_changed
+from lab_utils.teaching.diagnosis import PROBLEMS, what_was_changed
 
 RECORDINGS, RECORDED = record_runs.RECORDINGS, record_runs.SHIPPED
 
@@ -19,15 +19,11 @@ def run_of(name: str) -> RunDirectory:
     return RunDirectory(RECORDED / name)
 
 
-def test_there_are_a_healthy_run_and_eight_ill_ones_of_different_kinds():
+def test_there_are_a_healthy_run_and_eight_with_different_problems():
     assert {folder.name for folder in RECORDED.iterdir() if folder.is_dir()} == set(RECORDINGS)
-    illnesses = [recording.illness for recording in RECORDINGS.values()]
-    assert illnesses[0] is None and len(set(illnesses)) == len(illnesses) == 9
-    assert set(illnesses[1:]) < set(ILLNESSES)
-
-
-def test_together_they_are_small():
-    assert sum(file.stat().st_size for file in RECORDED.rglob("*") if file.is_file()) < 300_000
+    problems = [recording.problem for recording in RECORDINGS.values()]
+    assert problems[0] is None and len(set(problems)) == len(problems) == 9
+    assert set(problems[1:]) < set(PROBLEMS)
 
 
 @every_run
@@ -42,32 +38,32 @@ def test_it_reads_like_any_run_directory(name):
 
 @every_run
 def test_only_what_the_script_says_was_changed(name):
-    recording, told = RECORDINGS[name], what_was_changed(run_of(name), run_of("healthy"))
-    assert set(re.findall(r"^(\w+\.\w+): ", told, re.M)) == set(recording.settings)
+    recording, changes = RECORDINGS[name], what_was_changed(run_of(name), run_of("healthy"))
+    assert set(re.findall(r"^(\w+\.\w+): ", changes, re.M)) == set(recording.settings)
     functions = [*(recording.reward_funcs or ()), *([record_runs.stale_rollout] if recording.stale_sampler else ())]
     own = {function.__name__ for function in functions if function.__module__ == "record_runs"}
-    assert set(re.findall(r"^def (\w+)", told, re.M)) == own
-    assert bool(recording.settings) + bool(own) == (name != "healthy"), "one thing is wrong"
+    assert set(re.findall(r"^def (\w+)", changes, re.M)) == own
+    assert bool(recording.settings) + bool(own) == (name != "healthy"), "one change each"
 
 
 @every_run
-def test_it_tells_nothing_about_the_machine(name):
+def test_it_says_nothing_about_the_machine(name):
     for file in run_of(name).path.iterdir():
         assert not re.search(r"""(^|[\s"'=:])(/\w+/|~/|[A-Z]:\\)""", file.read_text(encoding="utf-8")), file
     assert set(run_of(name).environment()) == {"python", "packages"}
 
 
 @every_run
-def test_its_metrics_show_its_illness_and_no_other(name):
+def test_its_metrics_show_its_problem_and_no_other(name):
     metrics, healthy = run_of(name).metrics(), run_of("healthy").metrics()
-    seen = [illness for illness in ILLNESSES if ILLNESSES[illness].is_seen(metrics, healthy)]
-    assert seen == ([RECORDINGS[name].illness] if RECORDINGS[name].illness else [])
+    seen = [shown for shown, problem in PROBLEMS.items() if problem.is_seen(metrics, healthy)]
+    assert seen == ([RECORDINGS[name].problem] if RECORDINGS[name].problem else [])
 
 
 # The script that records them
 
 
-def test_what_ships_is_small_and_tells_no_path(tmp_path, monkeypatch):
+def test_what_ships_is_rounded_and_holds_no_path(tmp_path, monkeypatch):
     monkeypatch.setattr(record_runs, "SHIPPED", tmp_path / "shipped")
     run = RunDirectory.create(record_runs.config_of(RECORDINGS["G"], tmp_path), tmp_path / "G")
     run.append_metrics(1, {"seconds": 1.23456789, "accuracy": 1 / 3})
@@ -96,7 +92,7 @@ def test_the_stale_sampler_samples_with_the_first_weights_and_training_keeps_its
         assert model.weight.item() == pytest.approx(first + step)
 
 
-def test_the_healthy_rewards_and_those_that_are_not():
+def test_the_rewards_of_the_recipe_and_of_the_runs_with_a_problem():
     good = "<think>9 * 5 = 45 yes</think><answer>9 * 5</answer>"
     assert record_runs.rewards.format_reward([good]) == [1.0] and record_runs.format_reward([good]) == [0.0]
     assert record_runs.style_reward([good, good.replace("*", "+"), "9 * 5 <answer>9 + 5</answer>"]) == [1.0, 0.0, 0.0]

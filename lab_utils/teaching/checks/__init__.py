@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...rewards.combine import RewardFunction
 from ...tasks.answers import numbers_match
-from ...teaching.diagnosis import ILLNESSES, SPAN, begin, end
+from ...teaching.diagnosis import PROBLEMS, SPAN, begin, end
 
 if TYPE_CHECKING:
     from ...runs import RunDirectory
@@ -395,16 +395,16 @@ def check_first_verdict(first_verdict: Callable[[str], str | None]) -> None:
 
 
 def check_diagnosis(diagnosis: Mapping[str, str], runs: Mapping[str, RunDirectory], healthy: RunDirectory) -> None:
-    """Check {letter: name of an illness} against what the metrics of each run show next to the healthy run's."""
+    """Check {letter: name of a problem} against what the metrics of each run show next to the healthy run's."""
     well = healthy.metrics()
     for letter, name in diagnosis.items():
-        if name not in ILLNESSES:
+        if name not in PROBLEMS:
             _fail(f"diagnosis[{letter!r}]", name, "one of the names on the list", "Copy the name from the list above.")
-        illness, metrics = ILLNESSES[name], runs[letter].metrics()
-        if not illness.is_seen(metrics, well):
+        problem, metrics = PROBLEMS[name], runs[letter].metrics()
+        if not problem.is_seen(metrics, well):
             here = ", ".join(f"{column} {begin(metrics, column):.3g} → {end(metrics, column):.3g} (healthy "
-                             f"{begin(well, column):.3g} → {end(well, column):.3g})" for column in illness.columns)
-            raise CheckFailed(f"Run {letter} is not a case of {name!r}: with that you would see that {illness.shows}."
+                             f"{begin(well, column):.3g} → {end(well, column):.3g})" for column in problem.columns)
+            raise CheckFailed(f"Run {letter} is not a case of {name!r}: with that you would see that {problem.shows}."
                               f"\nHint: in the first and the last {SPAN} steps it has {here}.")
     missing = [letter for letter in "BCDEFGH" if letter not in diagnosis]
     if missing:

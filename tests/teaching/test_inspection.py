@@ -1,0 +1,23 @@
+"""Sums are found and judged exactly, in linear time on any text."""
+
+import pytest
+
+from lab_utils.teaching.inspection import sums_right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("7 * 6 = 42, 42 + 3 = 45 yes", [True, True]),
+        ("7 * 6 = 41\n42 - 45 = 3", [False, False]),
+        ("1 + 2 + 3 = 6", [False]),  # only the last two numbers are read as a sum
+        ("7 / 0 = 7, 7 / 2 = 3, 8 / 2 = 04", [False, False, True]),
+        ("no sums: 7*6=42", []),
+        ("1" * 20 + " + 1 = 2", [False]),  # beyond the limits of an expression
+        ("1" * 200_000, []),
+        ("1 + 1 = " + "2" * 200_000, [False]),
+        (("1" * 100_000 + " + ") * 2 + "1 = 2", [False]),
+    ],
+)
+def test_sums_right(text, right):
+    assert sums_right(text) == right
