@@ -1,6 +1,5 @@
-"""vLLM on a CPU: skipped where it is not installed. scripts/run_vllm_tests.sh installs it and sets its environment."""
+"""vLLM on a CPU: skipped unless it is installed. scripts/run_vllm_tests.sh installs it and sets its environment."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from lab_utils import config as configuration
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.runs import RunDirectory
 
-REASON = "vLLM is not installed: bash scripts/run_vllm_tests.sh, or RUN_VLLM=1 .ci/run, has an environment with it"
+REASON = "vLLM is not installed: run bash scripts/run_vllm_tests.sh, or RUN_VLLM=1 .ci/run"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,20 +24,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def with_vllm():
-    """A function that turns vLLM on in a section of a CPU configuration.
+    """Return a function that turns vLLM on in a section of a CPU configuration.
 
-    The rules of the configuration refuse that to learners, for whom vLLM on a CPU is no gain; `replace` does not ask.
+    The rules of the configuration forbid that, because vLLM on a CPU gains nothing; `model_copy` does not validate.
     """
 
     def turn_on(config: configuration.RunConfig, section: str) -> configuration.RunConfig:
-        return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), use_vllm=True)})
+        settings = getattr(config, section).model_copy(update={"use_vllm": True})
+        return config.model_copy(update={section: settings})
 
     return turn_on
 
 
 @pytest.fixture(scope="session")
 def adapter_run(tmp_path_factory):
-    """A function that makes a run whose model is a LoRA adapter on the tiny model, with random weights."""
+    """Return a function that makes a run whose model is a LoRA adapter on the tiny model, with random weights."""
 
     def make(seed: int) -> RunDirectory:
         settings = {"task.test_limit": 8, "evaluation.max_new_tokens": 32, "evaluation.num_samples": 1,

@@ -1,10 +1,9 @@
-"""GRPO and PPO with rollouts from vLLM in the same process: it samples from the policy that learns, at every step.
+"""GRPO and PPO with rollouts from vLLM in the same process: at every step it samples from the current policy.
 
 The number to watch on a GPU too is sampling/sampling_logp_difference/mean, the gap between vLLM's log-probabilities and
 the trainer's. In float32 it is rounding (1e-6); with stale weights it grows while the reward looks normal.
 """
 
-import dataclasses
 from functools import partial
 
 import pytest
@@ -12,10 +11,10 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from lab_utils import config as configuration
-from lab_utils.config import LoraSettings
 from lab_utils.training import grpo, ppo
 
 pytestmark = [pytest.mark.component, pytest.mark.timeout(300)]
+LORA = {"r": 4, "alpha": 8}
 GAP, LIMIT, STEPS = "sampling/sampling_logp_difference/mean", 1e-4, 4
 
 
@@ -26,7 +25,7 @@ def on_a_cpu(monkeypatch):
 
     # TRL names no dtype, and vLLM would round the model to bfloat16.
     monkeypatch.setattr(vllm_generation, "LLM", partial(vllm.LLM, dtype="float32", enforce_eager=True))
-    # vLLM's CPU backend packs linear layers for oneDNN, and nobody can write new weights into a packed layer.
+    # vLLM's CPU backend packs linear layers for oneDNN, and a packed layer takes no new weights.
     monkeypatch.setattr(_custom_ops, "_supports_onednn", False)
 
 
@@ -39,12 +38,11 @@ def length(completions, **columns):
 
 
 def train(stage, recipe, with_vllm, folder, lora=None, start="tiny"):
-    """Train a few steps with a learning rate at which every step changes the policy a lot; returns the metrics."""
+    """Train a few steps, at a learning rate that changes the policy a lot at every step, and return the metrics."""
     name = stage.__name__.rpartition(".")[2]
     settings = {f"{name}.max_steps": STEPS, f"{name}.learning_rate": 1e-3, "tracking.tensorboard": False,
-                "ppo.num_iterations": 1}  # a rollout, and with it a gap, at every step
+                "model.lora": lora, "ppo.num_iterations": 1}  # a rollout, and with it a gap, at every step
     config = with_vllm(configuration.load(recipe, "smoke", settings), name)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
     return stage.train(config, folder / "run", model=start, reward_funcs=[digits, length]).metrics()
 
 
@@ -53,7 +51,7 @@ def assert_vllm_has_the_policy(metrics):
     assert (metrics[GAP] < LIMIT).all(), f"stale weights in vLLM: {metrics[GAP].tolist()}"
 
 
-@pytest.mark.parametrize("lora", [None, LoraSettings(r=4, alpha=8)], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "LoRA"])
 def test_grpo(with_vllm, tmp_path, monkeypatch, lora):
     asked = []
     make = vllm_generation.SamplingParams
@@ -64,10 +62,10 @@ def test_grpo(with_vllm, tmp_path, monkeypatch, lora):
     assert all(how["stop_token_ids"] == [846, 848] for how in asked), "end of text, and end of a chat turn"
 
 
-def test_an_adapter_that_is_trained_on(with_vllm, tmp_path, adapter_run):
-    """With a KL term there are two adapters: the one that learns, which vLLM must get, and a copy of the start's."""
+def test_a_start_adapter_that_is_trained_further(with_vllm, tmp_path, adapter_run):
+    """With a KL term there are two adapters: the policy's, which vLLM must get, and a copy of the start model's."""
     start = adapter_run(seed=3).model_dir
-    metrics = train(grpo, "countdown-grpo", with_vllm, tmp_path, LoraSettings(r=4, alpha=8), start)
+    metrics = train(grpo, "countdown-grpo", with_vllm, tmp_path, LORA, start)
     assert_vllm_has_the_policy(metrics)
     assert metrics["kl"].iloc[-1] > 0
 
@@ -78,8 +76,8 @@ def test_ppo(with_vllm, tmp_path):
     assert {"value_loss", "explained_variance"} <= set(metrics.columns)
 
 
-def test_stale_weights_would_be_found(with_vllm, tmp_path, monkeypatch):
-    """vLLM gets the first weights and no others: the check above fails, and not at the first step."""
+def test_stale_weights_are_detected(with_vllm, tmp_path, monkeypatch):
+    """If vLLM gets the first weights and no others, the check above fails, but not at the first step."""
     sync, synced = VLLMGeneration.sync_weights, []
 
     def sync_once(self):

@@ -6,7 +6,7 @@ import torch
 from lab_utils import config as configuration
 from lab_utils.evaluation import Evaluation, evaluate_run
 from lab_utils.models import load_model, load_tokenizer
-from lab_utils.sampling import local as generation
+from lab_utils.sampling import local
 from lab_utils.sampling import vllm as vllm_sampling
 from lab_utils.tasks import load_task
 
@@ -51,9 +51,9 @@ def test_logprobs_are_those_of_transformers(engine, model, tokenizer, prompts, t
     assert len(lengths) > 4, "completions of varied length"
 
 
-def test_greedy_completions_are_those_of_the_sampler(engine, model, tokenizer, prompts):
+def test_greedy_completions_are_those_of_the_local_sampler(engine, model, tokenizer, prompts):
     how = {"max_new_tokens": 64, "temperature": 0.0}
-    ours = generation.sample(model, tokenizer, prompts, **how)
+    ours = local.sample(model, tokenizer, prompts, **how)
     theirs = vllm_sampling.sample(engine, tokenizer, prompts, **how)
     for [a], [b] in zip(ours, theirs, strict=True):
         assert (a.token_ids, a.text, a.finished) == (b.token_ids, b.text, b.finished)
