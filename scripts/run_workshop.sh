@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole workshop on this machine: set-up, then every notebook at tier cpu on the embedded tiny model, then a report.
-# At most 20 minutes on 2 cores, the set-up included, and no network after the set-up. Options go to run_notebooks.py:
+# Run the whole workshop on this machine: set-up, then every notebook at tier cpu with the tiny model, then a report.
+# At most 20 minutes on 2 cores, including the set-up; only the set-up needs a network. Options go to run_notebooks.py:
 #
 #   bash scripts/run_workshop.sh
 #   bash scripts/run_workshop.sh --hardware smoke --output-dir runs/trial
-#   HF_HUB_OFFLINE=0 bash scripts/run_workshop.sh --hardware auto       may fetch full-size models
+#   HF_HUB_OFFLINE=0 bash scripts/run_workshop.sh --hardware auto       may download full-size models
 set -euo pipefail
 
 started=$SECONDS
@@ -18,5 +18,5 @@ echo
 result=0
 "$python" "$repo/scripts/run_notebooks.py" "$@" || result=$?
 minutes=$(((SECONDS - started) / 60)) seconds=$(((SECONDS - started) % 60))
-echo "The workshop took $minutes min $seconds s, the set-up included."
+echo "The workshop took $minutes min $seconds s, including the set-up."
 exit $result

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the workshop into the active virtual or conda environment, or into .venv in the repository (which it makes).
+# Install the workshop into the active virtual or conda environment; without one, make .venv in the repository.
 #
-#   bash setup/create_env.sh          everything the notebooks need
-#   bash setup/create_env.sh --dev    the same and what the tests need
-#   bash setup/create_env.sh --print-python    installs nothing; prints which Python the environment has
+#   bash setup/create_env.sh                   everything that the notebooks need
+#   bash setup/create_env.sh --dev             also what the tests need
+#   bash setup/create_env.sh --print-python    install nothing, and print the path of the environment's Python
 #
-# A second run with the same requirements takes about a second. PYTHON=/path/to/python chooses the Python for a new .venv.
+# A second run with the same requirements takes about a second. PYTHON=/path/to/python chooses the Python of a new .venv.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,7 +26,7 @@ say() { printf '[set-up] %s\n' "$*"; }
 
 at_least_311() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# Step 1: the environment. A conda base environment is left alone: it belongs to conda (and, in Studio, to Jupyter).
+# Step 1: choose the environment. A conda base environment stays as it is: it belongs to conda (in Studio to Jupyter).
 started=$SECONDS
 ours=no
 if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
@@ -44,27 +44,27 @@ else
             if at_least_311 "$candidate"; then base=$candidate; break; fi
         done
         if [ -z "$base" ]; then
-            echo "No Python 3.11 or newer was found (tried: ${PYTHON:-python3, python3.12, python3.13, python3.11, python})." >&2
-            echo "Install one from python.org, with 'brew install python@3.12' or 'sudo apt-get install python3 python3-venv'," >&2
-            echo "or name it: PYTHON=/path/to/python3.12 bash setup/create_env.sh" >&2
+            echo "No Python 3.11 or newer was found (tried: ${PYTHON:-python3, python3.12, python3.13, python3.11, python}):" >&2
+            echo "install one from python.org, with 'brew install python@3.12' or 'sudo apt-get install python3 python3-venv'," >&2
+            echo "or give its path: PYTHON=/path/to/python3.12 bash setup/create_env.sh" >&2
             exit 1
         fi
         if ! "$base" -m venv .venv; then
             rm -rf .venv
-            echo "'$base -m venv .venv' failed (see above). On Debian and Ubuntu: sudo apt-get install python3-venv" >&2
+            echo "'$base -m venv .venv' failed (see above). On Debian and Ubuntu run: sudo apt-get install python3-venv" >&2
             exit 1
         fi
     fi
 fi
 if ! at_least_311 "$python"; then
-    echo "$python is $("$python" --version 2>&1), and the pinned packages need Python 3.11 or newer." >&2
-    echo "Deactivate this environment, or make one with: conda create -n rl-workshop python=3.12" >&2
+    echo "$python is $("$python" --version 2>&1), but the pinned packages need Python 3.11 or newer: deactivate this" >&2
+    echo "environment, or make another one with: conda create -n rl-workshop python=3.12" >&2
     exit 1
 fi
 if [ $print_python = yes ]; then echo "$python"; exit 0; fi
 prefix=$("$python" -c 'import sys; print(sys.prefix)')
 
-# Step 2: what to install. A GPU means vLLM and bitsandbytes; a torch that is there already (Colab) stays.
+# Step 2: choose what to install. A GPU means vLLM and bitsandbytes. An installed torch (Colab's) stays.
 gpu=no
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then gpu=yes; fi
 torch_pin=$(grep '^torch==' $requirements/cpu.txt)
@@ -79,7 +79,7 @@ wanted=$(cat $requirements/*.txt pyproject.toml setup/create_env.sh | "$python" 
 import hashlib, sys
 print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 wanted="$wanted gpu=$gpu repository=$repo"
-# An environment set up with --dev also serves without.
+# An environment that was set up with --dev is also enough without it.
 if [ -f "$stamp" ]; then
     case $(cat "$stamp") in
         "$wanted dev=$dev" | "$wanted dev=yes") say "up to date ($((SECONDS - started)) s)"; exit 0 ;;
@@ -87,21 +87,21 @@ if [ -f "$stamp" ]; then
 fi
 
 pip() { "$python" -m pip "$@"; }
-# -qq: errors only. Python compiles a module when it is first imported; pip would compile all of them, most for nothing.
+# -qq: errors only. --no-compile: Python compiles a module at its first import, and most are never imported.
 install() { pip install -qq --no-compile --disable-pip-version-check "$@"; }
 
-# Step 3: torch. On Linux the package index has the CUDA build (several GB), so a machine without a GPU asks PyTorch's own
-# index for the CPU build first. If that index cannot be reached, pip goes on after a retry and takes what it finds elsewhere;
-# --no-deps makes that one look-up, not one for each dependency (step 4 installs those).
+# Step 3: install torch. On Linux the package index has the CUDA build (several GB), so a machine without a GPU asks
+# PyTorch's own index for the CPU build first. If that index cannot be reached, pip retries once and then uses the package
+# index. With --no-deps it retries for torch only, not for each dependency (step 4 installs those).
 started=$SECONDS
 if [ -z "$torch_found" ] && [ $gpu = no ] && [ "$(uname -s)" = Linux ]; then
     say "torch, CPU build (about 200 MB): a minute or less ..."
     install --no-deps --retries 1 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu "$torch_pin" \
-        || say "that did not work; the next step takes torch from the standard index"
+        || say "that failed; the next step takes torch from the standard index"
     say "torch $(torch_version): $((SECONDS - started)) s"
 fi
 
-# Step 4: everything else.
+# Step 4: install everything else.
 started=$SECONDS
 expect="1 to 2 minutes"
 if [ $keep_torch = yes ]; then
@@ -111,12 +111,12 @@ if [ $keep_torch = yes ]; then
     set -- -r $requirements/base.txt -c "$constraint"
     if [ $gpu = yes ]; then
         set -- "$@" "$(grep '^bitsandbytes==' $requirements/gpu.txt)"
-        say "vLLM is left out, because it needs exactly $torch_pin; everything runs without it, sampling is slower"
+        say "vLLM is left out, because it needs exactly $torch_pin: everything runs without it, but sampling is slower"
     fi
 elif [ $gpu = yes ]; then
     set -- -r $requirements/gpu.txt
     expect="several GB, 5 to 10 minutes"
-else  # sagemaker.txt and serve.txt: what notebooks 10 and 11 need where there is no vLLM
+else  # sagemaker.txt and serve.txt: notebooks 10 and 11 need them on a machine without vLLM
     set -- -r $requirements/cpu.txt -r $requirements/sagemaker.txt -r $requirements/serve.txt
 fi
 if [ $dev = yes ]; then set -- "$@" -r $requirements/dev.txt; fi
@@ -124,20 +124,21 @@ say "packages: $expect ..."
 install "$@"
 say "packages: $((SECONDS - started)) s"
 
-# Step 5: this repository, editable, and a Jupyter kernel that exists in this environment only.
+# Step 5: install this repository, editable, and a Jupyter kernel for this environment only.
 started=$SECONDS
 install --no-deps --editable .
 "$python" -m ipykernel install --sys-prefix --name rl-workshop --display-name "RL workshop" >/dev/null
 say "lab_utils and the kernel 'RL workshop': $((SECONDS - started)) s"
 
-# Step 6: do the versions fit together? Somebody else's environment may hold conflicts that are not ours, so there it only tells.
+# Step 6: check that the versions fit together. An environment of the user's own may have other conflicts, so there they
+# are only reported.
 started=$SECONDS
 if ! pip check; then
     if [ $ours = yes ]; then
         echo "pip check found conflicts (above). Remove .venv and run this script again." >&2
         exit 1
     fi
-    say "pip check found conflicts (above) in an environment that others use too; see setup/README.md if an import fails"
+    say "pip check found conflicts (above) in your environment; if an import fails, see setup/README.md"
 fi
 say "pip check: $((SECONDS - started)) s"
 
