@@ -1,8 +1,9 @@
-"""Sums are found and judged exactly, in linear time on any text."""
+"""What the notebooks print: sums judged exactly in linear time, completions side by side, and claims."""
 
 import pytest
 
-from lab_utils.teaching.inspection import sums_right
+from lab_utils.config import load
+from lab_utils.teaching.inspection import expect, side_by_side, sums_right
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,19 @@ from lab_utils.teaching.inspection import sums_right
 )
 def test_sums_right(text, right):
     assert sums_right(text) == right
+
+
+def test_columns_stand_side_by_side_and_wrap():
+    text = side_by_side({"before": "a b\nc", "after": "one two three four"}, width=23)
+    assert text.splitlines() == [
+        "before     │ after",
+        "────────── │ ──────────",
+        "a b        │ one two",
+        "c          │ three four",
+    ]
+
+
+@pytest.mark.parametrize(("hardware", "word"), [("smoke", "skipped"), ("cpu", "NOT YET")])
+def test_a_claim_is_skipped_at_tier_smoke(hardware, word, capsys):
+    expect(load("countdown-grpo", hardware), "accuracy rises", holds=False)
+    assert capsys.readouterr().out.split("accuracy")[0].strip() == word

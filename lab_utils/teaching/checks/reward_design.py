@@ -1,0 +1,57 @@
+"""Self-checks of the notebook "Reward design"."""
+
+from typing import Any
+
+from .runner import Case, Check, close
+
+
+def scored(completion: str, value: float, hint: str, **columns: Any) -> Case:
+    """Return the call of a reward with one completion, as TRL makes it, and the value that the completion earns."""
+    lists = {column: [entry] for column, entry in columns.items()}
+    return Case(completions=[completion], **lists, gives=[value], hint=hint)
+
+
+def with_messages(cases: list[Case], hint: str) -> list[Case]:
+    """Return the cases of a reward and one more: all their completions in one call, each as a list of messages."""
+    columns = {column: [case.keywords[column][0] for case in cases] for column in cases[0].keywords}
+    columns["completions"] = [[{"role": "assistant", "content": text}] for text in columns["completions"]]
+    return [*cases, Case(**columns, gives=[case.gives[0] for case in cases], hint=hint)]
+
+
+def same_rewards(got: Any, wanted: list[float]) -> bool | str:
+    """Compare the values of a reward."""
+    if not isinstance(got, list) or len(got) != len(wanted):
+        return "A reward returns a list with one number for each completion."
+    return all(map(close, got, wanted))
+
+
+OK = "{} calls, with completions as text and as messages."
+MESSAGES = "TRL passes each completion as a list of messages. `completion_text(completion)` gives its text."
+
+check_correctness_reward = Check(OK, with_messages([
+    scored("<answer>72</answer>", 2.0, "The correct number in <answer> tags earns 2.0.", answer="72"),
+    scored("<answer>71</answer>", 0.0, "A wrong number earns 0.0.", answer="72"),
+    scored("<reasoning>\n9 * 8\n</reasoning>\n<answer>\n72\n</answer>", 2.0, answer="72",
+           hint="The answer can be on a line of its own: '.' does not match a line break without re.DOTALL."),
+    scored("<answer>$1,000</answer>", 2.0, "$1,000 is 1000. `numbers_match` compares by value.", answer="1000"),
+    scored("<answer>72.0</answer>", 2.0, "72.0 is 72. Compare numbers, not text.", answer="72"),
+    scored("<answer>banana</answer>", 0.0, "No number, no reward, and no exception either.", answer="72"),
+    scored("The answer is 72.", 0.0, "Without tags there is no answer: the format counts too.", answer="72"),
+    scored("<answer>71</answer> No, it is 72.", 0.0, "Only the text inside the tags counts.", answer="72"),
+    scored("<answer>71</answer> No: <answer>72</answer>", 2.0, "The last complete answer counts.", answer="72"),
+    scored("", 0.0, "An empty completion earns 0.0.", answer="72"),
+], MESSAGES), same=same_rewards)
+
+GOOD = "<reasoning>\n9 * 8 = 72\n</reasoning>\n<answer>\n72\n</answer>"
+check_strict_format_reward = Check(OK, with_messages([
+    scored(GOOD, 0.5, "This is the format that the prompt asks for. A reward that never fires teaches nothing."),
+    scored(GOOD.replace(" =", "\n="), 0.5, "The reasoning can have several lines: '.' needs re.DOTALL to match them."),
+    scored(GOOD + "\n", 0.5, "A line break at the very end does no harm: allow it."),
+    scored(GOOD.replace("\n", " "), 0.0, "Here the tags are not on lines of their own."),
+    scored("Sure!\n" + GOOD, 0.0, "There is text before the first tag: match all of it (re.fullmatch)."),
+    scored(GOOD + "\nI hope this helps.", 0.0, "There is text after the last tag: match all of it (re.fullmatch)."),
+    scored(GOOD.replace("</reasoning>\n", ""), 0.0, "A tag is missing."),
+    scored("<reasoning>\na\n</reasoning>\n" + GOOD, 0.0, "Two reasonings, one answer: count each of the four tags."),
+    scored(GOOD.replace("9 * 8 = 72", "8 < 9, so 72"), 0.5, "A '<' in the text is not a tag."),
+    scored(GOOD + "\n" + GOOD, 0.0, "With re.DOTALL, '.*?' can run across tags: check that each tag occurs once."),
+], MESSAGES), same=same_rewards)

@@ -1,0 +1,30 @@
+"""Self-checks of the notebook "Reward hacking"."""
+
+from .reward_design import OK, same_rewards, scored, with_messages
+from .runner import Case, Check, close
+
+check_share_to_right = Check("{} audits.", [
+    Case([2.4, 0.6, 0.0, 1.0], [False, True, True, False], gives=0.15, hint="0.6 of 4.0 goes to correct responses."),
+    Case([1.0, 1.0, 1.0, 1.0], [True, False, False, False], gives=0.25, hint="Equal bonuses; one in four is correct."),
+    Case([3.0, 1.0], [True, False], gives=0.75, hint="Weigh by the bonus; do not count responses."),
+    Case([2.0, 2.0], [False, False], gives=0.0, hint="No correct response gets anything."),
+    Case([0.5, 0.0], [True, True], gives=1.0, hint="All of the bonus goes to correct responses, though one gets none."),
+    Case([0.0, 0.0], [True, False], gives=0.0, hint="Nothing is paid: return 0.0, do not divide by 0."),
+], same=close)
+
+GUESS = "<reasoning>\nThe answer is 72.\n</reasoning>\n<answer>\n72\n</answer>"
+WORKED = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
+check_short_and_right_reward = Check(OK, with_messages([
+    scored(GUESS, 2.4, "Correct and short: 4.0 * (1 - 16 / 40).", answer="72", tokens=16, limit=40),
+    scored(GUESS, 0.0, "Short and wrong: this is the hole. Ask task.is_correct.", answer="71", tokens=16, limit=40),
+    scored(WORKED, 1.0, "Correct and longer: less, 4.0 * (1 - 30 / 40).", answer="72", tokens=30, limit=40),
+    scored(WORKED, 0.0, "At the limit the bonus is 0.", answer="72", tokens=40, limit=40),
+    scored(WORKED, 0.0, "Beyond the limit it is no penalty: max(0.0, ...).", answer="72", tokens=60, limit=40),
+    scored("<answer>1,000</answer>", 3.0, "1,000 is 1000: ask task.is_correct.", answer="1000", tokens=10, limit=40),
+    scored("72", 0.0, "Without <answer> tags there is no answer, however short.", answer="72", tokens=2, limit=40),
+    scored("<answer>banana</answer>", 0.0, "No number, no bonus.", answer="72", tokens=3, limit=40),
+    scored("", 0.0, "An empty completion is the shortest of all: no bonus.", answer="72", tokens=0, limit=40),
+], "Keep the order of the completions. task.is_correct takes messages, too.") + [
+    scored(GUESS, 2.0, "Use the parameter `limit`.", answer="72", tokens=16, limit=32),
+], call=lambda reward, tokens, limit, **columns: reward(
+    completion_ids=[[0] * count for count in tokens], limit=limit[0], **columns), same=same_rewards)
