@@ -14,14 +14,21 @@ class WorkshopError(ValueError):
     """A problem that the user can fix. The message says what is wrong, names the value, and says what to do."""
 
 
+class TrainingStopped(Exception):
+    """SIGTERM came, and the run is saved. The message says how to resume."""
+
+
 def exit_status(main: Callable[[], int | None]) -> int:
     """Run a command line's `main` and return its exit status.
 
-    A `WorkshopError` becomes one message on standard error and status 2. Any other exception is a bug and keeps its
-    traceback.
+    A `WorkshopError` becomes one message on standard error and status 2, `TrainingStopped` a message and status 0. Any
+    other exception is a bug and keeps its traceback.
     """
     try:
         return main() or 0
+    except TrainingStopped as stopped:
+        print(stopped)
+        return 0
     except WorkshopError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lab_utils
+from lab_utils import TrainingStopped
 from lab_utils import config as configuration
 from lab_utils.config import ConfigError, RunConfig
-from lab_utils.training import TrainingStopped
 
 if TYPE_CHECKING:
     from lab_utils.evaluation import Evaluation

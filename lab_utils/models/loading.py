@@ -38,11 +38,11 @@ END_OF_TURN = "<|im_end|>"
 
 
 class ModelLoadError(WorkshopError):
-    """A model that cannot be loaded: the message says which and what to do."""
+    """A model cannot be loaded; the message says which and what to do."""
 
 
 def model_location(name: str | Path) -> str:
-    """Return where a model is: "tiny" is the one that ships with the package, anything else a path or a Hub id."""
+    """Return the path or Hub id of a model; "tiny" is the one that ships with the package."""
     return str(TINY_MODEL) if str(name) == "tiny" else str(name)
 
 
@@ -52,7 +52,7 @@ def adapter_base(location: str) -> str | None:
     if not path.is_file():
         return None
     base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    # The workshop's own model is at another place on another machine.
+    # On another machine the workshop's own model has another path.
     return str(TINY_MODEL) if Path(base).parts[-2:] == TINY_MODEL.parts[-2:] else base
 
 
@@ -75,15 +75,15 @@ def load_model(name: str | Path, settings: ModelSettings | None = None, *,
     Args:
         name: "tiny", a path or a Hub id. A folder with a LoRA adapter is merged into its base model; on a 4-bit base,
             which cannot be merged without loss, the adapter stays on top.
-        settings: device, dtype, attention and quantisation (`config.model`); float32 on the CPU when None.
-        train_adapter: leave a LoRA adapter on top of its base, to train it on. What training saves is one adapter,
-            which names the base that it belongs on; merged weights would be missing in that base.
+        settings: device, dtype and quantization (`config.model`); float32 on the CPU when None.
+        train_adapter: keep a LoRA adapter on top of its base, to train it further. Training then saves one adapter and
+            the name of its base; merged weights would be missing in that base.
 
     Returns:
-        The model. A completion of it ends at the end of a chat turn as well as at its own end-of-text token.
+        The model. Its completions end at the end of a chat turn as well as at its own end-of-text token.
 
     Raises:
-        ModelLoadError: nothing there, no access, files that are incomplete, or no room on the GPU.
+        ModelLoadError: no model of that name, no access, incomplete files, or no room on the GPU.
     """
     location = model_location(name)
     base = adapter_base(location)
@@ -104,9 +104,9 @@ def load_model(name: str | Path, settings: ModelSettings | None = None, *,
             model = model if stays else model.merge_and_unload()
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if base is not None and Path(base).is_absolute() and not Path(base).exists():
-            raise ModelLoadError(f"{name} is a LoRA adapter on the model {base}, which is not here: it was trained on "
-                                 "another machine. Take the whole model from there (train.py --export, or the "
-                                 "model.tar.gz of a SageMaker job).") from error
+            raise ModelLoadError(f"{name} is a LoRA adapter on the model {base}, which is missing here, because the "
+                                 "adapter was trained on another machine: get the whole model from there (train.py "
+                                 "--export, or the model.tar.gz of a SageMaker job).") from error
         raise _load_error("model", name, error) from error
     tokenizer = load_tokenizer(name)
     model.generation_config.eos_token_id = end_token_ids(model.config, tokenizer)
@@ -115,27 +115,27 @@ def load_model(name: str | Path, settings: ModelSettings | None = None, *,
 
 
 def on_gpu(settings: ModelSettings) -> bool:
-    """Say whether a run uses a GPU: where there is one, unless its tier is for the processor."""
+    """Say whether a run uses a GPU: if there is one, unless its tier is for the processor."""
     return settings.device == "auto" and torch.cuda.is_available()
 
 
 def local_gpu() -> int:
-    """Return the number of this process's GPU: of several processes that a launcher started, each has its own."""
+    """Return the number of this process's GPU; each process that a launcher has started has its own."""
     return int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
 
 
 def export_model(name: str | Path, directory: str | Path, settings: ModelSettings) -> Path:
     """Write a model as servers load it: adapter merged, in safetensors files, with its tokenizer and chat template.
 
-    An adapter trained on a 4-bit base is merged into that base in `settings.dtype`, which no quantisation rounds.
-    The generation config holds the end tokens and nothing else: Qwen's own brings a repetition penalty, with which the
-    model was neither trained nor evaluated.
+    An adapter trained on a 4-bit base is merged into the unquantized base in `settings.dtype`. The generation config
+    holds only the end tokens: Qwen's own adds a repetition penalty, with which the model was neither trained nor
+    evaluated.
 
     Returns:
         `directory`.
 
     Raises:
-        ModelLoadError: nothing there, no access, or files that are incomplete.
+        ModelLoadError: no model of that name, no access, or incomplete files.
     """
     model, tokenizer = load_model(name, settings.model_copy(update={"load_in_4bit": False})), load_tokenizer(name)
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id,
@@ -172,20 +172,20 @@ def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError
         return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(torch.OutOfMemoryError):
-        step = ("The GPU has no room for it: another process or an earlier model holds it (nvidia-smi shows which; "
-                "restart the notebook's kernel), or take a smaller model.")
+        step = ("The GPU has no room for it: free what another process or an earlier model holds (nvidia-smi "
+                "shows which; restart the notebook's kernel), or use a smaller model.")
     elif caused_by(ImportError):
-        step = ("Keeping its weights in 4 bits needs bitsandbytes and an NVIDIA GPU: pip install -r "
-                "setup/requirements/gpu.txt. Or set model.load_in_4bit to false.")
+        step = ("Weights in 4 bits need bitsandbytes and an NVIDIA GPU: pip install -r setup/requirements/gpu.txt, or "
+                "set model.load_in_4bit to false.")
     elif caused_by(GatedRepoError):
-        step = (f"Its owner gives access on request: ask on https://huggingface.co/{name}, then run `hf auth login` "
+        step = (f"Its owner grants access on request: ask on https://huggingface.co/{name}, then run `hf auth login` "
                 "with a token of your account. The Qwen models need neither.")
     elif caused_by(RepositoryNotFoundError):
-        step = ("There is no such model on the Hub, or it is private (then run `hf auth login`). Mind the spelling: "
+        step = ("There is no such model on the Hub, or it is private (then run `hf auth login`). Check the spelling: "
                 "OWNER/NAME, such as Qwen/Qwen2.5-0.5B-Instruct.")
     elif caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
         step = ("The Hub cannot be reached. Unset HF_HUB_OFFLINE if it is set, check network and proxy, or run "
-                f"`hf download {name}` where there is a network and copy the folder; --hardware cpu needs no network.")
+                f"`hf download {name}` on a machine with a network and copy the folder; --hardware cpu needs none.")
     else:
         step = ("Give 'tiny' (ships with the workshop), a folder written by a finished run (RUN/model), or a Hub id "
                 "such as Qwen/Qwen2.5-0.5B-Instruct.")

@@ -1,7 +1,7 @@
-"""Sampling with vLLM: the same call and the same results as generation.sample, for thousands of completions at once.
+"""Sampling with vLLM: the same call and the same results as local.sample, for thousands of completions at once.
 
-vLLM is imported only where it is used, because it takes seconds and most machines do not have it. Rollouts do not come
-through here: TRL runs its own vLLM (`use_vllm`), which it keeps supplied with the policy's weights.
+vLLM is imported only by the functions that need it, because that takes seconds and most machines do not have it.
+Rollouts do not use this module: TRL runs its own vLLM (`use_vllm`) and sends it the policy's weights.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 @contextmanager
 def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool = True,
                 **options: Any) -> Iterator[LLM]:
-    """Load a model into vLLM, and give its memory back at the end of the `with` block.
+    """Load a model into vLLM, and free its memory at the end of the `with` block.
 
     Args:
         name: "tiny", a path or a Hub id. A LoRA adapter is merged into its base model first.
-        settings: of these, `dtype` counts.
-        own_process: only with the end of a process of its own is all of its memory free again.
+        settings: only `dtype` is used.
+        own_process: run vLLM in a process of its own, whose end frees all of its memory.
         options: arguments of vllm.LLM, for example max_model_len.
 
     Raises:
@@ -42,7 +42,7 @@ def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool 
     """
     from vllm import LLM
 
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))  # TRL's colocate mode has left a 0 there
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))  # TRL's colocate mode leaves a 0
     options = {"logprobs_mode": "processed_logprobs", **options}  # at the sampling temperature, as the loss wants them
     if not torch.cuda.is_available():
         options = {"enforce_eager": True, **options}  # compiling for a CPU takes minutes
@@ -50,7 +50,7 @@ def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool 
         location = model_location(name)
         if adapter_base(location) is not None:
             location = str(export_model(location, folder, settings))
-        if torch.cuda.is_available():  # after the export, whose memory is free again
+        if torch.cuda.is_available():  # after the export has freed its memory
             options = {"gpu_memory_utilization": free_share(), **options}
         engine = LLM(model=location, dtype=settings.dtype, seed=0, **options)
     try:
@@ -60,7 +60,7 @@ def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool 
 
 
 def free_share() -> float:
-    """Return nine tenths of the GPU memory that is free, as a share of all of it: what vLLM may take."""
+    """Return the share of the GPU's memory that vLLM may take: nine tenths of what is free."""
     gc.collect()  # a trainer refers to itself, and would keep its model
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
@@ -79,10 +79,10 @@ def sample(
     seed: int | None = None,
     batch_size: int | None = None,
 ) -> list[list[Completion]]:
-    """Sample completions of chat prompts, as `generation.sample` does; vLLM itself decides how many run at once.
+    """Sample completions of chat prompts, as `local.sample` does; vLLM itself decides how many run at once.
 
-    The same seed gives the same completions on the same machine, but not those of `generation.sample`. With top_p < 1
-    the log-probabilities are those after the cut. `batch_size` is there for the common signature and is not used.
+    The same seed gives the same completions on the same machine, but not those of `local.sample`. With top_p < 1 the
+    log-probabilities are those after the cut. `batch_size` exists for the common signature and is not used.
     """
     from vllm import SamplingParams
 

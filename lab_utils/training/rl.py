@@ -31,14 +31,13 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from .. import WorkshopError
+from .. import TrainingStopped, WorkshopError
 from .. import rewards as reward_functions
 from ..config import ConfigError, PPOSettings, RLSettings, RunConfig
 from ..models import adapter_base, load_model, load_tokenizer, lora_config, on_gpu
 from ..runs import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, report_to
 from ..sampling.local import rollout
 from ..tasks import Task, completion_text, load_task
-from . import TrainingStopped
 from .stopping import StopOnSIGTERM
 
 # Settings of ours that TRL's GRPOConfig does not have; all others carry TRL's names and are passed on.
@@ -300,6 +299,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
         TrainingStopped: SIGTERM came; the run has a checkpoint of its last step.
     """
     train_in_float32(trainer.model)
+    trainer.create_model_card = lambda *args, **kwargs: None  # one per checkpoint, which would import wandb
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(TransformersProgressCallback)
     trainer.add_callback(MetricsCallback(run))

@@ -1,6 +1,6 @@
-"""Stopping in time: SIGTERM ends training after a checkpoint, from which a resumed run goes on as if nothing had been.
+"""Stopping in time: SIGTERM ends training after a checkpoint, from which a resumed run continues with equal metrics.
 
-SageMaker sends it two minutes before it takes a spot instance back, and when a job is stopped.
+SageMaker sends SIGTERM two minutes before it reclaims a spot instance, and when a job is stopped.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class StopOnSIGTERM(TrainerCallback):
     """Saves a checkpoint and stops at the first step after SIGTERM that is a multiple of `every`.
 
     Args:
-        every: steps between two from which a resumed run has the same metrics: whole rollouts, whole logging periods.
+        every: steps between points from which a resumed run has equal metrics: whole rollouts and logging periods.
 
-    `stopped` says afterwards whether it did. Of several processes any may get the signal; all stop at the same step.
+    Afterwards, `stopped` says whether it did. Any of several processes may get the signal; all stop at the same step.
     """
 
-    requested = False  # of this process, not of one trainer: the signal may come between two stages
+    requested = False  # belongs to the process, not to one trainer: the signal may come between two stages
 
     def __init__(self, every: int):
         self.every = every
@@ -31,8 +31,8 @@ class StopOnSIGTERM(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a request while the block runs. Elsewhere it ends the process at once: nothing is lost."""
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        """Treat SIGTERM as a request while the block runs. Outside it ends the process at once, and nothing is lost."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
             yield
             return
         before = signal.signal(signal.SIGTERM, self._request)

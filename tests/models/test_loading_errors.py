@@ -12,11 +12,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from lab_utils import models
-from lab_utils.config import ConfigError, load
-from lab_utils.models import ModelLoadError, load_model, load_tokenizer
+from lab_utils import TINY_MODEL, WorkshopError, models
+from lab_utils.config import load
+from lab_utils.models import ModelLoadError, load_model, load_tokenizer, loading
 from lab_utils.runs import RunDirectory
-from lab_utils.training import common, grpo
+from lab_utils.training import grpo, rl
 
 ANSWER = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/x"))
 
@@ -33,7 +33,7 @@ def test_what_to_do_about_a_model_that_cannot_be_loaded(monkeypatch, loader, bou
     def fails(*args, **kwargs):
         raise OSError("transformers wraps it") from cause
 
-    monkeypatch.setattr(getattr(models, boundary), "from_pretrained", fails)
+    monkeypatch.setattr(getattr(loading, boundary), "from_pretrained", fails)
     with pytest.raises(ModelLoadError) as caught:
         loader("owner/name")
     message = str(caught.value)
@@ -42,13 +42,13 @@ def test_what_to_do_about_a_model_that_cannot_be_loaded(monkeypatch, loader, bou
 
 
 @pytest.mark.parametrize("error, expected", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "GPU has no room for it: another process"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "GPU has no room for it: free what another process"),
     (ImportError("Using bitsandbytes 4-bit quantization requires ..."), "model.load_in_4bit to false")])
 def test_a_model_that_the_machine_cannot_hold(monkeypatch, error, expected):
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fails)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", fails)
     with pytest.raises(ModelLoadError, match=expected):
         load_model("tiny")
 
@@ -56,9 +56,9 @@ def test_a_model_that_the_machine_cannot_hold(monkeypatch, error, expected):
 def test_an_adapter_finds_the_tiny_model_on_another_machine_and_names_a_base_that_is_missing(tmp_path):
     adapter = tmp_path / "adapter_config.json"
     adapter.write_text('{"base_model_name_or_path": "/opt/ml/code/lab_utils/models/tiny-qwen2"}')
-    assert models.adapter_base(str(tmp_path)) == str(models.TINY_MODEL)
+    assert models.adapter_base(str(tmp_path)) == str(TINY_MODEL)
     adapter.write_text('{"base_model_name_or_path": "/opt/ml/start_model"}')
-    with pytest.raises(ModelLoadError, match="adapter on the model /opt/ml/start_model, which is not here"):
+    with pytest.raises(ModelLoadError, match="adapter on the model /opt/ml/start_model, which is missing here"):
         load_model(tmp_path)
 
 
@@ -74,10 +74,9 @@ def test_a_full_gpu_says_which_setting_saves_memory(monkeypatch, tmp_path):
     def runs_out(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
 
-    monkeypatch.setattr(grpo.RLTrainer, "train", runs_out)
-    message = ("grpo ran out of the GPU's memory: CUDA out of memory. This saves memory: "
-               "--set grpo.gradient_checkpointing=true. Go on")
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    monkeypatch.setattr(rl.RLTrainer, "train", runs_out)
+    message = "grpo ran out of GPU memory: CUDA out of memory. Halve grpo.per_device_train_batch_size and double"
+    with pytest.raises(WorkshopError, match=re.escape(message)):
         grpo.train(load("countdown-grpo", "smoke"), tmp_path / "run")
     assert not RunDirectory(tmp_path / "run").model_dir.exists()
 
@@ -86,6 +85,6 @@ def test_trained_weights_are_float32_and_frozen_ones_stay():
     """A step of 1e-5 is lost in bfloat16, where the next number after 1 is 1.0078."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).bfloat16()
     model[0].requires_grad_(False)
-    common.train_in_float32(model)
+    rl.train_in_float32(model)
     assert [layer.weight.dtype for layer in model] == [torch.bfloat16, torch.float32]
     assert torch.ones(1, dtype=torch.bfloat16) - 1e-5 == 1 and torch.ones(1) - 1e-5 != 1

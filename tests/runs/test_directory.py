@@ -3,7 +3,8 @@
 import json
 import os
 import struct
-from types import SimpleNamespace
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from lab_utils.runs import (
     RunDirectory,
     RunDirectoryError,
     model_of,
-    show_completions,
-    wandb_environment,
+    report_to,
 )
+from lab_utils.teaching.inspection import show_completions
 
 pytestmark = pytest.mark.unit
 
@@ -73,7 +74,7 @@ def test_resuming_with_other_settings_warns_and_names_them(run, config, recwarn)
 
 
 def test_reading_what_is_not_there_says_so(tmp_path):
-    with pytest.raises(RunDirectoryError, match="has no metrics.csv.*OUTPUT_DIR/grpo"):
+    with pytest.raises(RunDirectoryError, match="has no metrics.jsonl.*OUTPUT_DIR/grpo"):
         RunDirectory(tmp_path).metrics()
 
 
@@ -91,8 +92,12 @@ def test_metrics_may_appear_later_and_be_absent(run):
     run.append_metrics(1, {"loss": 0.5, "reward": 0.25})
     run.append_metrics(2, {"loss": 0.25, "reward": None, "kl": 0.125})
     run.append_metrics(3, {"loss": 0.125})
-    assert run.metrics_path.read_text() == "step,loss,reward,kl\n1,0.5,0.25,\n2,0.25,,0.125\n3,0.125,,\n"
     assert run.metrics()["kl"].isna().tolist() == [True, False, True]
+    second = run.metrics_path.read_text().splitlines()[1]
+    assert json.loads(second) == {"step": 2, "loss": 0.25, "reward": None, "kl": 0.125}
+    run.write_metrics_table()
+    table = (run.path / "metrics.csv").read_text()
+    assert table == "step,loss,reward,kl\n1,0.5,0.25,\n2,0.25,,0.125\n3,0.125,,\n"
 
 
 def test_metrics_have_one_row_a_step_in_order(run):
@@ -112,12 +117,12 @@ def test_discard_after_forgets_later_steps_and_half_written_lines(run):
         run.append_metrics(step, {"loss": 1 / step})
         run.append_completions([completion_row(step), completion_row(step, "line\nbreak \u2028 ü")])
     with open(run.metrics_path, "a") as file:
-        file.write("4,0.2")
+        file.write('{"step": 4, "lo')
     with open(run.completions_path, "a") as file:
         file.write('{"step": 4, "ques')
     assert run.metrics()["step"].tolist() == [1, 2, 3] and len(run.completions()) == 6
     run.discard_after(2)
-    assert run.metrics_path.read_text() == "step,loss\n1,1.0\n2,0.5\n"
+    assert run.metrics()["loss"].tolist() == [1.0, 0.5]
     assert run.completions()["step"].tolist() == [1, 1, 2, 2]
     assert run.completions()["completion"].iloc[-1] == "line\nbreak \u2028 ü"
 
@@ -150,14 +155,14 @@ class Line(torch.nn.Module):
         return {"loss": (self.linear(x) - labels).square().mean()}
 
 
-def fit(run, tensorboard=False, interrupt_at=None):
+def fit(run, trackers=(), interrupt_at=None):
     torch.manual_seed(0)
     rows = [{"x": torch.tensor([i / 8]), "labels": torch.tensor([i / 4])} for i in range(32)]
     arguments = TrainingArguments(
         str(run.checkpoints_dir), max_steps=6, save_steps=2, logging_steps=1, per_device_train_batch_size=4,
-        report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=0.05,
+        report_to=list(trackers), use_cpu=True, disable_tqdm=True, learning_rate=0.05,
     )
-    callbacks = [MetricsCallback(run, tensorboard), ProgressCallback("line"), Interrupt(interrupt_at)]
+    callbacks = [MetricsCallback(run), ProgressCallback("line"), Interrupt(interrupt_at)]
     trainer = Trainer(Line(), arguments, train_dataset=rows, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     checkpoint = run.last_checkpoint()
@@ -180,8 +185,10 @@ def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(config, tmp
     assert broken.metrics()["seconds"].is_monotonic_increasing
 
 
-def test_tensorboard_gets_the_metrics(run):
-    fit(run, tensorboard=True)
+def test_tensorboard_gets_the_metrics(run, config):
+    trackers = report_to(config, run)
+    assert trackers == ["tensorboard"]
+    fit(run, trackers)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run.tensorboard_dir)).Reload()
@@ -201,7 +208,7 @@ def test_tensorboard_gets_the_metrics(run):
         ("optimizer.pt", lambda b: b[: len(b) // 2], "optimizer.pt is truncated"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, name, damage, problem):
+def test_a_damaged_checkpoint_is_skipped(config, tmp_path, name, damage, problem):
     run = RunDirectory.create(config, tmp_path / "run")
     fit(run)
     assert run.last_checkpoint().name == "checkpoint-6"
@@ -210,7 +217,7 @@ def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, name, damage, pro
     broken.unlink()
     if damage is not None:
         broken.write_bytes(damage(content))
-    with pytest.warns(UserWarning, match=f"checkpoint-6 is passed over: .*{problem}"):
+    with pytest.warns(UserWarning, match=f"checkpoint-6 is skipped: .*{problem}"):
         assert run.last_checkpoint().name == "checkpoint-4"
     for checkpoint in run.checkpoints_dir.iterdir():
         (checkpoint / "trainer_state.json").write_text("{")
@@ -227,14 +234,20 @@ def test_no_checkpoint_yet_is_no_error(run):
 
 @pytest.mark.parametrize("key, mode, expected", [(None, None, "offline"), (None, "online", "offline"),
                                                  ("secret", None, None), (None, "disabled", "disabled")])
-def test_wandb_never_asks_for_a_key(monkeypatch, key, mode, expected):
+def test_wandb_never_asks_for_a_key(config, run, monkeypatch, key, mode, expected):
     for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", mode), ("WANDB_PROJECT", None)):
         monkeypatch.setenv(name, value or "")
         if value is None:
             monkeypatch.delenv(name)
-    assert wandb_environment(SimpleNamespace(tracking=SimpleNamespace(wandb=True))) == ["wandb"]
+    assert report_to(configuration.with_overrides(config, {"tracking.wandb": True, "tracking.tensorboard": False}),
+                     run) == ["wandb"]
     assert os.environ.get("WANDB_MODE") == expected
 
 
-def test_wandb_is_left_alone_unless_wanted(monkeypatch):
-    assert wandb_environment(SimpleNamespace(tracking=SimpleNamespace(wandb=False))) == []
+def test_trackers_are_imported_only_if_they_are_on(config, run):
+    off = configuration.with_overrides(config, {"tracking.tensorboard": False})
+    assert report_to(off, run) == []
+    code = ("import sys\nfrom lab_utils.training import stages\n"
+            "print(sorted({'wandb', 'tensorboard', 'torch.utils.tensorboard'} & set(sys.modules)))\nimport wandb")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

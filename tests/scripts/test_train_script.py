@@ -71,7 +71,7 @@ def test_resume_is_passed_on_to_every_stage(calls, tmp_path):
 
 
 def test_a_stop_is_no_failure_and_nothing_comes_after_it(calls, tmp_path, capsys, monkeypatch):
-    from lab_utils.training import TrainingStopped
+    from lab_utils import TrainingStopped
 
     def stopped(config, output_dir, *, model=None, resume=False):
         raise TrainingStopped("SFT was stopped by SIGTERM after step 2 of 6.")

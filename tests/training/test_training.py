@@ -129,10 +129,10 @@ def test_lora_trains_an_adapter_that_the_next_stage_starts_from(tmp_path):
             assert not torch.allclose(reloaded(ids).logits, merged(ids).logits, atol=1e-3), "and the second did train"
 
 
-def test_an_adapter_is_trained_on_as_it_is(tmp_path):
+def test_a_start_adapter_is_trained_further_as_it_is(tmp_path):
     config = configuration.load("countdown-grpo", "smoke", {"model.lora": {"r": 4, "alpha": 8}, "sft.max_steps": 1})
     first = sft.train(config, tmp_path / "sft")
-    for changes, message in (({"model.lora": {"r": 8, "alpha": 8}}, r"model.lora.r = 8.*Give --set model.lora.r=4"),
+    for changes, message in (({"model.lora": {"r": 8, "alpha": 8}}, r"model.lora.r = 8.*--set model.lora.r=4"),
                              ({"model.lora": {"r": 4, "alpha": 16}}, r"model.lora.alpha = 16.*has 8"),
                              ({}, "model.lora = None trains all weights.*scripts/export.py")):
         with pytest.raises(ConfigError, match=message):
@@ -140,7 +140,7 @@ def test_an_adapter_is_trained_on_as_it_is(tmp_path):
     assert not (tmp_path / "grpo").exists()
 
 
-def test_a_killed_run_that_trains_an_adapter_on_resumes_with_it(tmp_path):
+def test_a_killed_run_of_a_start_adapter_resumes_with_it(tmp_path):
     """With a KL term TRL keeps a copy of the start adapter beside the trained one. A resumed run must not take that."""
     overrides = {"model.lora": {"r": 4, "alpha": 8}, "grpo.beta": 0.1, "grpo.max_steps": 3, **MOVES}
     config = configuration.load("countdown-grpo", "smoke", overrides)
@@ -155,7 +155,7 @@ def test_a_killed_run_that_trains_an_adapter_on_resumes_with_it(tmp_path):
     assert all(torch.allclose(adapters[0][name], adapters[1][name], atol=1e-5) for name in adapters[0])
 
 
-def test_a_finished_run_is_left_alone_unless_more_steps_are_asked_for(tmp_path):
+def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1})
     run = sft.train(config, tmp_path / "sft")
     written = (run.model_dir / "model.safetensors").stat().st_mtime_ns
@@ -207,7 +207,7 @@ def test_a_broken_reward_stops_the_run_and_is_named(tmp_path, reward, message):
 
 def test_prompts_that_are_all_too_long_say_what_length_would_do(tmp_path):
     config = configuration.load("gsm8k-grpo", "smoke", {"grpo.max_prompt_length": 32})
-    with pytest.raises(ValueError, match="max_prompt_length=32 leaves no prompt.*Set it to"):
+    with pytest.raises(ValueError, match="max_prompt_length = 32 leaves no prompt.*Set it to"):
         grpo.train(config, tmp_path / "run")
 
 
