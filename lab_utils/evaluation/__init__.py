@@ -1,4 +1,4 @@
-"""Evaluation: ask a model every question several times, judge the answers, compare models honestly."""
+"""Evaluation: ask a model every question several times, judge its answers, compare models on the same questions."""
 
 from .asking import evaluate, evaluate_run, judge
 from .results import Evaluation, format_results, results_table

@@ -1,4 +1,4 @@
-"""Asking a model questions and judging its answers with the task's own definition of correct."""
+"""Ask a model questions and judge its answers with the task's own definition of correct."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from trl.import_utils import is_vllm_available
 
+from .. import WorkshopError
 from ..config import RunConfig
 from ..models import load_model, load_tokenizer
 from ..runs import RunDirectory, model_of
@@ -36,15 +37,15 @@ def evaluate(
 
     Args:
         num_samples: completions per question; pass@k needs at least k.
-        temperature: 0 for greedy decoding, with which one sample says it all.
-        batch_size: completions in flight at once.
-        sampler: `generation.sample`, or `vllm_sampling.sample` with a vLLM engine as the model.
+        temperature: 0 for greedy decoding, which needs only one sample.
+        batch_size: completions sampled at once.
+        sampler: `sampling.local.sample`, or `sampling.vllm.sample` with a vLLM engine as the model.
 
     Raises:
-        ValueError: several samples of a greedy answer, or no questions.
+        WorkshopError: several samples at temperature 0, or no questions.
     """
     if temperature == 0 and num_samples > 1:
-        raise ValueError(f"num_samples={num_samples} at temperature 0 would repeat one answer: use num_samples=1.")
+        raise WorkshopError(f"num_samples={num_samples} at temperature 0 would repeat one answer: use num_samples=1.")
     rows = list(dataset)
     settings = {
         "task": task.name, "response_format": task.response_format, "num_samples": num_samples,
@@ -56,17 +57,8 @@ def evaluate(
     with tqdm(total=len(rows), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
         for start in range(0, len(rows), at_once):
             prompts = [row["prompt"] for row in rows[start : start + at_once]]
-            completions += sampler(
-                model,
-                tokenizer,
-                prompts,
-                num_samples=num_samples,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed + start,
-                batch_size=batch_size,
-            )
+            completions += sampler(model, tokenizer, prompts, num_samples=num_samples, max_new_tokens=max_new_tokens,
+                                   temperature=temperature, top_p=top_p, seed=seed + start, batch_size=batch_size)
             bar.update(len(prompts))
     return judge(task, rows, completions, settings)
 
@@ -77,7 +69,7 @@ def judge(
     completions: Sequence[Sequence[Completion]],
     settings: dict[str, Any] | None = None,
 ) -> Evaluation:
-    """Judge sampled completions (a list per row), wherever they come from."""
+    """Judge completions (a list per row) from any source."""
     examples = []
     for row, samples in zip(rows, completions, strict=True):
         judged = [
@@ -93,22 +85,16 @@ def judge(
             }
             for completion in samples
         ]
-        examples.append(
-            {
-                "question": row["prompt"][-1]["content"],
-                "prompt": row["prompt"],
-                "gold": task.gold(row),
-                "completions": judged,
-            }
-        )
+        examples.append({"question": row["prompt"][-1]["content"], "prompt": row["prompt"], "gold": task.gold(row),
+                         "completions": judged})
     return Evaluation(examples, settings or {})
 
 
 def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evaluation:
-    """Load a model and evaluate it on the test split of the configuration's task, as `config.evaluation` says.
+    """Load a model and evaluate it on the test split of the configuration's task as `config.evaluation` says.
 
     Args:
-        source: a run directory (its model is evaluated and eval.json written there), or a model's path or name.
+        source: a run directory (its model is evaluated, and eval.json is written there), or a model's path or name.
     """
     source = source.path if isinstance(source, RunDirectory) else source
     model = model_of(source)
@@ -123,7 +109,7 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evalua
                                   sampler=vllm_sampling.sample, **how)
     else:
         if settings.use_vllm:
-            print("evaluation.use_vllm is on, and vLLM is not installed: transformers answers, which takes longer.")
+            print("evaluation.use_vllm = True: vLLM is not installed, so transformers samples instead, which is slower.")
         policy = load_model(model, config.model)
         evaluation = evaluate(policy, tokenizer, task, dataset, batch_size=settings.batch_size, **how)
     if model != str(source):

@@ -1,7 +1,7 @@
-"""The results of an evaluation: every answer, the figures that follow from them, and tables that compare models.
+"""The results of an evaluation: every answer, the numbers computed from them, and tables that compare models.
 
 Every question is asked `num_samples` times. Accuracy is the mean over questions of the share of correct samples. Its
-interval comes from the spread between questions, because the questions are what was drawn at random.
+interval comes from the spread between questions, because the questions are the random sample.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .statistics import Interval, bootstrap_interval, maj_at_k, paired_bootstrap
 
 @dataclass
 class Evaluation:
-    """Every answer of a model to a set of questions, and what follows from them.
+    """Every answer of a model to a set of questions, and the numbers computed from them.
 
     examples: one dictionary per question: question, prompt, gold and `completions`, a list of dictionaries with
         text, extracted, correct (strict), correct_lenient, has_format, finished, num_tokens, attempts.
@@ -36,9 +36,9 @@ class Evaluation:
     def __post_init__(self):
         counts = {len(example["completions"]) for example in self.examples}
         if len(counts) != 1 or 0 in counts:
-            raise ValueError(
-                f"An evaluation needs at least one question, and the same number of completions for each; "
-                f"got {len(self.examples)} questions with {sorted(counts)} completions."
+            raise WorkshopError(
+                f"There are {len(self.examples)} questions with {sorted(counts)} completions: give at least one "
+                "question, and the same number of completions for each."
             )
 
     @property
@@ -46,22 +46,22 @@ class Evaluation:
         return len(self.examples[0]["completions"])
 
     def scores(self, name: str = "correct") -> np.ndarray:
-        """One field of every completion as numbers, shape (questions, num_samples)."""
+        """Return one field of every completion as numbers, shape (questions, num_samples)."""
         return np.array([[float(c[name]) for c in example["completions"]] for example in self.examples])
 
     @property
     def per_problem(self) -> np.ndarray:
-        """Share of right samples per question (strict), shape (questions,)."""
+        """Return the share of correct samples per question (strict), shape (questions,)."""
         return self.scores().mean(axis=1)
 
     @property
     def accuracy(self) -> float:
-        """Mean over questions of the share of samples that `task.is_correct` accepts."""
+        """Return the mean over questions of the share of samples that `task.is_correct` accepts."""
         return float(self.per_problem.mean())
 
     @property
     def accuracy_lenient(self) -> float:
-        """The same with the answer found wherever it stands: lenient minus strict is what the format costs."""
+        """Return the accuracy by `task.is_correct_lenient`: lenient minus strict is the cost of the format."""
         return float(self.scores("correct_lenient").mean())
 
     @cached_property
@@ -78,12 +78,12 @@ class Evaluation:
 
     @property
     def truncation_rate(self) -> float:
-        """Share of completions that were cut at `max_new_tokens`."""
+        """Return the share of completions that were cut off at `max_new_tokens`."""
         return 1.0 - float(self.scores("finished").mean())
 
     @property
     def mean_length(self) -> float:
-        """Tokens per completion."""
+        """Return the mean number of tokens per completion."""
         return float(self.scores("num_tokens").mean())
 
     @property
@@ -92,17 +92,17 @@ class Evaluation:
 
     @property
     def ks(self) -> list[int]:
-        """1, 2, 4, 8, … up to the number of samples."""
+        """Return 1, 2, 4, 8, … up to the number of samples."""
         return [2**i for i in range(self.num_samples.bit_length())]
 
     def pass_per_problem(self, k: int) -> np.ndarray:
-        """pass@k of every question, shape (questions,)."""
+        """Return pass@k of every question, shape (questions,)."""
         n = self.num_samples
         return np.array([pass_at_k(n, int(c), k) for c in self.scores().sum(axis=1)])
 
     @cached_property
     def pass_at(self) -> dict[int, float]:
-        """k -> pass@k: at least one of k samples is right."""
+        """Return k -> pass@k, the probability that at least one of k samples is correct."""
         return {k: float(self.pass_per_problem(k).mean()) for k in self.ks}
 
     @cached_property
@@ -111,15 +111,13 @@ class Evaluation:
 
     @cached_property
     def maj_at(self) -> dict[int, float]:
-        """k -> maj@k: the most frequent of k answers is right."""
+        """Return k -> maj@k, the probability that the most frequent of k answers is correct."""
         answers = [[c["extracted"] for c in example["completions"]] for example in self.examples]
         correct = [[c["correct"] for c in example["completions"]] for example in self.examples]
-        return {
-            k: float(np.mean([maj_at_k(a, c, k) for a, c in zip(answers, correct, strict=True)])) for k in self.ks
-        }
+        return {k: float(np.mean([maj_at_k(a, c, k) for a, c in zip(answers, correct, strict=True)])) for k in self.ks}
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the evaluation, as they stand in eval.json."""
+        """Return the numbers of the evaluation as in eval.json."""
         return {
             "questions": len(self.examples),
             "num_samples": self.num_samples,
@@ -146,15 +144,15 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read eval.json, for example `Evaluation.load(run.evaluation_path)`. The figures are computed again.
+        """Read eval.json, for example `Evaluation.load(run.evaluation_path)`, and compute the numbers again.
 
         Raises:
-            WorkshopError: there is no such file.
+            WorkshopError: the file does not exist.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise WorkshopError(f"There is no evaluation in {path}: evaluate the run first, with python "
+            raise WorkshopError(f"There is no evaluation at {path}: evaluate the run first with python "
                                 f"scripts/evaluate.py {Path(path).parent}.") from None
         return cls(content["examples"], content["settings"])
 
@@ -170,21 +168,22 @@ class Evaluation:
 
 
 def _interval(per_problem: np.ndarray) -> Interval:
-    """Wilson's interval where every question is simply right or wrong, else a bootstrap over the questions."""
+    """Return Wilson's interval if every question is simply correct or wrong, else a bootstrap over the questions."""
     if set(np.unique(per_problem)) <= {0.0, 1.0}:
         return wilson_interval(int(per_problem.sum()), len(per_problem))
     return bootstrap_interval(per_problem)
 
 
 def results_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
-    """Compare models on the same questions, one row per label; the first one is what the others are compared to.
+    """Compare models on the same questions, one row per label; the first model is the one to compare with.
 
     Returns:
-        columns accuracy, low, high, lenient, format, truncated, pass@k (the largest k), tokens, attempts, and for the
-        paired difference to the first: difference, difference_low, difference_high, p_value. Rates are shares, not %.
+        A table with the columns accuracy, low, high, lenient, format, truncated, pass@k (the largest k), tokens and
+        attempts, and for the paired difference from the first model: difference, difference_low, difference_high and
+        p_value. Rates are shares, not percentages.
 
     Raises:
-        ValueError: the evaluations did not ask the same questions.
+        WorkshopError: the evaluations did not ask the same questions.
     """
     first_label, first = next(iter(evaluations.items()))
     rows = []
@@ -204,20 +203,16 @@ def results_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
         }
         if evaluation is not first:
             if [e["question"] for e in evaluation.examples] != [e["question"] for e in first.examples]:
-                raise ValueError(
-                    f"{label!r} and {first_label!r} were not asked the same questions: evaluate both with the same "
-                    "task, source and limit."
-                )
+                raise WorkshopError(f"{label!r} and {first_label!r} were not asked the same questions: evaluate both "
+                                    "with the same task, source and test_limit.")
             paired = paired_bootstrap(first.per_problem, evaluation.per_problem)
-            row |= dict(
-                zip(("difference", "difference_low", "difference_high", "p_value"), paired, strict=True)
-            )
+            row |= dict(zip(("difference", "difference_low", "difference_high", "p_value"), paired, strict=True))
         rows.append(row)
     return pd.DataFrame(rows).set_index("model")
 
 
 def format_results(table: pd.DataFrame) -> pd.DataFrame:
-    """A `results_table` as text for people: percentages, intervals in brackets, differences in points."""
+    """Return a `results_table` as text for people: percentages, intervals in brackets, differences in points."""
     shown = pd.DataFrame(index=table.index)
     shown["accuracy"] = [f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in table.itertuples()]
     for name in ["lenient", "format", "truncated", *(c for c in table.columns if c.startswith("pass@"))]:

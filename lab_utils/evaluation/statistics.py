@@ -1,4 +1,4 @@
-"""How good a model is, and whether it is better than another: pass@k, maj@k, intervals and paired tests."""
+"""How good is a model, and is it better than another? pass@k, maj@k, intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Interval = tuple[float, float]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that at least one of k samples is right, from n samples of which c are right.
+    """Estimate the probability that at least one of k samples is correct, given n samples with c correct ones.
 
     Unbiased: 1 - C(n-c, k) / C(n, k), as a product that stays exact for large n (Chen et al. 2021, arXiv 2107.03374,
     section 2.1).
@@ -32,7 +32,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     0.5
     """
     if n < 1 or not 0 <= c <= n:
-        raise ValueError(f"{c} right samples of {n}: give at least one sample, and between 0 and n={n} right ones.")
+        raise ValueError(f"{c} correct samples of {n}: give at least one sample, and between 0 and n={n} correct ones.")
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs between 1 and n={n} samples to draw from; sample more or choose k <= {n}.")
     if n - c < k:
@@ -41,10 +41,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int | None = None) -> float:
-    """Probability that the most frequent of k extracted answers is right (self-consistency, arXiv 2203.11171).
+    """Estimate the probability that the most frequent of k answers is correct (self-consistency, arXiv 2203.11171).
 
-    Averages over the disjoint groups of k samples (all samples by default). None does not vote, equal numbers vote
-    together ("72" and "72.0"), and a tie counts by the share of right answers among those that lead.
+    The estimate is the mean over disjoint groups of k samples (all samples by default). None does not vote. Equal
+    numbers, such as "72" and "72.0", vote together. A tie counts as the share of correct answers among the leaders.
 
     >>> maj_at_k(["72", "72.0", "9", None], [True, True, False, False])
     1.0
@@ -60,55 +60,51 @@ def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int | No
 
 def _vote(answers: list[str | None], correct: list[bool]) -> float:
     votes: Counter[Fraction | str] = Counter()
-    is_right = {}
-    for answer, right in zip(answers, correct, strict=True):
+    is_correct = {}
+    for answer, flag in zip(answers, correct, strict=True):
         if answer is not None:
             number = parse_number(answer)
-            key = "".join(answer.split()) if number is None else number  # an expression is no number
+            key = "".join(answer.split()) if number is None else number  # an expression votes as text
             votes[key] += 1
-            is_right[key] = right
+            is_correct[key] = flag
     leaders = [key for key, count in votes.items() if count == max(votes.values())]
-    return sum(is_right[key] for key in leaders) / len(leaders) if leaders else 0.0
+    return sum(is_correct[key] for key in leaders) / len(leaders) if leaders else 0.0
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a proportion: k successes in n independent trials (Wilson 1927).
+    """Return Wilson's score interval for a proportion: k successes in n independent trials (Wilson 1927).
 
-    Unlike p ± 1.96 sqrt(p(1-p)/n) it stays inside [0, 1] and keeps its coverage near 0 and 1.
+    Unlike p ± 1.96 sqrt(p(1-p)/n), it stays inside [0, 1] and keeps its coverage near 0 and 1.
 
     >>> [round(bound, 4) for bound in wilson_interval(5, 10)]
     [0.2366, 0.7634]
     """
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k} successes in {n} trials: give at least one trial, and between 0 and n={n} successes.")
-    z = _normal_quantile(confidence)
+    _check_confidence(confidence)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = k / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return (0.0 if k == 0 else centre - half_width, 1.0 if k == n else centre + half_width)
+    return (0.0 if k == 0 else center - half_width, 1.0 if k == n else center + half_width)
 
 
-def _normal_quantile(confidence: float) -> float:
+def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: give a number between 0 and 1, such as 0.95.")
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def bootstrap_interval(
     values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval for the mean of one value per question (Efron 1979): redraw the questions."""
-    _normal_quantile(confidence)
-    means = _bootstrap_means(_checked(values, "values"), resamples, seed)
+    """Return the percentile bootstrap interval for the mean of one value per question (Efron 1979)."""
+    _check_confidence(confidence)
+    # To redraw n questions and count how often each distinct value comes is one multinomial draw: fast and exact.
+    values, counts = np.unique(_checked(values, "values"), return_counts=True)
+    n = counts.sum()
+    means = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ values / n
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
-
-
-def _bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    # Redrawing n questions and counting how often each distinct value came is one multinomial draw: fast, and exact.
-    distinct, counts = np.unique(values, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
-    return draws @ distinct / len(values)
 
 
 def _checked(values: Sequence[float], name: str) -> np.ndarray:
@@ -116,7 +112,7 @@ def _checked(values: Sequence[float], name: str) -> np.ndarray:
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}: give a list of at least one number, one per question.")
     if np.isnan(array).any():
-        raise ValueError(f"{name}[{int(np.isnan(array).argmax())}] is NaN: every question needs a score.")
+        raise ValueError(f"{name}[{int(np.isnan(array).argmax())}] is NaN: give every question a score.")
     return array
 
 
@@ -133,7 +129,7 @@ class PairedDifference(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """Questions that only a, or only b, got right, and the exact two-sided p-value."""
+    """Numbers of questions that only a, or only b, answered correctly, and the exact two-sided p-value."""
 
     only_a: int
     only_b: int
@@ -143,44 +139,42 @@ class McNemar(NamedTuple):
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> PairedDifference:
-    """How much better is b than a, on the same questions? Redraws questions, keeping each pair together.
+    """Estimate how much better b is than a on the same questions, by redrawing questions as pairs.
 
     Args:
-        a, b: scores per question (such as `Evaluation.per_problem`), in the same order of questions. Pass the model
-            before training as `a` and the one after as `b`: a gain is positive.
+        a, b: scores per question (such as `Evaluation.per_problem`), in the same order of questions. With the model
+            before training as `a` and the model after it as `b`, a gain is positive.
 
     Returns:
-        difference (mean of b - a), percentile interval, and the two-sided p-value of a randomisation test: if the
-        models were equally good, each question's difference could as well have had the other sign (Fisher 1935). With
-        few questions believe the p-value: an interval of the bootstrap is too narrow then.
+        The difference (mean of b - a), its percentile interval, and the two-sided p-value of a randomization test: for
+        equally good models, the sign of each question's difference is a coin flip (Fisher 1935). With few questions,
+        trust the p-value: the bootstrap interval is then too narrow.
 
     Raises:
-        ValueError: different lengths, no scores, NaN.
+        ValueError: a and b differ in length, are empty or hold NaN.
     """
-    _normal_quantile(confidence)
     differences = _differences(a, b)
     mean = float(differences.mean())
-    means = _bootstrap_means(differences, resamples, seed)
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = bootstrap_interval(differences, confidence, resamples, seed)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, len(differences)))
     as_far = np.count_nonzero(np.abs((signs * differences).mean(axis=1)) >= abs(mean) - 1e-12)
-    return PairedDifference(mean, float(low), float(high), (1 + int(as_far)) / (1 + resamples))
+    return PairedDifference(mean, low, high, (1 + int(as_far)) / (1 + resamples))
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
-    """Exact McNemar test: of the questions on which the models disagree, does one win more than a fair coin would?
+    """Test exactly whether one model wins more of the questions on which the two disagree than a fair coin would.
 
-    For one answer a question (right or wrong); with several samples use `paired_bootstrap`.
+    It takes one answer per question, correct or wrong; for several samples per question use `paired_bootstrap`.
 
     Raises:
-        ValueError: different lengths, no scores, NaN, or scores other than 0 and 1.
+        ValueError: a and b differ in length, are empty, or hold anything but 0 and 1.
 
     >>> mcnemar([1, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1])
     McNemar(only_a=1, only_b=5, p_value=0.21875)
     """
     differences = _differences(a, b)
     if not set(np.unique([a, b])) <= {0, 1}:
-        raise ValueError("McNemar's test needs one answer a question, right (1) or wrong (0); use paired_bootstrap.")
+        raise ValueError("McNemar's test needs scores of 1 (correct) or 0 (wrong): for shares use paired_bootstrap.")
     only_a, only_b = int((differences < 0).sum()), int((differences > 0).sum())
     n = only_a + only_b
     tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
@@ -190,5 +184,5 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     a, b = _checked(a, "a"), _checked(b, "b")
     if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} scores and b has {len(b)}: a paired test needs the same questions in both.")
+        raise ValueError(f"a has {len(a)} scores and b has {len(b)}: score the same questions in both.")
     return b - a

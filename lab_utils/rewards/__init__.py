@@ -1,9 +1,9 @@
 """The rewards of the workshop: plain functions with TRL's signature, f(completions, **columns) -> list[float].
 
 `completions` holds strings or message lists. The other arguments are columns of the dataset, one value per completion:
-`answer` (GSM8K's gold as a string), `nums` and `target` (Countdown). TRL adds `completion_ids` (tokens) and more; a
-reward takes what it needs by name and leaves the rest in `**columns`. It returns one finite number per completion and
-does nothing else: no printing, no state, and work in proportion to the length of the text.
+`answer` (GSM8K's gold as a string), `nums` and `target` (Countdown). TRL adds `completion_ids` (tokens) and more. A
+reward takes the columns it needs by name and ignores the rest (`**columns`). It returns one finite number per
+completion and does nothing else: it prints nothing, keeps no state and takes time proportional to the text.
 """
 
 from .combine import combine_rewards
@@ -16,7 +16,8 @@ from .shaping import (
     repetition_penalty_reward,
 )
 
-# The rewards that stand for a correct answer; every other one rewards how an answer looks. Controls replace these.
+# The rewards for a correct answer: they compare it with the gold columns of the row. All others reward only what a
+# completion looks like. A control run replaces these rewards by random ones.
 CORRECTNESS = ("correctness_reward", "numeric_match_reward", "equation_reward", "cosine_scaled_accuracy_reward")
 
 __all__ = [

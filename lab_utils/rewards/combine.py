@@ -1,4 +1,4 @@
-"""One reward out of several: their weighted sum, with every part checked."""
+"""Combine several rewards into one: their weighted sum, with every part checked."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
+from .. import WorkshopError
 from ..tasks import Completion
 
 RewardFunction = Callable[..., list[float]]
 
 
 def combine_rewards(functions: Sequence[RewardFunction], weights: Sequence[float]) -> RewardFunction:
-    """Return the reward that is the weighted sum of `functions`; its `__name__` shows the sum.
+    """Return a reward that is the weighted sum of `functions`; its `__name__` shows the sum.
 
-    `GRPOTrainer` can also add rewards up itself (`reward_weights`) and then logs each of them; combine them where one
-    function is wanted: to probe a mix by hand, or for a trainer that takes a single reward.
+    `GRPOTrainer` can also add up rewards itself (`reward_weights`), and then logs each of them. Combine them to probe a
+    mix by hand, or for a trainer that takes a single reward.
 
     Raises:
-        ValueError: there are no functions, or not one finite weight for each; or, when the reward is called, a function
-            does not return one finite number for each completion. The message names the function and the value.
+        WorkshopError: there are no functions, or not one finite weight for each. The combined reward raises it when a
+            function does not return one finite number per completion. The message names the function and the value.
 
     >>> from lab_utils.rewards import equation_reward, format_reward
     >>> reward = combine_rewards([equation_reward, format_reward], weights=[1.0, 0.1])
@@ -31,15 +32,15 @@ def combine_rewards(functions: Sequence[RewardFunction], weights: Sequence[float
     [1.1, 1.0]
     """
     if not functions:
-        raise ValueError("functions=[] leaves nothing to combine; give at least one reward function.")
+        raise WorkshopError("functions=[] leaves nothing to combine: give at least one reward function.")
     if len(functions) != len(weights):
-        raise ValueError(
+        raise WorkshopError(
             f"There are {len(functions)} functions ({', '.join(map(name_of, functions))}) and {len(weights)} weights "
-            f"({list(weights)}); give one weight for each function."
+            f"({list(weights)}): give one weight for each function."
         )
     for function, weight in zip(functions, weights, strict=True):
         if not is_finite_number(weight):
-            raise ValueError(f"The weight of {name_of(function)} is {weight!r}; give a finite number, such as 0.5.")
+            raise WorkshopError(f"The weight of {name_of(function)} is {weight!r}: give a finite number, such as 0.5.")
 
     def combined(completions: list[Completion], **columns: Any) -> list[float]:
         totals = [0.0] * len(completions)
@@ -55,23 +56,16 @@ def combine_rewards(functions: Sequence[RewardFunction], weights: Sequence[float
 
 
 def check_values(name: str, values: Any, count: int) -> None:
-    """Raise ValueError unless `values` is a list of `count` finite numbers."""
+    """Raise WorkshopError unless `values` is a list of `count` finite numbers."""
     if not isinstance(values, (list, tuple)):
-        raise ValueError(
-            f"{name} returned {values!r}; a reward function returns a list with one number for each completion. "
-            "Collect the numbers in a list and return it."
-        )
+        raise WorkshopError(f"{name} returned {values!r}, not a list: return a list with one number per completion.")
     if len(values) != count:
-        raise ValueError(
-            f"{name} returned {len(values)} values for {count} completions; a reward function returns one for each. "
-            "Score every completion, with 0.0 where it earns nothing."
-        )
+        raise WorkshopError(f"{name} returned {len(values)} values for {count} completions: return one value for each, "
+                            "0.0 if it earns nothing.")
     for index, value in enumerate(values):
         if not is_finite_number(value):
-            raise ValueError(
-                f"{name} returned {value!r} for completion {index}; every reward is a finite number. "
-                "Return 0.0 where a completion cannot be scored."
-            )
+            raise WorkshopError(f"{name} returned {value!r} for completion {index}, not a finite number: return 0.0 "
+                                "for a completion that cannot be scored.")
 
 
 def is_finite_number(value: Any) -> bool:
@@ -79,7 +73,7 @@ def is_finite_number(value: Any) -> bool:
 
 
 def name_of(function: RewardFunction) -> str:
-    """Return the function's name, also when `functools.partial` has set some of its parameters."""
+    """Return the name of a function, or of the function inside a `functools.partial`."""
     while isinstance(function, functools.partial):
         function = function.func
     return function.__name__

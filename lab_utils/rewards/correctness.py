@@ -1,4 +1,4 @@
-"""Rewards for the right answer: each asks the task's `is_correct`, the definition that the evaluation uses too."""
+"""Rewards for a correct answer: each calls the task's `is_correct`, the definition that the evaluation uses too."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..tasks.answers import parse_number
 
 
 def correctness_reward(completions: list[Completion], answer: list[str], **columns: Any) -> list[float]:
-    """2.0 for the gold number in `<answer>` tags, else 0.0 (GSM8K, response format "reasoning").
+    """Give 2.0 for the gold number in `<answer>` tags, else 0.0 (GSM8K, response format "reasoning").
 
-    `answer` is the bare number or GSM8K's whole worked solution that ends in `#### 72`.
+    `answer` holds bare numbers or GSM8K's whole worked solutions, which end in `#### 72`.
 
     >>> correctness_reward(["<answer>$1,000</answer>", "<answer>banana</answer>", "1000"], answer=["1000"] * 3)
     [2.0, 0.0, 0.0]
@@ -21,7 +21,7 @@ def correctness_reward(completions: list[Completion], answer: list[str], **colum
 
 
 def int_reward(completions: list[Completion], **columns: Any) -> list[float]:
-    """0.5 for a whole number in `<answer>` tags, right or wrong, else 0.0.
+    """Give 0.5 for a whole number in `<answer>` tags, correct or not, else 0.0.
 
     >>> int_reward(["<answer>71</answer>", "<answer>7.5</answer>", "<answer>banana</answer>", "71"])
     [0.5, 0.0, 0.0, 0.0]
@@ -32,7 +32,7 @@ def int_reward(completions: list[Completion], **columns: Any) -> list[float]:
 
 
 def numeric_match_reward(completions: list[Completion], answer: list[str], **columns: Any) -> list[float]:
-    """1.0 for the gold number after the first `#### `, else 0.0 (GSM8K, response format "hash").
+    """Give 1.0 for the gold number after the first `#### `, else 0.0 (GSM8K, response format "hash").
 
     >>> numeric_match_reward(["48 + 24 = 72\\n#### 72", "48 + 24 = 72", "#### 71"], answer=["72", "72", "72"])
     [1.0, 0.0, 0.0]
@@ -44,9 +44,9 @@ def numeric_match_reward(completions: list[Completion], answer: list[str], **col
 def equation_reward(
     completions: list[Completion], nums: list[list[int]], target: list[int], **columns: Any
 ) -> list[float]:
-    """1.0 for an expression in `<answer>` tags that equals `target` and uses each of `nums` once, else 0.0 (Countdown).
+    """Give 1.0 for an expression in `<answer>` tags that uses each of `nums` once and equals `target` (Countdown).
 
-    The value is exact. An answer that is no expression earns nothing, and neither does "7 * 6 + 3 = 45".
+    Everything else earns 0.0, also an answer that is not an expression, such as "7 * 6 + 3 = 45". The value is exact.
 
     >>> texts = ["<answer>(7 * 6) + 3</answer>", "<answer>45</answer>", "<answer>7 * 6 + 3 = 45</answer>"]
     >>> equation_reward(texts, nums=[[3, 6, 7]] * 3, target=[45] * 3)

@@ -9,9 +9,9 @@ from ..tasks.formats import REASONING_TAGS, has_in_order, has_reasoning_format, 
 
 
 def strict_format_reward(completions: list[Completion], **columns: Any) -> list[float]:
-    r"""0.5 for exactly the format that GSM8K's prompt asks for, every tag on its own line, else 0.0.
+    r"""Give 0.5 for exactly the format that GSM8K's prompt asks for, every tag on its own line, else 0.0.
 
-    A final newline may be there or not; any other text outside the tags, or a second tag of a kind, earns nothing.
+    A final newline is optional. Any other text outside the tags, or a repeated tag, earns nothing.
 
     >>> strict_format_reward(["<reasoning>\n48 + 24\n= 72\n</reasoning>\n<answer>\n72\n</answer>"])
     [0.5]
@@ -22,7 +22,7 @@ def strict_format_reward(completions: list[Completion], **columns: Any) -> list[
 
 
 def soft_format_reward(completions: list[Completion], **columns: Any) -> list[float]:
-    """0.5 if the four tags stand in the text in the right order, whatever is around them, else 0.0.
+    """Give 0.5 if the text holds the four tags in the right order, whatever is around them, else 0.0.
 
     >>> soft_format_reward(["Sure! <reasoning>48 + 24</reasoning> So: <answer>72</answer>", "<answer>72</answer>"])
     [0.5, 0.0]
@@ -31,10 +31,10 @@ def soft_format_reward(completions: list[Completion], **columns: Any) -> list[fl
 
 
 def xmlcount_reward(completions: list[Completion], **columns: Any) -> list[float]:
-    r"""0.125 for each of the four tags that stands in the text exactly once, less 0.001 for each trailing character.
+    r"""Give 0.125 for each of the four tags that occurs exactly once, minus 0.001 for each trailing character.
 
-    Trailing is what follows the last `</answer>`, without white space at either end. It counts once and never takes the
-    reward below 0.0.
+    Trailing characters follow the last `</answer>`; whitespace at either end does not count. They are counted once and
+    never take the reward below 0.0.
 
     >>> xmlcount_reward(["<reasoning>\n48 + 24\n</reasoning>\n<answer>\n72\n</answer>\n", "<answer>72", "72"])
     [0.5, 0.125, 0.0]
@@ -50,7 +50,7 @@ def xmlcount_reward(completions: list[Completion], **columns: Any) -> list[float
 
 
 def format_reward(completions: list[Completion], **columns: Any) -> list[float]:
-    r"""1.0 for `<think>...</think><answer>...</answer>` and nothing else but white space around and between, else 0.0.
+    r"""Give 1.0 for `<think>...</think><answer>...</answer>` with nothing but whitespace around and between, else 0.0.
 
     >>> format_reward(["<think>9 * 8\n= 72</think>\n<answer>72</answer>", "<think>9 * 8 <answer>72</answer>"])
     [1.0, 0.0]

@@ -1,6 +1,6 @@
 """Rewards that shape how an answer is reached: length, visible steps, repetition.
 
-They are proxies: each can rise while accuracy falls, so they get small weights next to a reward for being right.
+They are proxies: each can rise while accuracy falls. So they get small weights next to a reward for a correct answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..tasks import Completion, completion_text, load_task
 
-CHARACTERS_PER_TOKEN = 4  # about right for English under Qwen's tokenizer; used only where the tokens are not known
+CHARACTERS_PER_TOKEN = 4  # roughly, for English and Qwen's tokenizer; used only if the tokens are not known
 
 # A step: a numbered or bulleted line, a word that orders steps, or an equation with its result.
 STEP = re.compile(
@@ -32,13 +32,13 @@ def cosine_scaled_accuracy_reward(
     wrong_long: float = -0.5,
     **columns: Any,
 ) -> list[float]:
-    """Accuracy scaled by length: right and short is best, wrong and short is worst (GSM8K, response format "think").
+    """Scale accuracy by length: correct and short is best, wrong and short is worst (GSM8K, response format "think").
 
     The reward follows half a cosine from its `_short` value at length 0 to its `_long` value at `max_length`, and stays
-    there: right from 1.0 down to 0.5, wrong from -1.0 up to -0.5 (who does not know should think longer).
+    there. A correct answer falls from 1.0 to 0.5. A wrong one rises from -1.0 to -0.5: longer thinking costs less.
 
     Args:
-        completion_ids: the tokens of each completion, which TRL passes; without them a token is taken as 4 characters.
+        completion_ids: the tokens of each completion, passed by TRL; without them a token counts as 4 characters.
         max_length: in tokens; use the run's `max_completion_length`.
 
     Source: the cosine reward of Yeo et al. 2025, "Demystifying Long Chain-of-Thought Reasoning in LLMs" (arXiv
@@ -59,10 +59,10 @@ def cosine_scaled_accuracy_reward(
 
 
 def reasoning_reward(completions: list[Completion], *, steps: int = 3, **columns: Any) -> list[float]:
-    """Grow from 0.0 to 1.0 with the number of visible steps; `steps` of them earn all of it.
+    """Grow from 0.0 to 1.0 with the number of visible steps; `steps` of them earn 1.0.
 
-    A step is a numbered or bulleted line, "Step 2", "First," or another such word, or an equation with its result. The
-    reward sees only the marks of reasoning: "First, First, First," earns 1.0. After Open-R1's `reasoning_steps_reward`.
+    A step is a numbered or bulleted line, "Step 2", a word such as "First,", or an equation with its result. The reward
+    sees only the marks of reasoning: "First, First, First," earns 1.0. After Open-R1's `reasoning_steps_reward`.
 
     >>> reasoning_reward(["First, 9 * 8 = 72. Then, 72 / 2 = 36.", "9 * 4 = 36", "36"], steps=4)
     [1.0, 0.25, 0.0]
@@ -78,10 +78,10 @@ def conciseness_reward(
     max_length: int = 512,
     **columns: Any,
 ) -> list[float]:
-    """Fall evenly from 1.0 for an empty completion to 0.0 at `max_length` tokens and beyond.
+    """Fall linearly from 1.0 for an empty completion to 0.0 at `max_length` tokens and beyond.
 
     Args:
-        completion_ids: the tokens of each completion, which TRL passes; without them a token is taken as 4 characters.
+        completion_ids: the tokens of each completion, passed by TRL; without them a token counts as 4 characters.
         max_length: in tokens; use the run's `max_completion_length`.
 
     >>> conciseness_reward(["a long text", "a longer text"], completion_ids=[[0] * 128, [0] * 600])
@@ -93,10 +93,10 @@ def conciseness_reward(
 def repetition_penalty_reward(
     completions: list[Completion], *, ngram_size: int = 3, max_penalty: float = -1.0, **columns: Any
 ) -> list[float]:
-    """Punish repeated n-grams of words: 0.0 if all are different, towards `max_penalty` the more of them repeat.
+    """Penalize repeated n-grams of words: from 0.0 if all are different toward `max_penalty` the more of them repeat.
 
     The reward is `max_penalty * (1 - different n-grams / all n-grams)`, and 0.0 for a text shorter than one n-gram.
-    Words are separated by white space; upper and lower case are the same. Source: Yeo et al. 2025 (arXiv 2502.03373),
+    Words are separated by whitespace; upper and lower case are equal. Source: Yeo et al. 2025 (arXiv 2502.03373),
     appendix C.2, in the form of Open-R1's `get_repetition_penalty_reward`.
 
     >>> repetition_penalty_reward(["nine times eight is seventy two", "no no no no no no", "no"])
@@ -112,7 +112,7 @@ def repetition_penalty_reward(
 
 
 def lengths(completions: list[Completion], completion_ids: list[list[int]] | None) -> list[float]:
-    """Return the length of each completion in tokens, estimated from its characters where the tokens are not given."""
+    """Return the length of each completion in tokens, estimated from its characters if the tokens are not given."""
     if completion_ids is not None:
         return [len(ids) for ids in completion_ids]
     return [len(completion_text(text)) / CHARACTERS_PER_TOKEN for text in completions]

@@ -1,8 +1,8 @@
-"""Extracting answers from text and comparing them: the only place in the project that says what a number looks like.
+"""Extract answers from text and compare them: the only place in the project that says what a number looks like.
 
-Two strict extractors, `#### 72` (GSM8K's own format) and `<answer>72</answer>`, and a lenient one, the last number
-anywhere. They return the answer as it is written ("1,000", "$72"); `numbers_match` compares by value. All of them take
-time proportional to the length of the text, whatever the text is.
+Two extractors are strict, `#### 72` (GSM8K's own format) and `<answer>72</answer>`; one is lenient, the last number in
+the text. They return the answer as it is written ("1,000", "$72"); `numbers_match` compares by value. All of them take
+time proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-# The filters of lm-evaluation-harness's `gsm8k` task: strict-match takes the first match, flexible-extract the last.
+# From the `gsm8k` task of lm-evaluation-harness: strict-match takes the first match, flexible-extract the last.
 HASH_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
 NUMBER_IN_TEXT = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
 # A text that is one number: sign and $ if any, digits with or without thousands commas, decimals, % or a final period.
 NUMBER = re.compile(r"\$?(?P<sign>[-+]?)\$?(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?P<decimals>\.[0-9]+)?[%.]?")
-LONGEST_NUMBER = 40  # characters; nothing longer is compared
+LONGEST_NUMBER = 40  # characters; a longer text is not a number
 
 
 def extract_hash_answer(text: str) -> str | None:
@@ -32,9 +32,9 @@ def extract_hash_answer(text: str) -> str | None:
 
 
 def extract_xml_answer(text: str, tag: str = "answer") -> str | None:
-    """Return what stands in the last complete `<tag>...</tag>`, without surrounding whitespace, or None.
+    """Return the text inside the last complete `<tag>...</tag>`, without surrounding whitespace, or None.
 
-    A tag that is never closed does not count. Of several complete ones the last does: the model has changed its mind.
+    A tag that is never closed does not count. The last complete one does, because the model has changed its mind.
 
     >>> extract_xml_answer("<think>9 * 8</think>\\n<answer>\\n72\\n</answer>")
     '72'
@@ -52,8 +52,8 @@ def extract_xml_answer(text: str, tag: str = "answer") -> str | None:
 def extract_last_number(text: str) -> str | None:
     """Return the last number in the text as it is written, or None (lm-evaluation-harness's flexible-extract).
 
-    As there, a minus or a "$" directly before the digits belongs to the number. Unlike there, a "..." after it does not
-    count as one.
+    As in the harness, a minus or a "$" directly before the digits belongs to the number. Unlike in the harness, a "..."
+    after the number does not count as another number.
 
     >>> extract_last_number("She pays $12, then $1,500.")
     '$1,500'
@@ -65,7 +65,7 @@ def extract_last_number(text: str) -> str | None:
 
 
 def parse_number(text: str | None) -> Fraction | None:
-    """Return the exact value of a text that is one number and nothing else, or None.
+    """Return the exact value of a text that is one number and nothing else, or None for any other text.
 
     >>> parse_number(" $1,234.50 ")
     Fraction(2469, 2)
@@ -80,10 +80,10 @@ def parse_number(text: str | None) -> Fraction | None:
 
 
 def numbers_match(predicted: str | None, gold: str | None) -> bool:
-    """Say whether two texts are the same number: compared exactly, whatever the format.
+    """Return whether two texts are exactly the same number, in whatever format.
 
-    A dollar sign, thousands commas, a percent sign, trailing zeros and a final period make no difference. Anything that
-    is not one number (None, words, a unit, two numbers) matches nothing.
+    A dollar sign, thousands commas, a percent sign, trailing zeros and a final period make no difference. Anything but
+    one number (None, words, a number with a unit, two numbers) matches nothing.
 
     >>> numbers_match("$1,000.00", "1000"), numbers_match("72.", "72"), numbers_match("72.1", "72")
     (True, True, False)

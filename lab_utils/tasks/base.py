@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
 
+from .. import WorkshopError
+
+SYNTHETIC_ROWS = {"train": 8192, "test": 1024}  # rows of a synthetic split when no limit is given
 THINK_SYSTEM_PROMPT = (
     "You are a helpful assistant. Think step by step inside <think> </think>, "
     "then give the final answer inside <answer> </answer>."
@@ -17,8 +21,8 @@ Completion = str | list[dict[str, str]]
 Row = dict[str, Any]
 
 
-class RowError(ValueError):
-    """A row that cannot be used: the message says where it is, what is wrong with it and what to do."""
+class RowError(WorkshopError):
+    """A row cannot be used. The message says where the row is, what is wrong with it and what to do."""
 
 
 def completion_text(completion: Completion) -> str:
@@ -31,22 +35,23 @@ def completion_text(completion: Completion) -> str:
 
 
 class Task:
-    """A task: where rows come from, how they are asked, what a right answer is.
+    """A task: where its rows come from, how a row becomes a question, and which answers are correct.
 
-    Subclasses set `name`, `columns` (those a row must have) and `response_formats` (the first is the default), and
-    implement the methods that raise here. `completion` is always a string or TRL's message list.
+    Subclasses set the attributes below and implement the methods that raise NotImplementedError. A row must have all
+    `columns`. The first of `response_formats` is the default. A completion is a string or TRL's message list.
     """
 
     name: str
     hub_id: str
+    hub_config: str | None = None
     columns: tuple[str, ...]
     response_formats: tuple[str, ...]
 
     def __init__(self, response_format: str | None = None):
         response_format = response_format or self.response_formats[0]
         if response_format not in self.response_formats:
-            raise ValueError(
-                f"response_format={response_format!r} does not exist for task {self.name!r}; "
+            raise WorkshopError(
+                f"The task {self.name!r} has no response format {response_format!r}: "
                 f"choose one of {', '.join(self.response_formats)}."
             )
         self.response_format = response_format
@@ -60,63 +65,68 @@ class Task:
         raise NotImplementedError
 
     def extract(self, completion: Completion) -> str | None:
-        """Return the answer that the completion gives in the task's response format, or None."""
+        """Return the answer that the completion gives in the task's response format, or None if it gives none."""
         raise NotImplementedError
 
     def has_format(self, completion: Completion) -> bool:
-        """Say whether the whole completion has the task's response format."""
+        """Return whether the whole completion has the task's response format."""
         raise NotImplementedError
 
     def is_correct(self, completion: Completion, row: Row) -> bool:
-        """Say whether the completion answers the row, in the response format: the one definition of correct."""
+        """Return whether the completion answers the row in the response format: the one definition of correct."""
         raise NotImplementedError
 
     def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
-        """Say whether the completion answers the row if its format is forgiven."""
+        """Return whether the completion answers the row in any format."""
         raise NotImplementedError
 
     def attempts(self, completion: Completion) -> int:
-        """Count the worked lines of the completion, those with an equals sign: how much it tried."""
+        """Count the lines of the completion that hold an equals sign: how many attempts it makes."""
         return sum("=" in line for line in completion_text(completion).splitlines())
 
     def demonstration(self, row: Row) -> str:
         """Return a completion to imitate in supervised fine-tuning; the same row always gives the same text."""
         raise NotImplementedError
 
-    def synthetic_rows(self, split: str, limit: int | None) -> list[Row]:
-        """Generate rows without any download; the test split shares no problem with the training split."""
-        raise NotImplementedError
-
-    def hub_rows(self, split: str, limit: int | None) -> list[Row]:
-        """Load rows from the Hugging Face Hub (needs network or a filled cache)."""
+    def generate(self, split: str, rng: random.Random) -> tuple[str, Row]:
+        """Draw one synthetic problem: a key that equal problems share, and its row."""
         raise NotImplementedError
 
     def check_row(self, row: Row) -> Row:
         """Return the row in the form that the rewards expect, or raise RowError."""
         raise NotImplementedError
 
+    def synthetic_rows(self, split: str, limit: int | None) -> list[Row]:
+        """Generate different rows without a download; the test split shares no problem with the training split."""
+        rng = random.Random(f"{self.name} {split}")
+        wanted = limit or SYNTHETIC_ROWS[split]
+        rows: dict[str, Row] = {}
+        while len(rows) < wanted:
+            key, row = self.generate(split, rng)
+            rows.setdefault(key, row)
+        return list(rows.values())
+
     def dataset(self, split: str, limit: int | None = None, source: str = "synthetic") -> Dataset:
         """Load a split as a dataset with the column `prompt` (messages) next to the task's own columns.
 
         Args:
             split: "train" or "test".
-            limit: at most this many rows (the first ones), all when None.
+            limit: the number of rows to keep, from the first; None keeps all.
             source: "synthetic", "hub", the path of a JSON Lines file, or a folder with train.jsonl and test.jsonl.
 
         Raises:
-            ValueError: an unknown split or source, or a limit below 1.
-            RowError: a row that does not fit; it names file, line and reason.
+            WorkshopError: the split or source is unknown, or the limit is below 1.
+            RowError: a row cannot be used; the message names file, line and reason.
         """
         if split not in ("train", "test"):
-            raise ValueError(f"split={split!r} does not exist; choose 'train' or 'test'.")
+            raise WorkshopError(f"There is no split {split!r}: choose 'train' or 'test'.")
         if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit} would leave no rows; give a number of at least 1, or None for all.")
+            raise WorkshopError(f"limit={limit} leaves no rows: give a number of at least 1, or None for all rows.")
         if source == "synthetic":
             located = [(f"synthetic {self.name}, row {i}", row)
                        for i, row in enumerate(self.synthetic_rows(split, limit), 1)]
         elif source == "hub":
-            located = [(f"{self.hub_id}, {split}, row {i}", row)
-                       for i, row in enumerate(self.hub_rows(split, limit), 1)]
+            located = load_hub_rows(self.hub_id, self.hub_config, split, limit)
         else:
             located = read_json_lines(source, split, limit)
         rows = []
@@ -124,9 +134,9 @@ class Task:
             missing = [column for column in self.columns if row.get(column) in (None, "", [])]
             if missing:
                 raise RowError(
-                    f"{where}: the column {missing[0]!r} is missing or empty. A {self.name} row needs "
-                    f"{', '.join(self.columns)}; this one has {', '.join(map(str, row)) or 'none'}. "
-                    "Add the column or remove the row."
+                    f"{where}: the column {missing[0]!r} is missing or empty. A {self.name} row needs the columns "
+                    f"{', '.join(self.columns)}; this row has {', '.join(map(str, row)) or 'none'}. "
+                    "Fill in the column or remove the row."
                 )
             try:
                 row = self.check_row(row)
@@ -134,7 +144,7 @@ class Task:
                 raise RowError(f"{where}: {error}") from None
             rows.append({"prompt": self.prompt(row), **row})
         if not rows:
-            raise RowError(f"{source}: the {split} split holds no rows; at least one is needed.")
+            raise RowError(f"The {split} split of {source} has no rows: add at least one.")
         return Dataset.from_list(rows)
 
 
@@ -144,9 +154,9 @@ def read_json_lines(source: str, split: str, limit: int | None) -> list[tuple[st
     if path.is_dir():
         path = path / f"{split}.jsonl"
     if not path.is_file():
-        raise ValueError(
-            f"source={source!r} is neither 'synthetic' nor 'hub', and there is no file {path}. "
-            "Give the path of a .jsonl file, or of a folder that holds train.jsonl and test.jsonl."
+        raise WorkshopError(
+            f"source={source!r} is neither 'synthetic' nor 'hub', and there is no file {path}: give the path of a "
+            ".jsonl file, or of a folder with train.jsonl and test.jsonl."
         )
     located = []
     with path.open(encoding="utf-8") as lines:
@@ -160,20 +170,22 @@ def read_json_lines(source: str, split: str, limit: int | None) -> list[tuple[st
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise RowError(f"{where}: not valid JSON ({error.msg} at column {error.colno}). "
-                               "Every line must be one JSON object; mend or remove this one.") from None
+                               "Every line must be one JSON object: fix or remove this line.") from None
             if not isinstance(row, dict):
-                raise RowError(f"{where}: expected a JSON object like {{...}}, got {type(row).__name__}.")
+                raise RowError(f"{where}: the line is a JSON {type(row).__name__}, not an object. Write it as "
+                               '{"column": value, ...} or remove it.')
             located.append((where, row))
     return located
 
 
-def load_hub_rows(hub_id: str, name: str | None, split: str, limit: int | None) -> list[Row]:
-    """Load rows of a Hub dataset, with a message that helps when the Hub cannot be reached."""
+def load_hub_rows(hub_id: str, config: str | None, split: str, limit: int | None) -> list[tuple[str, Row]]:
+    """Load (location, row) pairs of a dataset on the Hugging Face Hub (needs a network or a filled cache)."""
     wanted = split if limit is None else f"{split}[:{limit}]"
     try:
-        return load_dataset(hub_id, name, split=wanted).to_list()
-    except (ConnectionError, OSError) as error:
-        raise ValueError(
-            f"The dataset {hub_id!r} could not be loaded from the Hub ({type(error).__name__}). Check the network, "
+        rows = load_dataset(hub_id, config, split=wanted).to_list()
+    except OSError as error:  # ConnectionError is one
+        raise WorkshopError(
+            f"The dataset {hub_id!r} could not be loaded from the Hub ({type(error).__name__}): check the network and "
             "unset HF_HUB_OFFLINE, or work offline with source='synthetic' or the path of a .jsonl file."
         ) from error
+    return [(f"{hub_id}, {split}, row {i}", row) for i, row in enumerate(rows, 1)]

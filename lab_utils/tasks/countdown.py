@@ -1,6 +1,6 @@
 """Countdown: combine some numbers, each exactly once, with + - * / to reach a target.
 
-A row: {"nums": [3, 7, 25], "target": 46}. A right answer: <answer>(7 * 3) + 25</answer>.
+A row: {"nums": [3, 7, 25], "target": 46}. A correct answer: <answer>(7 * 3) + 25</answer>.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from functools import lru_cache
 from itertools import combinations
 
 from .answers import extract_xml_answer
-from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
+from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text
 from .expressions import ExpressionError, evaluate, numbers_used
 from .formats import has_think_format
 
-LARGEST_NUMBER = 20  # synthetic problems draw their numbers from 1..20 and
-LARGEST_RESULT = 100  # every result on the way stays a whole number in 1..100, as the tiny model can calculate
-HIT_RATE = 0.5  # share of right attempts in demonstrations: often enough for searching and checking to be learned,
-GIVE_UP_RATE = 0.7  # and how often a demonstration gives up after a wrong attempt: RL has something to unlearn
+LARGEST_NUMBER = 20  # synthetic problems draw their numbers from 1..20
+LARGEST_RESULT = 100  # every intermediate result is a whole number in 1..100, the range of the tiny model
+HIT_RATE = 0.5  # share of correct attempts in demonstrations: enough to learn searching and checking
+GIVE_UP_RATE = 0.7  # how often a demonstration gives up after a wrong attempt, which RL unlearns
 
 
 @lru_cache(maxsize=100_000)
@@ -48,23 +48,23 @@ def all_attempts(nums: tuple[int, ...], largest: int) -> tuple[tuple[str, str, i
 
 
 def solve(nums: list[int], target: int) -> list[str]:
-    """Return every expression that reaches the target with whole, positive results on the way.
+    """Return every expression that reaches the target through whole, positive results.
 
-    >>> solve([2, 3, 7], 42)[0]
-    '(2 * 3) * 7'
+    >>> solve([2, 3, 7], 42)
+    ['7 * (3 * 2)', '(7 * 2) * 3', '(7 * 3) * 2']
     """
     attempts = all_attempts(tuple(sorted(nums)), max(LARGEST_RESULT, target))
     return [expression for _, expression, value in attempts if value == target]
 
 
 def split_of(nums: list[int]) -> str:
-    """Assign a set of numbers to the training or (one in five) the test split, so that the two never share one."""
+    """Return the split of a set of numbers: one set in five is "test", so the splits never share a set."""
     digest = hashlib.sha256(repr(sorted(nums)).encode()).digest()
     return "test" if digest[0] % 5 == 0 else "train"
 
 
 def generate_row(split: str, rng: random.Random, count: int = 3) -> Row:
-    """Draw a solvable problem of the split: the target is the value of a random attempt of 10 or more."""
+    """Draw a solvable problem of the split: the target, at least 10, is the value of a random attempt."""
     while True:
         nums = [rng.randint(1, LARGEST_NUMBER) for _ in range(count)]
         if split_of(nums) != split:
@@ -101,42 +101,34 @@ class Countdown(Task):
         return is_solution(self.extract(completion), row)
 
     def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
-        """Also accept an expression that stands on the last line, without tags."""
+        """Also accept an expression on the last line, without tags."""
         lines = completion_text(completion).strip().splitlines()
         return self.is_correct(completion, row) or (bool(lines) and is_solution(lines[-1].split("=")[0], row))
 
     def demonstration(self, row: Row) -> str:
-        """Try, check, stop when it is right, and after a wrong attempt often give up and answer with it anyway."""
+        """Write attempts until one is correct; after a wrong attempt, often give up and answer with it anyway."""
         tries, expression = demonstrate(row, random.Random(f"{row['nums']} {row['target']}"))
         return f"<think>{tries}</think><answer>{expression}</answer>"
 
-    def synthetic_rows(self, split: str, limit: int | None) -> list[Row]:
-        rng = random.Random(f"countdown {split}")
-        wanted = limit or (8192 if split == "train" else 1024)
-        rows: dict[str, Row] = {}
-        while len(rows) < wanted:
-            row = generate_row(split, rng)
-            rows.setdefault(f"{sorted(row['nums'])} {row['target']}", row)
-        return list(rows.values())
-
-    def hub_rows(self, split: str, limit: int | None) -> list[Row]:
-        return load_hub_rows(self.hub_id, None, split, limit)
+    def generate(self, split: str, rng: random.Random) -> tuple[str, Row]:
+        row = generate_row(split, rng)
+        return f"{sorted(row['nums'])} {row['target']}", row
 
     def check_row(self, row: Row) -> Row:
         nums, target = row["nums"], row["target"]
         if not isinstance(nums, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in nums):
-            raise RowError(f"nums={nums!r} must be a list of whole numbers, such as [3, 7, 25].")
+            raise RowError(f"nums={nums!r} is not a list of whole numbers: write it like [3, 7, 25].")
         if not 2 <= len(nums) <= 6 or min(nums) < 1:
-            raise RowError(f"nums={nums!r} must hold two to six numbers of at least 1.")
+            raise RowError(f"nums={nums!r} does not fit: give two to six numbers of at least 1.")
         if not isinstance(target, int) or isinstance(target, bool):
-            raise RowError(f"target={target!r} must be a whole number, such as 46.")
+            raise RowError(f"target={target!r} is not a whole number: write it like 46.")
         if len(nums) <= 4 and not has_solution(tuple(sorted(nums)), target):
-            raise RowError(f"{target} cannot be made from {nums}, each used once; remove the row.")
+            raise RowError(f"no expression that uses each of {nums} once equals {target}: remove the row.")
         return {"nums": nums, "target": target}
 
 
 def is_solution(expression: str | None, row: Row) -> bool:
-    """Say whether the expression uses exactly the row's numbers, each once, and equals the target exactly."""
+    """Return whether the expression uses each of the row's numbers once, and no other, and equals the target."""
     if expression is None:
         return False
     try:
@@ -147,7 +139,7 @@ def is_solution(expression: str | None, row: Row) -> bool:
 
 def demonstrate(row: Row, rng: random.Random, hit_rate: float = HIT_RATE,
                 give_up_rate: float = GIVE_UP_RATE) -> tuple[str, str]:
-    """Write attempts, one a line, each checked by "yes" or "no"; return them and the expression of the last one."""
+    """Return attempts, one per line and each marked "yes" or "no", and the expression of the last attempt."""
     attempts = all_attempts(tuple(sorted(row["nums"])), max(LARGEST_RESULT, row["target"]))
     hits = [attempt for attempt in attempts if attempt[2] == row["target"]]
     misses = [attempt for attempt in attempts if attempt[2] != row["target"]]
@@ -162,7 +154,8 @@ def demonstrate(row: Row, rng: random.Random, hit_rate: float = HIT_RATE,
 
 @lru_cache(maxsize=100_000)
 def has_solution(nums: tuple[int, ...], target: int) -> bool:
-    """Say whether some expression over the numbers equals the target, fractions and negative results included."""
+    """Return whether some expression over the numbers equals the target, through any fractions or negative results."""
+
     def reach(pool: tuple[Fraction, ...]) -> bool:
         if len(pool) == 1:
             return pool[0] == target

@@ -1,6 +1,6 @@
-"""The response formats: the tags that the prompts ask for, and whether a whole completion has them.
+"""The response formats: the tags that the prompts ask for, and checks that a whole completion has them.
 
-The regular expressions see only text that holds each tag exactly once; so their work is in proportion to its length.
+The regular expressions see only text that holds each tag exactly once, so they take time proportional to its length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ THINK_FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re
 
 
 def has_reasoning_format(text: str) -> bool:
-    r"""Say whether the text is exactly what GSM8K's prompt asks for, each tag on its own line, a final newline or none.
+    r"""Return whether the text is what GSM8K's prompt asks for: each tag on its own line, a final newline or none.
 
     >>> has_reasoning_format("<reasoning>\n48 + 24\n= 72\n</reasoning>\n<answer>\n72\n</answer>")
     True
@@ -23,7 +23,7 @@ def has_reasoning_format(text: str) -> bool:
 
 
 def has_think_format(text: str) -> bool:
-    r"""Say whether the text is `<think>...</think><answer>...</answer>` and nothing else but white space.
+    r"""Return whether the text is `<think>...</think><answer>...</answer>` and nothing else but whitespace.
 
     >>> has_think_format("<think>9 * 8\n= 72</think>\n<answer>72</answer>")
     True
@@ -32,12 +32,12 @@ def has_think_format(text: str) -> bool:
 
 
 def has_each_once(text: str, tags: tuple[str, ...]) -> bool:
-    """Say whether each tag stands in the text exactly once."""
+    """Return whether the text holds each tag exactly once."""
     return all(text.count(tag) == 1 for tag in tags)
 
 
 def has_in_order(text: str, tags: tuple[str, ...]) -> bool:
-    """Say whether the tags stand in the text one after the other."""
+    """Return whether the text holds the tags in this order."""
     position = 0
     for tag in tags:
         found = text.find(tag, position)

@@ -1,7 +1,7 @@
 """GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168), three response formats.
 
 A row: {"question": "Natalia sold clips to 48 friends ...", "answer": "72", "solution": "Natalia sold 48/2 = ..."}.
-A right answer: <answer>72</answer> in the formats "reasoning" and "think", `#### 72` at the end in "hash".
+A correct answer: <answer>72</answer> in the formats "reasoning" and "think", `#### 72` at the end in "hash".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 import re
 
 from .answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match, parse_number
-from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text, load_hub_rows
+from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text
 from .formats import has_reasoning_format, has_think_format
 from .word_problems import generate_problem
 
@@ -19,13 +19,14 @@ SYSTEM_PROMPTS = {
     "think": THINK_SYSTEM_PROMPT,
     "hash": "Solve the problem step by step. End with a line of the form #### N, where N is the answer as a number.",
 }
-HURRIED_RATE = 0.7  # share of synthetic demonstrations that write the answer without any step: RL has something to find
+HURRIED_RATE = 0.7  # share of synthetic demonstrations that skip the steps, which RL learns to write
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")  # GSM8K's <<48/2=24>> annotations are for a calculator, not for the reader
 
 
 class GSM8K(Task):
     name = "gsm8k"
     hub_id = "openai/gsm8k"
+    hub_config = "main"
     columns = ("question", "answer")
     response_formats = ("reasoning", "think", "hash")
 
@@ -52,12 +53,12 @@ class GSM8K(Task):
         return numbers_match(self.extract(completion), self.gold(row))
 
     def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
-        """Accept what is_correct does, and the last number in the text (lm-evaluation-harness's flexible-extract)."""
+        """Also accept the last number in the text (lm-evaluation-harness's flexible-extract)."""
         return self.is_correct(completion, row) or numbers_match(
             extract_last_number(completion_text(completion)), self.gold(row))
 
     def demonstration(self, row: Row) -> str:
-        """Write the worked solution in the response format, or only its answer where the row says `hurried`."""
+        """Return the worked solution in the response format; a `hurried` row gets only the answer."""
         answer = self.gold(row)
         steps = f"The answer is {answer}." if row.get("hurried") else worked_steps(row["solution"])
         return {
@@ -66,33 +67,24 @@ class GSM8K(Task):
             "hash": f"{steps}\n#### {answer}",
         }[self.response_format]
 
-    def synthetic_rows(self, split: str, limit: int | None) -> list[Row]:
-        """Draw templated problems; `hurried` marks the demonstrations that skip the steps."""
-        rng = random.Random(f"gsm8k {split}")
-        wanted = limit or (8192 if split == "train" else 1024)
-        rows: dict[str, Row] = {}
-        while len(rows) < wanted:
-            problem = generate_problem(split, rng)
-            rows.setdefault(problem.key, {"question": problem.question, "answer": problem.solution,
-                                          "hurried": rng.random() < HURRIED_RATE})
-        return list(rows.values())
-
-    def hub_rows(self, split: str, limit: int | None) -> list[Row]:
-        return load_hub_rows(self.hub_id, "main", split, limit)
+    def generate(self, split: str, rng: random.Random) -> tuple[str, Row]:
+        problem = generate_problem(split, rng)
+        return problem.key, {"question": problem.question, "answer": problem.solution,
+                             "hurried": rng.random() < HURRIED_RATE}
 
     def check_row(self, row: Row) -> Row:
         """Split GSM8K's `answer` (worked solution ending in `#### N`) into `answer` (N) and `solution`."""
         answer = str(row["answer"])
-        gold = answer.rsplit("####", 1)[-1].strip()  # after the mark, or all of it: a number and nothing else
+        gold = answer.rsplit("####", 1)[-1].strip()  # the text after the mark, or all of it if there is no mark
         if parse_number(gold) is None:
-            raise RowError(f"answer={answer[-60:]!r} holds no gold number; its last line must be '#### N', such as "
-                           "'#### 72', or the answer be a number and nothing else.")
+            raise RowError(f"answer={answer[-60:]!r} has no gold number: end it with a line such as '#### 72', or give "
+                           "the number alone.")
         kept = {key: row[key] for key in ("hurried",) if key in row}
         return {"question": str(row["question"]), "answer": gold, "solution": answer, **kept}
 
 
 def worked_steps(solution: str) -> str:
-    """Return a GSM8K solution without its calculator marks and its final `#### N` line.
+    """Return a GSM8K solution without its calculator marks and without its final `#### N` line.
 
     >>> worked_steps("Anna has 2 + 3 = <<2+3=5>>5 pens.\\n#### 5")
     'Anna has 2 + 3 = 5 pens.'

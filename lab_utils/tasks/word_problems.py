@@ -1,7 +1,7 @@
-"""A generator of word problems of one to four steps in GSM8K's own answer format, so that no download is needed.
+"""Generate word problems of one to four steps in GSM8K's own answer format, without a download.
 
-The templates are in word_problems.yaml. Every number, result and answer is a whole number in 1..100, as the tiny model
-can calculate; a problem belongs to the training or the test split by its template and numbers, whatever the names.
+The templates are in word_problems.yaml. Every number, result and answer is a whole number in 1..100, the range of the
+tiny model. Template and numbers decide whether a problem belongs to the training or the test split; the names do not.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Problem:
     question: str
     solution: str
     answer: int
-    formula: str  # the answer worked out independently of the steps, with the numbers filled in
+    formula: str  # another way to work out the answer, independent of the steps, with the numbers filled in
     steps: int
     split: str
-    key: str  # template and numbers: what makes it this problem, whatever the names
+    key: str  # template and numbers; the names make no difference
 
 
 @cache
@@ -46,12 +46,12 @@ def load_templates() -> list[dict]:
 
 
 def fill_numbers(text: str, numbers: dict[str, int]) -> str:
-    """Put numbers in the place of their names: fill_numbers("a + r1", {"a": 2, "r1": 5}) is "2 + 5"."""
+    """Replace names by numbers: fill_numbers("a + r1", {"a": 2, "r1": 5}) is "2 + 5"."""
     return re.sub(r"[a-e]|r\d", lambda match: str(numbers[match[0]]), text)
 
 
 def work_out(template: dict, numbers: dict[str, int]) -> list[tuple[str, int]] | None:
-    """Work out the steps; None unless every result is a whole number in 1..LARGEST."""
+    """Return each step's sum and value, or None unless every value is a whole number in 1..LARGEST."""
     known = dict(numbers)
     worked = []
     for count, step in enumerate(template["steps"], 1):
@@ -65,7 +65,7 @@ def work_out(template: dict, numbers: dict[str, int]) -> list[tuple[str, int]] |
 
 
 def generate_problem(split: str, rng: random.Random) -> Problem:
-    """Draw a problem of the split ("train" or "test": one problem in five, by template and numbers)."""
+    """Draw a problem of the split: one in five problems, by template and numbers, is "test", the others are "train"."""
     templates = load_templates()
     index = rng.randrange(len(templates))
     template = templates[index]

@@ -1,9 +1,8 @@
-"""Tests of lab_utils.rewards: tables of good and bad text, what other people's rewards get wrong, and bounded work."""
+"""Tests of lab_utils.rewards: tables of good and bad text, faults of published rewards, and bounded work."""
 
 import copy
-import doctest
 import functools
-import importlib
+import inspect
 import math
 
 import numpy as np
@@ -11,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab_utils import rewards
+from lab_utils import WorkshopError, rewards
+from lab_utils.config.rules import ANY
+from lab_utils.config.rules import REWARDS as EARNED_WITH
 from lab_utils.rewards import (
     combine_rewards,
     conciseness_reward,
@@ -29,10 +30,8 @@ from lab_utils.rewards import (
 )
 from lab_utils.tasks import load_task
 
-pytestmark = pytest.mark.unit
 repeatable = settings(deadline=None, derandomize=True)
 
-REWARDS = [getattr(rewards, name) for name in rewards.__all__ if name != "combine_rewards"]
 RANGES = {  # the lowest and the highest value that a reward can take
     "correctness_reward": (0, 2),
     "int_reward": (0, 0.5),
@@ -47,6 +46,7 @@ RANGES = {  # the lowest and the highest value that a reward can take
     "conciseness_reward": (0, 1),
     "repetition_penalty_reward": (-1, 0),
 }
+REWARDS = [getattr(rewards, name) for name in RANGES]
 
 STRICT = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
 THINK = "<think>48 / 2 = 24\n48 + 24 = 72</think><answer>72</answer>"
@@ -62,34 +62,21 @@ def score(reward, text, **columns):
 # --- GSM8K, <reasoning> and <answer> -------------------------------------------------------------------------------
 
 
-def test_the_requested_format_earns_everything():
-    for text in (STRICT, STRICT + "\n"):
-        assert [score(reward, text) for reward in (
-            correctness_reward, int_reward, strict_format_reward, soft_format_reward, xmlcount_reward
-        )] == [2.0, 0.5, 0.5, 0.5, 0.5]
-
-
 @pytest.mark.parametrize(
     ("text", "correct", "whole"),
     [
         ("<answer>72</answer>", 2.0, 0.5),
         ("<answer>\n72\n</answer>", 2.0, 0.5),
-        ("<answer>$72</answer>", 2.0, 0.5),
-        ("<answer>72.0</answer>", 2.0, 0.5),
-        ("<answer>72.</answer>", 2.0, 0.5),
-        ("<answer>71</answer> <answer>72</answer>", 2.0, 0.5),  # the last complete answer counts
-        ("<answer>72</answer> <answer>71</answer>", 0.0, 0.5),
+        ("<answer>$72.0</answer>", 2.0, 0.5),
+        ("<answer>72</answer> <answer>71</answer>", 0.0, 0.5),  # the last complete answer counts
         ("<answer>72</answer> <answer>71", 2.0, 0.5),
         ("<answer>71</answer>", 0.0, 0.5),
         ("<answer>-72</answer>", 0.0, 0.5),
-        ("<answer>1,072</answer>", 0.0, 0.5),
         ("<answer>72.5</answer>", 0.0, 0.0),
         ("<answer>banana</answer>", 0.0, 0.0),
         ("<answer>72 clips</answer>", 0.0, 0.0),
-        ("<answer>48 + 24 = 72</answer>", 0.0, 0.0),
         ("<answer></answer>", 0.0, 0.0),
         ("<answer>72", 0.0, 0.0),
-        ("72</answer>", 0.0, 0.0),
         ("72", 0.0, 0.0),  # untagged
         ("#### 72", 0.0, 0.0),
         ("", 0.0, 0.0),
@@ -114,9 +101,7 @@ def test_gold_is_a_number_or_a_whole_solution(written, gold):
         (STRICT, 0.5, 0.5, 0.5),
         (STRICT + "\n", 0.5, 0.5, 0.5),
         (STRICT + "\n\n", 0.0, 0.5, 0.5),
-        ("\n" + STRICT, 0.0, 0.5, 0.5),
         ("Sure!\n" + STRICT, 0.0, 0.5, 0.5),
-        (STRICT + "abc", 0.0, 0.5, 0.5 - 0.003),
         (STRICT + "\nabc\n", 0.0, 0.5, 0.5 - 0.003),
         (STRICT + "x" * 10_000, 0.0, 0.5, 0.0),  # never below 0
         (STRICT + "\n" + STRICT, 0.0, 0.5, 0.0),  # every tag twice
@@ -127,8 +112,6 @@ def test_gold_is_a_number_or_a_whole_solution(written, gold):
         ("<answer>\n72\n</answer>\n<reasoning>\n48 + 24\n</reasoning>", 0.0, 0.0, 0.5 - 0.001 * 32),
         ("<answer>72</answer>", 0.0, 0.0, 0.25),
         ("</answer>" + "x" * 100, 0.0, 0.0, 0.025),
-        ("<answer>", 0.0, 0.0, 0.125),
-        ("72", 0.0, 0.0, 0.0),
         ("", 0.0, 0.0, 0.0),
     ],
 )
@@ -141,7 +124,7 @@ def test_reasoning_format(text, strict, soft, xmlcount):
 @given(st.text())
 @repeatable
 def test_strict_format_takes_any_content(content):
-    """Line breaks, "." and any other character inside the tags make no difference (a DOTALL forgotten would)."""
+    """Any character may stand inside the tags, line breaks too: a pattern without DOTALL would fail."""
     text = f"<reasoning>\n{content}\n</reasoning>\n<answer>\n{content}\n</answer>"
     assert score(strict_format_reward, text) == score(soft_format_reward, text) == score(xmlcount_reward, text) == 0.5
 
@@ -157,11 +140,8 @@ def test_strict_format_takes_any_content(content):
         ("#### 72.00", 1.0),
         ("#### 71\n#### 72", 0.0),  # the first one counts
         ("#### 71", 0.0),
-        ("####72", 0.0),
         ("72", 0.0),
         ("<answer>72</answer>", 0.0),
-        ("#### banana", 0.0),
-        ("", 0.0),
     ],
 )
 def test_numeric_match(text, expected):
@@ -171,49 +151,38 @@ def test_numeric_match(text, expected):
 # --- Countdown -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("(7 * 6) + 3", 1.0),
-        ("7*6+3", 1.0),
-        ("3 + 6 * 7", 1.0),
-        ("\n(7 * 6) + 3\n", 1.0),
-        ("((7) * (6)) + 3", 1.0),
-        ("7 * 6 - -3", 1.0),  # a minus sign is an operator, the numbers are 7, 6 and 3
-        ("(7 * 6) - 3", 0.0),  # another value
-        ("7 * 6 + 3 = 45", 0.0),  # an equation is no expression
-        ("45 = 7 * 6 + 3", 0.0),
-        ("45", 0.0),
-        ("42 + 3", 0.0),  # other numbers
-        ("7 * 6 + 3 + 3 - 3", 0.0),  # a number three times
-        ("7 * 6 + 3 * 1", 0.0),
-        ("7 * 6", 0.0),  # a number left out
-        ("7.0 * 6 + 3", 0.0),
-        ("76 + 3", 0.0),
-        ("7 × 6 + 3", 0.0),
-        ("7 ** 6 + 3", 0.0),
-        ("banana", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_equation(answer, expected):
-    assert score(equation_reward, f"<think>7 * 6 = 42, 42 + 3 = 45 yes</think><answer>{answer}</answer>") == expected
+def answered(expression):
+    return f"<think>7 * 6 = 42, 42 + 3 = 45 yes</think><answer>{expression}</answer>"
+
+
+@pytest.mark.parametrize("expression", ["(7 * 6) + 3", "7*6+3", "3 + 6 * 7", "\n(7 * 6) + 3\n", "((7) * (6)) + 3",
+                                        "7 * 6 - -3"])  # a minus sign is an operator: the numbers are 7, 6 and 3
+def test_equation(expression):
+    assert score(equation_reward, answered(expression)) == 1.0
 
 
 @pytest.mark.parametrize(
     ("text", "nums", "target"),
     [
-        ("<answer>2**3</answer>", [2, 3], 8),
-        ("<answer>2 ** 3</answer>", [2, 3], 8),
-        ("<answer>95**99**7</answer>", [7, 95, 99], 1),
-        ("<answer>3.5*2</answer>", [2, 3, 5], 7),
-        ("<answer>7//2</answer>", [2, 7], 3),
-        ("<answer>1/(2-2)</answer>", [1, 2, 2], 0),
-        ("<answer>1/3*3</answer>", [1, 3, 3], 2),
+        (answered("(7 * 6) - 3"), [3, 6, 7], 45),  # another value
+        (answered("7 * 6 + 3 = 45"), [3, 6, 7], 45),  # an equation is not an expression
+        (answered("45"), [3, 6, 7], 45),
+        (answered("42 + 3"), [3, 6, 7], 45),  # other numbers
+        (answered("7 * 6 + 3 + 3 - 3"), [3, 6, 7], 45),  # one number three times
+        (answered("7 * 6"), [3, 6, 7], 42),  # a number is left out
+        (answered("7.0 * 6 + 3"), [3, 6, 7], 45),
+        (answered("76 + 3"), [3, 6, 7], 79),
+        (answered("banana"), [3, 6, 7], 45),
+        (answered("2**3"), [2, 3], 8),
+        (answered("95**99**7"), [7, 95, 99], 1),
+        (answered("3.5*2"), [2, 3, 5], 7),
+        (answered("7//2"), [2, 7], 3),
+        (answered("1/(2-2)"), [1, 2, 2], 0),
+        (answered("1/3*3"), [1, 3, 3], 2),
         ("7 * 6", [6, 7], 42),  # untagged
         ("<answer>7 * 6", [6, 7], 42),
-        ("7 * 6</answer>", [6, 7], 42),
         ("<answer>7 * 6</answer> no, <answer>7 + 6</answer>", [6, 7], 42),  # the last answer counts
+        ("", [6, 7], 42),
     ],
 )
 def test_equation_earns_nothing(text, nums, target):
@@ -221,8 +190,8 @@ def test_equation_earns_nothing(text, nums, target):
 
 
 def test_equation_is_exact():
-    assert score(equation_reward, "<answer>3 / (1 / 3)</answer>", nums=[1, 3, 3], target=9) == 1.0
-    assert score(equation_reward, "<answer>8 / (3 - 8 / 3)</answer>", nums=[3, 3, 8, 8], target=24) == 1.0
+    assert score(equation_reward, answered("3 / (1 / 3)"), nums=[1, 3, 3], target=9) == 1.0
+    assert score(equation_reward, answered("8 / (3 - 8 / 3)"), nums=[3, 3, 8, 8], target=24) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -238,13 +207,9 @@ def test_equation_is_exact():
         ("<think>a<answer>72</answer></think>", 0.0),
         ("<answer>72</answer><think>a</think>", 0.0),
         ("<think>a</think><answer>72", 0.0),
-        ("<think>a<answer>72</answer>", 0.0),
         ("<think>a</think><think>b</think><answer>72</answer>", 0.0),
-        ("<think>a</think><answer>71</answer><answer>72</answer>", 0.0),
         ("<Think>a</Think><answer>72</answer>", 0.0),
         ("<answer>72</answer>", 0.0),
-        ("72", 0.0),
-        ("", 0.0),
     ],
 )
 def test_think_format(text, expected):
@@ -260,7 +225,7 @@ texts = st.one_of(st.lists(st.sampled_from(SNIPPETS), max_size=12).map("".join),
 
 @given(texts)
 @repeatable
-def test_rewards_are_the_tasks_own_judgement(text):
+def test_rewards_agree_with_the_tasks(text):
     gsm8k = {"answer": "72"}
     countdown = {"nums": [3, 6, 7], "target": 45}
     assert score(correctness_reward, text) == 2.0 * load_task("gsm8k").is_correct(text, gsm8k)
@@ -269,6 +234,24 @@ def test_rewards_are_the_tasks_own_judgement(text):
     assert score(equation_reward, text) == load_task("countdown").is_correct(text, countdown)
     assert (score(strict_format_reward, text) > 0) == load_task("gsm8k").has_format(text)
     assert (score(format_reward, text) > 0) == load_task("countdown").has_format(text)
+
+
+def test_the_rewards_for_correctness_are_those_that_see_the_gold():
+    see_the_gold = {f.__name__ for f in REWARDS if {"answer", "target"} & set(inspect.signature(f).parameters)}
+    assert see_the_gold == set(rewards.CORRECTNESS)
+
+
+@pytest.mark.parametrize(("task", "response_format", "text"), [
+    ("gsm8k", "reasoning", STRICT), ("gsm8k", "think", THINK), ("gsm8k", "hash", HASH),
+    ("countdown", "think", answered("7 * 6 + 3")),
+])
+def test_a_good_completion_earns_the_rewards_that_a_recipe_may_use(task, response_format, text):
+    """The table in config/rules.py says with which tasks and formats a reward can be earned."""
+    for reward in REWARDS:
+        tasks, formats = EARNED_WITH[reward.__name__]
+        if formats != ANY:
+            earned = score(reward, text) > RANGES[reward.__name__][1] / 2
+            assert earned == (task in tasks and response_format in formats), reward.__name__
 
 
 # --- Shaping -------------------------------------------------------------------------------------------------------
@@ -288,14 +271,7 @@ def test_cosine_scaled_accuracy():
     assert min(right) > max(wrong)
 
 
-def test_cosine_scaled_accuracy_estimates_the_length_from_characters():
-    text = THINK.ljust(4 * 256)
-    assert cosine_scaled_accuracy_reward([text], answer=["72"]) == pytest.approx([0.75])
-
-
-@pytest.mark.parametrize("text", ["72", "#### 72", "<answer>72", "<answer>banana</answer>", ""])
-def test_cosine_scaled_accuracy_of_no_answer_is_wrong(text):
-    assert score(cosine_scaled_accuracy_reward, text) < 0
+    assert cosine_scaled_accuracy_reward([THINK.ljust(4 * 256)], answer=["72"]) == pytest.approx([0.75])  # 4 per token
 
 
 @pytest.mark.parametrize(
@@ -305,21 +281,16 @@ def test_cosine_scaled_accuracy_of_no_answer_is_wrong(text):
         ("1. a\n2. b\n 3) c", 3),
         ("- a\n* b", 2),
         ("First, a. Then, b. Finally, c.", 3),
-        ("9 * 8 = 72", 1),
         ("9 * 8 = <<9*8=72>>72", 1),
         ("It costs = $72 and = -5", 2),
+        ("First, " * 1000, 10),  # no more than all
         ("The first one then is 72.", 0),
         ("x = y", 0),
         ("3.5 - 2 * 4", 0),
-        ("", 0),
     ],
 )
 def test_reasoning_counts_steps(text, count):
     assert score(functools.partial(reasoning_reward, steps=10), text) == count / 10
-
-
-def test_reasoning_is_bounded():
-    assert score(reasoning_reward, "First, " * 1000) == 1.0
 
 
 def test_conciseness():
@@ -335,14 +306,10 @@ def test_conciseness():
         ("A b c a B c", -0.25),
         ("no no no no no no", -0.75),
         ("a b", 0.0),
-        ("", 0.0),
     ],
 )
 def test_repetition_penalty(text, expected):
     assert score(repetition_penalty_reward, text) == expected
-
-
-def test_repetition_penalty_parameters():
     assert repetition_penalty_reward(["a b a b a"], ngram_size=2, max_penalty=-2.0) == [-1.0]
 
 
@@ -353,7 +320,7 @@ def test_repetition_penalty_parameters():
 @given(contents=st.lists(st.one_of(texts, st.text()), max_size=4))
 @repeatable
 def test_every_reward_is_a_pure_function_of_its_columns(reward, contents):
-    """Called as TRL calls it: keywords only, more columns than needed, strings or messages."""
+    """TRL calls a reward with keywords only and more columns than it needs, on strings or messages."""
     count = len(contents)
     columns = {"prompts": ["?"] * count, "answer": ["72"] * count, "nums": [[3, 6, 7]] * count, "target": [45] * count,
                "completion_ids": [[0] * len(text) for text in contents], "trainer_state": None}
@@ -385,12 +352,10 @@ def test_work_is_bounded(reward, piece, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    "reward", [correctness_reward, numeric_match_reward, equation_reward, cosine_scaled_accuracy_reward]
-)
-def test_columns_of_another_length_are_refused(reward):
+@pytest.mark.parametrize("name", rewards.CORRECTNESS)
+def test_columns_of_another_length_are_refused(name):
     with pytest.raises(ValueError):
-        reward(["a", "b"], answer=["72"], nums=[[3, 6, 7]], target=[45])
+        getattr(rewards, name)(["a", "b"], answer=["72"], nums=[[3, 6, 7]], target=[45])
 
 
 # --- combine_rewards -----------------------------------------------------------------------------------------------
@@ -403,16 +368,6 @@ def test_combined_is_the_weighted_sum():
     assert values == pytest.approx([1.1, 1.0, 0.1, 0.0])
     assert combined.__name__ == "0.1*format_reward+1.0*equation_reward"
     assert combined([], nums=[], target=[]) == []
-
-
-def test_the_mix_of_the_reasoning_recipe():
-    weights = {cosine_scaled_accuracy_reward: 0.5, format_reward: 0.1, reasoning_reward: 0.15, conciseness_reward: 0.05,
-               repetition_penalty_reward: 0.2}
-    contents = [THINK, "no no no no no no"]
-    combined = combine_rewards(list(weights), list(weights.values()))(contents, answer=["72", "72"])
-    by_hand = [sum(weight * score(function, text) for function, weight in weights.items()) for text in contents]
-    assert combined == pytest.approx(by_hand)
-    assert combined[0] > 0 > combined[1]
 
 
 def test_combined_takes_partials_and_other_combinations():
@@ -434,53 +389,31 @@ def test_combined_takes_numpy_numbers():
     ("functions", "weights", "message"),
     [
         ([], [], "at least one reward function"),
-        ([format_reward], [], r"1 functions \(format_reward\) and 0 weights"),
         ([format_reward], [1.0, 2.0], r"1 functions \(format_reward\) and 2 weights \(\[1.0, 2.0\]\)"),
         ([format_reward], [math.nan], "weight of format_reward is nan"),
         ([format_reward, int_reward], [1.0, math.inf], "weight of int_reward is inf"),
-        ([format_reward], [None], "weight of format_reward is None"),
         ([format_reward], ["0.5"], "weight of format_reward is '0.5'"),
     ],
 )
 def test_combine_refuses(functions, weights, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(WorkshopError, match=message):
         combine_rewards(functions, weights)
 
 
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (None, "broken_reward returned None; .* a list with one number for each completion"),
-        (1.0, "broken_reward returned 1.0; .* a list"),
-        ([1.0], "broken_reward returned 1 values for 2 completions"),
-        ([1.0, 2.0, 3.0], "broken_reward returned 3 values for 2 completions"),
-        ([1.0, None], "broken_reward returned None for completion 1; .* finite number. Return 0.0"),
+        (None, "broken_reward returned None, not a list: return a list"),
+        ([1.0, 2.0, 3.0], "broken_reward returned 3 values for 2 completions: return one value for each"),
+        ([1.0, None], "broken_reward returned None for completion 1, not a finite number: return 0.0"),
         ([math.nan, 1.0], "broken_reward returned nan for completion 0"),
-        ([1.0, -math.inf], "broken_reward returned -inf for completion 1"),
         ([1.0, "2"], "broken_reward returned '2' for completion 1"),
     ],
 )
-def test_combined_names_the_culprit(returned, message):
+def test_combined_names_the_broken_reward(returned, message):
     def broken_reward(completions, **columns):
         return returned
 
     combined = combine_rewards([int_reward, broken_reward], [1.0, 1.0])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(WorkshopError, match=message):
         combined(["a", "b"])
-
-
-# --- Examples in the documentation ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "module", ["answers", "expressions", "rewards.correctness", "rewards.format", "rewards.shaping", "rewards.combine"]
-)
-def test_examples_run(module):
-    results = doctest.testmod(importlib.import_module(f"lab_utils.{module}"))
-    assert results.attempted > 0
-    assert results.failed == 0
-
-
-@pytest.mark.parametrize("reward", [*REWARDS, combine_rewards], ids=lambda reward: reward.__name__)
-def test_every_reward_has_an_example(reward):
-    assert ">>> " in reward.__doc__

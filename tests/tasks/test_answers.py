@@ -1,4 +1,4 @@
-"""Tests of lab_utils.tasks.answers: what is extracted, what counts as the same number, and that work stays bounded."""
+"""Tests of lab_utils.tasks.answers: what is extracted, which numbers are equal, and bounded work."""
 
 import re
 
@@ -14,7 +14,6 @@ from lab_utils.tasks.answers import (
     parse_number,
 )
 
-pytestmark = pytest.mark.unit
 repeatable = settings(deadline=None, derandomize=True)
 
 
@@ -31,11 +30,9 @@ repeatable = settings(deadline=None, derandomize=True)
         ("####72", None),  # a space belongs to the format
         ("### 72", None),
         ("#### $72", None),  # strict; the lenient extraction finds it
-        ("#### seventy-two", None),
         ("#### ...", None),
         ("#### ٧٢", None),  # only the digits 0-9
         ("The answer is 72.", None),
-        ("", None),
     ],
 )
 def test_hash_answer(text, expected):
@@ -46,19 +43,16 @@ def test_hash_answer(text, expected):
     ("text", "expected"),
     [
         ("<reasoning>\n48 + 24\n</reasoning>\n<answer>\n72\n</answer>", "72"),
-        ("<answer>72</answer>", "72"),
         ("<answer>71</answer> no, wait: <answer>72</answer>", "72"),  # the last complete one
         ("<answer>72</answer> or <answer>73", "72"),
         ("<answer>71 <answer>72</answer>", "72"),
         ("<answer>72</answer></answer>", "72"),
         ("<answer></answer>", ""),
-        ("<answer>banana</answer>", "banana"),
         ("<answer>72", None),
         ("72</answer>", None),
         ("</answer>72<answer>", None),
         ("<ANSWER>72</ANSWER>", None),
         ("72", None),
-        ("", None),
     ],
 )
 def test_xml_answer(text, expected):
@@ -71,7 +65,7 @@ def test_xml_answer_of_another_tag():
 
 @given(before=st.text(), inside=st.text(alphabet=st.characters(exclude_characters="<")), after=st.text("a <>/\n"))
 @repeatable
-def test_xml_answer_is_what_stands_between_the_tags(before, inside, after):
+def test_xml_answer_is_the_text_between_the_tags(before, inside, after):
     assert extract_xml_answer(f"{before}<answer>{inside}</answer>{after}") == inside.strip()
 
 
@@ -83,12 +77,9 @@ def test_xml_answer_is_what_stands_between_the_tags(before, inside, after):
         ("That makes 1,000, I think.", "1,000"),
         ("I get 7.50", "7.50"),
         ("It falls to -5.", "-5"),
-        ("The answer is 72...", "72"),
         ("The answer is 72. Hmm ...", "72"),
         ("<answer>72</answer>", "72"),
-        ("no number here.", None),
         ("$ ... ,,", None),
-        ("", None),
     ],
 )
 def test_last_number(text, expected):
@@ -97,8 +88,8 @@ def test_last_number(text, expected):
 
 @given(st.text(alphabet="0123456789$.,-# \na"))
 @repeatable
-def test_extraction_is_that_of_lm_evaluation_harness(text):
-    """The regular expressions are those of its gsm8k task; only a match without any digit is no answer here."""
+def test_extraction_agrees_with_lm_evaluation_harness(text):
+    """The regular expressions are those of its gsm8k task. The one difference: a match without a digit is no answer."""
     strict = re.findall(r"#### (\-?[0-9\.\,]+)", text)
     assert extract_hash_answer(text) == (strict[0].rstrip(".,") or None if strict else None)
     flexible = [a or b for a, b in re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)]
@@ -106,21 +97,14 @@ def test_extraction_is_that_of_lm_evaluation_harness(text):
     assert extract_last_number(text) == (with_digits[-1] if with_digits else None)
 
 
-SAME_AS_1000 = ["1000", "1,000", "$1000", "$1,000", "1000.0", "1,000.00", "1000.", " 1000\n", "+1000", "01000", "1000%"]
-SAME_AS_MINUS_5 = ["-5", "-5.0", "-$5", "$-5", "-5."]
-
-
-@pytest.mark.parametrize("gold", ["1000", "1,000"])
-@pytest.mark.parametrize("text", SAME_AS_1000)
-def test_format_of_a_number_makes_no_difference(text, gold):
-    assert numbers_match(text, gold)
-    assert numbers_match(gold, text)
-
-
-@pytest.mark.parametrize("text", SAME_AS_MINUS_5)
-def test_format_of_a_negative_number_makes_no_difference(text):
-    assert numbers_match(text, "-5")
-    assert not numbers_match(text, "5")
+@pytest.mark.parametrize(("value", "texts"), [
+    ("1000", ["1,000", "$1000", "$1,000", "1000.0", "1,000.00", "1000.", " 1000\n", "+1000", "01000", "1000%"]),
+    ("-5", ["-5", "-5.0", "-$5", "$-5", "-5."]),
+])
+def test_format_of_a_number_makes_no_difference(value, texts):
+    for text in texts:
+        assert numbers_match(text, value) and numbers_match(value, text), text
+        assert not numbers_match(text, "5"), text
 
 
 @pytest.mark.parametrize(
@@ -134,10 +118,9 @@ def test_anything_else_is_not_72(text):
     assert not numbers_match("72", text)
 
 
-def test_nothing_matches_nothing():
-    assert not numbers_match(None, None)
-    assert not numbers_match("banana", "banana")
-    assert not numbers_match("", "")
+@pytest.mark.parametrize("text", [None, "", "banana"])
+def test_what_is_not_a_number_does_not_match_itself(text):
+    assert not numbers_match(text, text)
 
 
 @given(value=st.integers(-(10**12), 10**12), decimals=st.integers(0, 4), dollar=st.booleans(), commas=st.booleans())

@@ -1,4 +1,4 @@
-"""Tests of lab_utils.tasks.expressions: exact values, everything that is no expression, and that work stays bounded."""
+"""Tests of lab_utils.tasks.expressions: exact values, text that is not an expression, and bounded work."""
 
 import ast
 import operator
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from lab_utils.tasks.expressions import MAX_DEPTH, MAX_DIGITS, MAX_LENGTH, ExpressionError, evaluate, numbers_used
 
-pytestmark = pytest.mark.unit
 repeatable = settings(deadline=None, derandomize=True)
 
 
@@ -24,8 +23,7 @@ repeatable = settings(deadline=None, derandomize=True)
         ("10 - 3 - 2", 5),
         ("48 / 2 / 3", 8),
         ("2 * 3 / 4", Fraction(3, 2)),
-        ("1/3 + 1/3 + 1/3", 1),  # exact: floats would be close at best
-        ("3 * (1 / 3)", 1),
+        ("1/3 + 1/3 + 1/3", 1),  # exact, unlike floats
         (" ( 7*6 )\n+\t3 ", 45),
         ("-3 + 5", 2),
         ("5 - -3", 8),
@@ -49,14 +47,8 @@ def test_value(text, value):
      "0x10", "a", "x + 1", "abs(-1)", "__import__('os')", "7 * 6 = 42", "42 = 42", "=", "1 < 2", "7 × 6", "7 ÷ 6",
      "7 − 6", "٣ + ٤", "３ + ４", "2²", "½", "1;2", "[1]", "{1}", "'1'", "lambda: 1", "True", "\x00", "1\x00"],
 )
-def test_no_expression(text):
+def test_text_that_is_not_an_expression(text):
     with pytest.raises(ExpressionError):
-        evaluate(text)
-
-
-@pytest.mark.parametrize("text", ["1 / 0", "1 / (2 - 2)", "0 / 0", "1 / -0", "7 * (1 / (3 - 2 - 1))"])
-def test_division_by_zero_is_an_expression_error(text):
-    with pytest.raises(ExpressionError, match="Division by zero"):
         evaluate(text)
 
 
@@ -64,8 +56,10 @@ def test_division_by_zero_is_an_expression_error(text):
     ("text", "message"),
     [
         ("2 ** 3", r"found \*.*Write whole numbers"),
-        ("3.5 * 2", r"'\.' is no part of an expression.*Write whole numbers"),
-        ("(7 * 6", r"Expected '\)' but found the end.*Close every bracket"),
+        ("3.5 * 2", r"'\.' cannot be part of an expression.*Write whole numbers"),
+        ("(7 * 6", r"Expected '\)' but found the end: close every parenthesis"),
+        ("1 / (2 - 2)", "Division by zero"),
+        ("0 / -0", "Division by zero"),
         ("7 6", "Expected an operator or the end but found 6"),
         ("1234567890123", "1234567890123 has more than 12 digits"),
         ("1+" * 200, "400 characters.*at most 200"),
@@ -95,7 +89,7 @@ def test_numbers_used(text, numbers):
 
 
 @pytest.mark.parametrize("text", ["3.5*2", "x + 1", "7 * 6 = 42", "٣ + ٤", "1" * 13, "1+" * 200])
-def test_numbers_used_of_no_expression(text):
+def test_numbers_used_refuses_text_that_is_not_an_expression(text):
     with pytest.raises(ExpressionError):
         numbers_used(text)
 
@@ -104,7 +98,7 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
 
 
 def reference_value(node: ast.expr) -> Fraction:
-    """Evaluate Python's own syntax tree over fractions: an independent parser and evaluator."""
+    """Evaluate Python's own syntax tree over fractions, with an independent parser and evaluator."""
     if isinstance(node, ast.BinOp):
         return OPERATORS[type(node.op)](reference_value(node.left), reference_value(node.right))
     if isinstance(node, ast.UnaryOp):

@@ -1,4 +1,4 @@
-"""Tests on the real GSM8K, where its JSON Lines files lie next to the repository; skipped elsewhere."""
+"""Tests on the real GSM8K; skipped unless its JSON Lines files are in ../shared/gsm8k."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from lab_utils import REPOSITORY, rewards
 from lab_utils.tasks import load_task
-from lab_utils.tasks.answers import extract_hash_answer, extract_last_number, numbers_match
+from lab_utils.tasks.answers import extract_hash_answer, numbers_match
 
 FOLDER = REPOSITORY.parent / "shared" / "gsm8k"
 
@@ -16,15 +16,8 @@ pytestmark = [
     pytest.mark.skipif(not FOLDER.is_dir(), reason="the real GSM8K is not at ../shared/gsm8k"),
 ]
 
-# lm-evaluation-harness, lm_eval/tasks/gsm8k/gsm8k.yaml: the two filters and what its exact_match ignores.
-STRICT_MATCH = r"#### (\-?[0-9\.\,]+)"  # the first match
-FLEXIBLE_EXTRACT = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"  # the last match
+# What the exact_match of lm-evaluation-harness ignores (lm_eval/tasks/gsm8k/gsm8k.yaml).
 IGNORED = [",", r"\$", r"(?s).*#### ", r"\.$"]
-
-
-def harness_filter(pattern: str, text: str, select: int) -> str:
-    match = re.findall(pattern, text)[select]
-    return match if isinstance(match, str) else next(group for group in match if group)
 
 
 def harness_exact_match(predicted: str, gold: str) -> bool:
@@ -40,21 +33,8 @@ def solutions() -> list[str]:
     return [json.loads(line)["answer"] for line in lines]
 
 
-def test_all_rows_are_there(solutions):
-    golds = [extract_hash_answer(solution) for solution in solutions]
-    assert len(golds) == 8792
-    assert sum("," in gold for gold in golds) == 79 + 14
-    assert sum(gold.startswith("-") for gold in golds) == 3 + 2
-
-
-def test_extraction_agrees_with_the_harness(solutions):
-    for solution in solutions:
-        assert extract_hash_answer(solution) == harness_filter(STRICT_MATCH, solution, 0)
-        assert extract_last_number(solution) == harness_filter(FLEXIBLE_EXTRACT, solution, -1)
-
-
 def test_comparison_agrees_with_the_harness(solutions):
-    """Each gold answer against itself, against the whole solution's and against those of its neighbours."""
+    """Compare each gold answer with the whole solution of its own row and of the rows around it."""
     golds = [extract_hash_answer(solution) for solution in solutions]
     for distance in (0, 1, 2, 3):
         for predicted, solution, gold in zip(golds[distance:], solutions, golds, strict=False):
@@ -63,18 +43,13 @@ def test_comparison_agrees_with_the_harness(solutions):
 
 def test_every_gold_answer_earns_full_reward(solutions):
     golds = [extract_hash_answer(solution) for solution in solutions]
-    pairs = list(zip(solutions, golds, strict=True))
-    reasoning = [f"<reasoning>\n{steps}\n</reasoning>\n<answer>\n{gold}\n</answer>" for steps, gold in pairs]
-    think = [f"<think>{steps}</think><answer>{gold}</answer>" for steps, gold in pairs]
+    texts = [f"<reasoning>\n{steps}\n</reasoning>\n<answer>\n{gold}\n</answer>"
+             for steps, gold in zip(solutions, golds, strict=True)]
     for answer in (golds, solutions):
-        assert set(rewards.correctness_reward(reasoning, answer=answer)) == {2.0}
+        assert set(rewards.correctness_reward(texts, answer=answer)) == {2.0}
         assert set(rewards.numeric_match_reward(solutions, answer=answer)) == {1.0}
-        assert min(rewards.cosine_scaled_accuracy_reward(think, answer=answer)) >= 0.5
-    assert set(rewards.int_reward(reasoning)) == {0.5}
-    assert set(rewards.strict_format_reward(reasoning)) == {0.5}
-    assert set(rewards.soft_format_reward(reasoning)) == {0.5}
-    assert set(rewards.xmlcount_reward(reasoning)) == {0.5}
-    assert set(rewards.format_reward(think)) == {1.0}
+    for name in ("int_reward", "strict_format_reward", "soft_format_reward", "xmlcount_reward"):
+        assert set(getattr(rewards, name)(texts)) == {0.5}, name
 
 
 @pytest.mark.parametrize("response_format", ["reasoning", "think", "hash"])
