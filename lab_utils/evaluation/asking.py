@@ -109,7 +109,7 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evalua
                                   sampler=vllm_sampling.sample, **how)
     else:
         if settings.use_vllm:
-            print("evaluation.use_vllm = True: vLLM is not installed, so transformers samples instead, which is slower.")
+            print("evaluation.use_vllm = True, but vLLM is not installed: transformers samples, which is slower.")
         policy = load_model(model, config.model)
         evaluation = evaluate(policy, tokenizer, task, dataset, batch_size=settings.batch_size, **how)
     if model != str(source):

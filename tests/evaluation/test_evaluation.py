@@ -1,4 +1,4 @@
-"""Metrics, intervals and paired tests against hand-worked numbers, enumeration and simulation."""
+"""Tests of lab_utils.evaluation: metrics, intervals and paired tests against numbers by hand and by simulation."""
 
 from itertools import combinations, product
 from math import nan, sqrt
@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from lab_utils import WorkshopError
 from lab_utils.evaluation import (
     Evaluation,
     bootstrap_interval,
@@ -24,14 +25,11 @@ from lab_utils.models import load_model, load_tokenizer
 from lab_utils.sampling.local import Completion
 from lab_utils.tasks import load_task
 
-pytestmark = pytest.mark.unit
-
-
 # --- pass@k and maj@k ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
-def test_pass_at_k_equals_the_share_of_subsets_with_a_right_sample(n):
+def test_pass_at_k_equals_the_share_of_subsets_with_a_correct_sample(n):
     for c, k in product(range(n + 1), range(1, n + 1)):
         subsets = list(combinations([1] * c + [0] * (n - c), k))
         assert pass_at_k(n, c, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets), abs=1e-12)
@@ -39,7 +37,6 @@ def test_pass_at_k_equals_the_share_of_subsets_with_a_right_sample(n):
 
 def test_pass_at_k_stays_exact_for_many_samples():
     assert pass_at_k(10_000, 1, 1) == pytest.approx(1e-4, rel=1e-9)
-    assert pass_at_k(10_000, 5_000, 100) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("n, c, k", [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0), (0, 0, 1)])
@@ -89,24 +86,15 @@ def test_wilson_interval_equals_published_values(k, n, low, high):
     assert wilson_interval(k, n) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_interval_is_symmetric_and_exact_at_the_ends():
-    assert wilson_interval(0, 20)[0] == 0.0 and wilson_interval(20, 20)[1] == 1.0
-    low, high = wilson_interval(3, 10)
-    assert wilson_interval(7, 10) == pytest.approx((1 - high, 1 - low))
+def test_wilson_interval_is_symmetric():
+    low, high = wilson_interval(0, 20)
+    assert wilson_interval(20, 20) == (1 - high, 1.0) and low == 0.0
 
 
 @pytest.mark.parametrize("k, n, confidence", [(11, 10, 0.95), (-1, 10, 0.95), (0, 0, 0.95), (1, 2, 1.0), (1, 2, 95)])
 def test_wilson_interval_refuses_impossible_counts(k, n, confidence):
     with pytest.raises(ValueError):
         wilson_interval(k, n, confidence)
-
-
-@pytest.mark.parametrize("p", [0.03, 0.3, 0.9])
-def test_wilson_interval_covers_the_truth(p):
-    n, trials = 200, 2000
-    successes = np.random.default_rng(0).binomial(n, p, size=trials)
-    covered = [low <= p <= high for low, high in (wilson_interval(int(k), n) for k in successes)]
-    assert 0.93 <= np.mean(covered) <= 0.975
 
 
 def test_bootstrap_interval_covers_the_truth():
@@ -118,18 +106,6 @@ def test_bootstrap_interval_covers_the_truth():
         low, high = bootstrap_interval(rng.binomial(8, difficulty) / 8, resamples=1000, seed=trial)
         covered.append(low <= 1 / 3 <= high)
     assert 0.92 <= np.mean(covered) <= 0.975
-
-
-def test_bootstrap_interval_equals_the_normal_one_on_a_large_sample():
-    values = np.random.default_rng(1).random(1000)
-    mean, half_width = values.mean(), 1.96 * values.std() / sqrt(1000)
-    assert bootstrap_interval(values) == pytest.approx((mean - half_width, mean + half_width), abs=1e-3)
-
-
-@pytest.mark.parametrize("values", [[], [[1.0], [0.0]], 0.5])
-def test_bootstrap_interval_refuses_what_is_not_a_list_of_scores(values):
-    with pytest.raises(ValueError, match="one per question"):
-        bootstrap_interval(values)
 
 
 # --- paired comparisons ----------------------------------------------------------------------------------------------
@@ -152,18 +128,16 @@ def test_pairing_removes_the_difficulty_of_the_questions():
     b = a + 0.05
     _, low, high, p = paired_bootstrap(a, b)
     assert low == pytest.approx(0.05) and high == pytest.approx(0.05) and p < 0.001
-    assert bootstrap_interval(a)[1] - bootstrap_interval(a)[0] > 0.07  # unpaired, the same gain would drown
+    assert bootstrap_interval(a)[1] - bootstrap_interval(a)[0] > 0.07  # an unpaired interval would hide this gain
 
 
-def test_paired_bootstrap_gives_the_same_numbers_again_and_the_opposite_ones_when_swapped():
+def test_paired_bootstrap_repeats_and_finds_no_difference_between_equals():
     a, b = np.array([0.0, 1, 1, 0.5, 0.25] * 20), np.array([1.0, 1, 0.5, 0.5, 1] * 20)
     assert paired_bootstrap(a, b) == paired_bootstrap(a, b)
-    assert paired_bootstrap(b, a).difference == -paired_bootstrap(a, b).difference
     assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_paired_bootstrap_needs_more_than_a_few_questions():
-    assert paired_bootstrap([0], [1]).p_value == pytest.approx(1.0)
     assert paired_bootstrap([0] * 4, [1] * 4).p_value == pytest.approx(mcnemar([0] * 4, [1] * 4).p_value, abs=0.01)
     assert paired_bootstrap([0] * 10, [1] * 10).p_value == pytest.approx(2 / 1024, abs=0.002)
 
@@ -191,23 +165,19 @@ def test_mcnemar_works_on_thousands_of_questions():
     assert mcnemar([1] * 900 + [0] * 1100, [0] * 900 + [1] * 1100).p_value == pytest.approx(8.4e-6, rel=0.05)
 
 
-@pytest.mark.parametrize("test", [paired_bootstrap, mcnemar])
 @pytest.mark.parametrize(
-    "a, b, message",
+    "test, a, b, message",
     [
-        ([1, 0], [1, 0, 1], "a has 2 scores and b has 3"),
-        ([], [], "at least one number"),
-        ([1, nan], [1, 0], r"a\[1\] is NaN"),
+        (paired_bootstrap, [1, 0], [1, 0, 1], "a has 2 scores and b has 3"),
+        (paired_bootstrap, [], [], "at least one number, one per question"),
+        (paired_bootstrap, [[1], [0]], [1, 0], r"a has shape \(2, 1\)"),
+        (mcnemar, [1, nan], [1, 0], r"a\[1\] is NaN"),
+        (mcnemar, [0.5, 1], [0, 1], "use paired_bootstrap"),
     ],
 )
 def test_paired_tests_refuse_scores_that_do_not_pair(test, a, b, message):
     with pytest.raises(ValueError, match=message):
         test(a, b)
-
-
-def test_mcnemar_refuses_shares():
-    with pytest.raises(ValueError, match="use paired_bootstrap"):
-        mcnemar([0.5, 1], [0, 1])
 
 
 # --- evaluations -----------------------------------------------------------------------------------------------------
@@ -216,6 +186,9 @@ GOOD = "<think>7 * 3 = 21\n21 + 25 = 46 yes</think><answer>(7 * 3) + 25</answer>
 WRONG = "<think>7 + 3 = 10, 10 + 25 = 35 no</think><answer>7 + 3 + 25</answer>"
 UNTAGGED = "(7 * 3) + 25"
 CUT = "<think>7 + 3 = 10, 10 +"
+TASK = load_task("countdown")
+ROWS = [{"prompt": TASK.prompt(row), **row}
+        for row in ({"nums": [3, 7, 25], "target": 46}, {"nums": [25, 7, 3], "target": 46})]
 
 
 def completion(text, finished=True, length=10):
@@ -223,21 +196,10 @@ def completion(text, finished=True, length=10):
 
 
 @pytest.fixture
-def task():
-    return load_task("countdown")
-
-
-@pytest.fixture
-def rows(task):
-    problems = [{"nums": [3, 7, 25], "target": 46}, {"nums": [25, 7, 3], "target": 46}]
-    return [{"prompt": task.prompt(row), **row} for row in problems]
-
-
-@pytest.fixture
-def evaluation(task, rows):
+def evaluation():
     first = [completion(GOOD), completion(GOOD), completion(WRONG), completion(UNTAGGED)]
     second = [completion(WRONG), completion(WRONG), completion(CUT, finished=False, length=50), completion(WRONG)]
-    return judge(task, rows, [first, second], {"seed": 0})
+    return judge(TASK, ROWS, [first, second], {"seed": 0})
 
 
 def test_an_evaluation_adds_up(evaluation):
@@ -256,15 +218,10 @@ def test_an_evaluation_adds_up(evaluation):
     assert "2 questions × 4" in str(evaluation)
 
 
-def test_one_sample_a_question_gets_wilsons_interval(task, rows):
-    evaluation = judge(task, rows, [[completion(GOOD)], [completion(WRONG)]])
-    assert evaluation.accuracy_interval == wilson_interval(1, 2)
-    assert evaluation.pass_at == {1: 0.5}
-
-
-def test_all_wrong_does_not_pretend_to_certainty(task, rows):
-    evaluation = judge(task, rows, [[completion(WRONG)] * 4] * 2)
-    assert evaluation.accuracy_interval == wilson_interval(0, 2)
+@pytest.mark.parametrize("first, correct", [(GOOD, 1), (WRONG, 0)])
+def test_questions_that_are_simply_correct_or_wrong_get_wilsons_interval(first, correct):
+    evaluation = judge(TASK, ROWS, [[completion(first)] * 2, [completion(WRONG)] * 2])
+    assert evaluation.accuracy_interval == wilson_interval(correct, 2)
 
 
 def test_an_evaluation_survives_json(evaluation, tmp_path):
@@ -275,20 +232,20 @@ def test_an_evaluation_survives_json(evaluation, tmp_path):
     assert loaded.examples[0]["gold"] == "46" and loaded.examples[0]["completions"][2]["extracted"] == "7 + 3 + 25"
 
 
-def test_an_evaluation_needs_the_same_number_of_completions_everywhere(task, rows):
-    with pytest.raises(ValueError, match="same number of completions"):
-        judge(task, rows, [[completion(GOOD)], []])
-    with pytest.raises(ValueError, match="at least one question"):
-        judge(task, [], [])
+def test_an_evaluation_needs_the_same_number_of_completions_everywhere():
+    with pytest.raises(WorkshopError, match="same number of completions"):
+        judge(TASK, ROWS, [[completion(GOOD)], []])
+    with pytest.raises(WorkshopError, match="at least one question"):
+        judge(TASK, [], [])
 
 
-def test_evaluate_refuses_to_repeat_a_greedy_answer(task, rows):
-    with pytest.raises(ValueError, match="temperature 0"):
-        evaluate(None, None, task, rows, num_samples=2, max_new_tokens=8, temperature=0)
+def test_evaluate_refuses_to_repeat_a_greedy_answer():
+    with pytest.raises(WorkshopError, match="temperature 0"):
+        evaluate(None, None, TASK, ROWS, num_samples=2, max_new_tokens=8, temperature=0)
 
 
-def test_results_table_compares_to_the_first(task, rows, evaluation):
-    base = judge(task, rows, [[completion(WRONG)] * 4] * 2)
+def test_results_table_compares_to_the_first(evaluation):
+    base = judge(TASK, ROWS, [[completion(WRONG)] * 4] * 2)
     table = results_table({"base": base, "GRPO": evaluation})
     assert table.loc["GRPO", "difference"] == 0.25 and np.isnan(table.loc["base", "difference"])
     assert table.loc["GRPO", "pass@4"] == 0.5
@@ -297,17 +254,17 @@ def test_results_table_compares_to_the_first(task, rows, evaluation):
     assert shown.loc["GRPO", "difference (points)"].startswith("+25.0") and shown.loc["base", "p"] == ""
 
 
-def test_results_table_refuses_different_questions(task, rows, evaluation):
-    other = judge(task, rows[::-1], [[completion(WRONG)] * 4] * 2)
-    with pytest.raises(ValueError, match="not asked the same questions"):
+def test_results_table_refuses_different_questions(evaluation):
+    other = judge(TASK, ROWS[::-1], [[completion(WRONG)] * 4] * 2)
+    with pytest.raises(WorkshopError, match="not asked the same questions"):
         results_table({"base": other, "GRPO": evaluation})
 
 
 @pytest.mark.component
-def test_evaluate_gives_the_same_answers_again(task, rows):
+def test_evaluate_gives_the_same_answers_again():
     model, tokenizer = load_model("tiny"), load_tokenizer("tiny")
     settings = {"num_samples": 2, "max_new_tokens": 12, "batch_size": 2}
-    first = evaluate(model, tokenizer, task, rows, seed=1, **settings)
-    assert first.examples == evaluate(model, tokenizer, task, rows, seed=1, **settings).examples
-    assert first.examples != evaluate(model, tokenizer, task, rows, seed=2, **settings).examples
+    first = evaluate(model, tokenizer, TASK, ROWS, seed=1, **settings)
+    assert first.examples == evaluate(model, tokenizer, TASK, ROWS, seed=1, **settings).examples
+    assert first.examples != evaluate(model, tokenizer, TASK, ROWS, seed=2, **settings).examples
     assert first.settings["max_new_tokens"] == 12 and first.num_samples == 2

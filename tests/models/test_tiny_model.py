@@ -1,4 +1,4 @@
-"""The embedded model: small, loads like any Qwen2 checkpoint, tokenises the same after a reload, calculates."""
+"""Tests of the tiny model: it loads like any Qwen2 checkpoint, tokenizes the same after a reload, and calculates."""
 
 import random
 
@@ -11,6 +11,7 @@ from lab_utils import TINY_MODEL
 from lab_utils.tasks import load_task
 
 pytestmark = pytest.mark.component
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -32,19 +33,7 @@ def texts():
     return found
 
 
-def test_the_asset_is_small_and_safetensors_only():
-    files = [path for path in TINY_MODEL.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 4 * 2**20
-    assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".pkl"}
-    assert (TINY_MODEL / "README.md").exists(), "the model card"
-
-
-def test_the_model_has_the_architecture_of_qwen2_and_about_a_million_parameters(model):
-    assert model.config.model_type == "qwen2"
-    assert 0.5e6 < model.num_parameters() < 2e6
-
-
-def test_saved_and_reloaded_it_tokenises_and_answers_the_same(model, tokenizer, texts, tmp_path):
+def test_saved_and_reloaded_it_tokenizes_and_answers_the_same(model, tokenizer, texts, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
@@ -56,18 +45,18 @@ def test_saved_and_reloaded_it_tokenises_and_answers_the_same(model, tokenizer, 
     assert torch.equal(*outputs)
 
 
-def test_text_survives_tokenisation(tokenizer, texts):
+def test_text_survives_tokenization(tokenizer, texts):
     for text in [*texts, "Ünïcode, 1,000 and 3.5% of $72", "  two  spaces\n\n\tand a tab"]:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_numbers_and_tags_are_whole_tokens_after_the_reload(tokenizer):
+def test_numbers_and_tags_are_whole_tokens(tokenizer):
     tokens = tokenizer.tokenize("<think>7 * 6 = 42, 42 + 100 no</think><answer>(7 * 6)</answer>")
     assert tokens[:7] == ["<think>", "7", " * ", "6", " = ", "42", ", "]
     assert "100" in tokens and {"</think>", "<answer>", "</answer>"} <= set(tokens)
 
 
-def test_it_computes_with_two_numbers(model, tokenizer):
+def test_it_calculates_with_two_numbers(model, tokenizer):
     assert build_script.arithmetic_accuracy(model, tokenizer) >= 0.99
 
 
