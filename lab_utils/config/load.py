@@ -34,9 +34,9 @@ def load(
 
     Args:
         recipe: one of `recipe_names()`, or the path of your own .yaml file of the same shape.
-        hardware: one of `hardware_names()`, or "auto" to choose by what the machine has (see `hardware_reason`).
+        hardware: one of `hardware_names()`, or "auto" to choose by what the machine has (`hardware_reason` says why).
         overrides: {"grpo": {"beta": 0.04}}, {"grpo.beta": 0.04}, or ["grpo.beta=0.04"] as on the command line.
-            `rewards.NAME=null` takes a reward away. Overriding `stages` gives exactly those stages, without the sft
+            `rewards.NAME=null` removes a reward. Overriding `stages` gives exactly those stages, without the sft
             stage that the tiers of the tiny model put first.
 
     Raises:
@@ -73,12 +73,12 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any] | Iterable[st
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the workshop."""
+    """Return the names of the recipes that ship with the workshop."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def hardware_names() -> list[str]:
-    """The hardware tiers."""
+    """Return the names of the hardware tiers."""
     return sorted(path.stem for path in HARDWARE.glob("*.yaml"))
 
 
@@ -100,7 +100,7 @@ def _layers(tier: Tier, recipe: str) -> list[dict[str, Any]]:
 
 
 def detect_hardware() -> tuple[str, str]:
-    """Choose the tier for this machine: its name, and the reason in words for the learner."""
+    """Choose the tier for this machine; return its name and the reason in words for the learner."""
     import torch  # only "auto" needs it, and importing it takes seconds
 
     if not torch.cuda.is_available():
@@ -108,7 +108,7 @@ def detect_hardware() -> tuple[str, str]:
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
     found = f"auto: found {len(gpus)} × {gpus[0].name} with {memory:.0f} GiB"
-    # A GPU sold with 16 GB reports a little less, hence nine tenths.
+    # A GPU sold with 16 GB reports a little less.
     fitting = [name for name in ("t4", "a10g", "a100", "h200") if memory >= 0.9 * load_tier(name).memory_gb]
     if not fitting:
         return "cpu", f"{found}; the smallest GPU tier needs 16 GB"
@@ -120,7 +120,7 @@ def detect_hardware() -> tuple[str, str]:
 
 
 def launch_command(tier: str) -> str:
-    """How scripts/train.py is started on a tier of several GPUs: one process for each."""
+    """Return the command that starts scripts/train.py on a tier of several GPUs: one process for each."""
     return f"accelerate launch --config_file setup/accelerate/{tier}.yaml scripts/train.py"
 
 
@@ -129,17 +129,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read ({error.strerror}). Give a YAML file, or one of {', '.join(recipe_names())}."
+            f"{path} cannot be read ({error.strerror}): give a YAML file, or one of {', '.join(recipe_names())}."
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold sections such as 'task:' and 'grpo:', not {shown(values)}.")
+        raise ConfigError(f"{path} contains {shown(values)}: write sections such as 'task:' and 'grpo:'.")
     return values
 
 
 def _nested(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
-    """Overrides in any of their three forms as nested dictionaries."""
+    """Return overrides in any of their three forms as nested dictionaries."""
     if isinstance(overrides, Mapping):
         pairs = list(overrides.items())
     else:
@@ -147,11 +147,11 @@ def _nested(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
         for text in [overrides] if isinstance(overrides, str) else overrides:
             key, equals, value = text.partition("=")
             if not key or not equals:
-                raise ConfigError(f"The override {text!r} must have the form KEY=VALUE, such as grpo.beta=0.04.")
+                raise ConfigError(f"The override {shown(text)} has no value: write KEY=VALUE, such as grpo.beta=0.04.")
             try:
                 pairs.append((key.strip(), yaml.safe_load(value)))
             except yaml.YAMLError:
-                raise ConfigError(f"The value in {text!r} is not valid YAML. Quote it: {key}='...'.") from None
+                raise ConfigError(f"The value in {shown(text)} is not valid YAML: quote it, {key}='...'.") from None
     nested: dict[str, Any] = {}
     for key, value in pairs:
         for part in reversed(str(key).split(".")):
@@ -161,7 +161,7 @@ def _nested(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` changed by `over`: mappings are merged, everything else is replaced."""
+    """Return `base` changed by `over`: mappings are merged, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -170,7 +170,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validated(values: dict[str, Any]) -> RunConfig:
-    if isinstance(rewards := values.get("rewards"), dict):  # null takes a reward away
+    if isinstance(rewards := values.get("rewards"), dict):  # null removes a reward
         values = values | {"rewards": {name: weight for name, weight in rewards.items() if weight is not None}}
     config = validate(RunConfig, values)
     tier = load_tier(config.hardware)

@@ -32,7 +32,7 @@ LORA = "{r: 16, alpha: 32}"
 
 
 def problems(config: RunConfig, tier: Tier) -> list[str]:
-    """What does not fit together, one sentence or two each; empty for a configuration that can run."""
+    """Return what does not fit together, one or two sentences each; empty for a configuration that can run."""
     return [*_task_problems(config), *_batch_problems(config, tier), *_model_problems(config, tier)]
 
 
@@ -54,16 +54,16 @@ def _task_problems(config: RunConfig) -> Iterator[str]:
     fitting = [name for name in REWARDS if task.name in REWARDS[name][0] and task.response_format in REWARDS[name][1]]
     for name, weight in config.rewards.items():
         if name not in REWARDS:
-            yield (f"rewards.{name} = {weight}: there is no such reward.{did_you_mean(name, REWARDS)} "
+            yield (f"There is no reward rewards.{name} (its weight: {weight}).{did_you_mean(name, REWARDS)} "
                    f"Choose from {', '.join(fitting)}.")
         elif name not in fitting:
             column = "nums and target" if name == "equation_reward" else "answer"
-            lacking = "" if task.name in REWARDS[name][0] else f" (it needs the column {column})"
-            yield (f"rewards.{name} = {weight}: it cannot be earned with the task {task.name!r}{lacking} in the "
-                   f"response format {task.response_format!r}. Remove it (rewards.{name}=null) and choose from "
+            needs = "" if task.name in REWARDS[name][0] else f" (it needs the column {column})"
+            yield (f"rewards.{name} = {weight} cannot be earned with the task {task.name!r}{needs} in the response "
+                   f"format {task.response_format!r}: remove it (rewards.{name}=null), and choose from "
                    f"{', '.join(fitting)}.")
     if ordered != ["sft"] and not any(config.rewards.values()):
-        rule = f"weights of which at least one is not 0, for the stages {stages}"
+        rule = f"weights with at least one that is not 0, for the stages {stages}"
         yield _problem(config, "rewards", rule, {fitting[0]: 1.0})
 
     shortest = FORMAT_TOKENS[task.response_format]
@@ -77,7 +77,8 @@ def _task_problems(config: RunConfig) -> Iterator[str]:
             rule = f"at least {least} tokens, to hold a completion in the format {task.response_format!r}"
             yield _problem(config, key, rule, max(128, least))
     if config.evaluation.temperature == 0 and config.evaluation.num_samples > 1:
-        yield _problem(config, "evaluation.num_samples", "1 with evaluation.temperature = 0: all would be equal", 1)
+        rule = "1 with evaluation.temperature = 0, at which all samples are equal"
+        yield _problem(config, "evaluation.num_samples", rule, 1)
 
 
 def _batch_problems(config: RunConfig, tier: Tier) -> Iterator[str]:

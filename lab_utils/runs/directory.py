@@ -99,7 +99,7 @@ class RunDirectory:
         Args:
             config: the resolved `RunConfig`.
             path: a directory that does not exist or is empty, unless `resume`.
-            resume: continue the run in `path` (or start it, where there is none yet).
+            resume: continue the run in `path`, or start it if there is none yet.
 
         Raises:
             RunDirectoryError: the directory holds files and `resume` is false, or cannot be written.
@@ -109,15 +109,15 @@ class RunDirectory:
             return run
         if run.path.is_dir() and any(run.path.iterdir()) and not resume:
             raise RunDirectoryError(
-                f"The output directory {run.path} is not empty, and a new run needs an empty one so that no results "
-                "are overwritten. Continue the run in it with --resume (resume=True), or choose another directory."
+                f"The output directory {run.path} is not empty, and a new run would overwrite results: continue the "
+                "run in it with --resume (resume=True), or choose another directory."
             )
         if resume and run.config_path.exists():
             changed = _changed_keys(yaml.safe_load(run.config_path.read_text(encoding="utf-8")), config.model_dump())
             if changed:
                 warnings.warn(
-                    f"Resuming {run.path} with other settings than it was started with: {', '.join(changed)}. "
-                    "Its metrics will not equal those of an uninterrupted run.",
+                    f"Resuming {run.path} with settings that have changed since it started: {', '.join(changed)}. Its "
+                    "metrics will differ from those of an uninterrupted run.",
                     stacklevel=2,
                 )
         try:
@@ -127,8 +127,8 @@ class RunDirectory:
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         except OSError as error:
             raise RunDirectoryError(
-                f"Cannot write to the output directory {run.path} ({error.strerror}). "
-                "Choose a directory that you may write to, with free space, as --output-dir."
+                f"Cannot write to the output directory {run.path} ({error.strerror}): choose a directory with free "
+                "space that you may write to as --output-dir."
             ) from error
         return run
 
@@ -215,7 +215,7 @@ class RunDirectory:
         if found:
             raise RunDirectoryError(
                 f"None of the {len(found)} checkpoints in {self.checkpoints_dir} is complete (newest: {found[0].name}, "
-                f"{checkpoint_problem(found[0])}). Start again in another directory, or delete {self.path} first."
+                f"{checkpoint_problem(found[0])}): start again in another directory, or delete {self.path} first."
             )
         return None
 

@@ -349,7 +349,7 @@ def test_all_that_does_not_fit_together_is_reported_at_once():
     ("text", "parts"),
     [
         ("task: [", ["not valid YAML"]),
-        ("just text", ["must hold sections"]),
+        ("just text", ["write sections"]),
         ("model: {name: tiny}\nstages: [sft]", ["task is missing"]),
         ("task: {name: gsm8k}\nmodel: {name: tiny}\nstages: [sft]", ["task.response_format is missing", "reasoning"]),
         ("task: {name: gsm8k, response_format: hash}\nmodel: {name: tiny}", ["stages is missing", "list"]),

@@ -55,7 +55,7 @@ def test_create_refuses_a_directory_that_holds_something_and_leaves_it_alone(con
 
 def test_create_says_why_it_cannot_write(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirectoryError, match="Cannot write to the output directory .*Choose"):
+    with pytest.raises(RunDirectoryError, match="Cannot write to the output directory .*choose"):
         RunDirectory.create(config, tmp_path / "file" / "run")
 
 
@@ -69,7 +69,7 @@ def test_resuming_with_other_settings_warns_and_names_them(run, config, recwarn)
     RunDirectory.create(config, run.path, resume=True)
     assert not recwarn.list
     other = configuration.load("countdown-grpo", "cpu", {"grpo.learning_rate": 1e-5, "seed": 3})
-    with pytest.warns(UserWarning, match="other settings than it was started with: seed, grpo.learning_rate"):
+    with pytest.warns(UserWarning, match="changed since it started: seed, grpo.learning_rate"):
         RunDirectory.create(other, run.path, resume=True)
 
 
