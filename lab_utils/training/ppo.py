@@ -1,12 +1,12 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv 1707.06347) with a critic, on top of TRL's GRPOTrainer.
 
-GRPO asks of a completion: was it better than its group? PPO asks of every token: did things get better or worse here?
+GRPO asks about a completion: was it better than its group? PPO asks about every token: did this make things better?
 A *critic* predicts, before each token, the return still to come, and generalized advantage estimation (GAE, Schulman et
-al. 2015, arXiv 1506.02438) turns its predictions into one advantage a token. The functions below are the algorithm; the
-trainer puts them where GRPOTrainer computes its group advantages, and inherits everything else: sampling, rewards, the
+al. 2015, arXiv 1506.02438) turns its predictions into one advantage per token. The functions below are the algorithm.
+The trainer uses them instead of GRPOTrainer's group advantages, and inherits everything else: sampling, rewards, the
 clipped policy loss, LoRA, logging, checkpoints.
 
-Shapes: B completions, T completion tokens (padded), D hidden size. `mask_BT` is true where there is a token.
+Shapes: B completions, T completion tokens (padded), D hidden size. `mask_BT` is true for tokens and false for padding.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over the tokens that are there; 0 where there is none."""
+    """Return the mean over unmasked tokens; 0 if there are none."""
     mask_BT = mask_BT.bool()
     return x_BT.masked_fill(~mask_BT, 0).sum() / mask_BT.sum().clamp(min=1)
 
 
 def masked_variance(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Variance (divided by n) over the tokens that are there."""
+    """Return the variance (divided by n) over unmasked tokens."""
     return masked_mean((x_BT - masked_mean(x_BT, mask_BT)) ** 2, mask_BT)
 
 
 def masked_whiten(x_BT: Tensor, mask_BT: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the tokens that are there; 0 elsewhere, and where all are equal."""
+    """Shift and scale unmasked tokens to mean 0 and variance 1. Masked tokens get 0, and so do equal ones."""
     whitened_BT = (x_BT - masked_mean(x_BT, mask_BT)) / (masked_variance(x_BT, mask_BT) + epsilon).sqrt()
     return whitened_BT.masked_fill(~mask_BT.bool(), 0)
 
@@ -74,16 +74,16 @@ def token_rewards(scores_B: Tensor, logps_BT: Tensor, ref_logps_BT: Tensor | Non
 
 def generalized_advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float,
                            lam: float) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation (Schulman et al. 2015, arXiv 1506.02438, equation 16), for one completion a row.
+    """Estimate generalized advantages (Schulman et al. 2015, arXiv 1506.02438, equation 16), one completion per row.
 
         δ_t = r_t + γ V_{t+1} − V_t          how much better than expected was this token?
         A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}
 
     After the last token V and A are 0. λ = 1 waits for the actual return (no bias, much noise), λ = 0 trusts the
-    critic's next prediction. Masked tokens do not exist: their content never matters.
+    critic's next prediction. Masked tokens are skipped, whatever they contain.
 
     Returns:
-        advantages and returns (A + V, what the critic should have said), both (B, T) and 0 where masked.
+        advantages and returns (A + V, the critic's target), both (B, T) and 0 where masked.
     """
     mask_BT = mask_BT.bool()
     advantages_BT = torch.zeros_like(values_BT)
@@ -99,9 +99,9 @@ def generalized_advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tenso
 
 def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor,
                epsilon: float) -> tuple[Tensor, Tensor]:
-    """Half the squared error of the critic, clipped like the policy's ratio (as in OpenAI's PPO, baselines/ppo2).
+    """Return half the critic's squared error, clipped like the policy's ratio (as in OpenAI's PPO, baselines/ppo2).
 
-    A prediction that has moved by more than epsilon since the rollout gains nothing from moving on.
+    A prediction that has moved by more than epsilon since the rollout gains nothing by moving further.
 
     Returns:
         The mean loss over tokens, and the share of tokens where the clipped term counted.
@@ -113,7 +113,7 @@ def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mas
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """1 − Var(returns − values) / Var(returns): 1 for perfect, 0 for constant values; NaN if all returns are equal."""
+    """Return 1 − Var(returns − values) / Var(returns): 1 for perfect, 0 for constant values, NaN for equal returns."""
     variance = masked_variance(returns_BT, mask_BT)
     explained = 1 - masked_variance(returns_BT - values_BT, mask_BT) / variance
     return torch.where(variance > 0, explained, torch.nan)
@@ -136,7 +136,7 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """States before each token of a completion, from its first: (B, T, D) -> (B, T)."""
+        """Map the states before each token of a completion to values: (B, T, D) -> (B, T)."""
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             hidden_BTD = hidden_BTD.float()
             count_T = torch.arange(1, hidden_BTD.shape[1] + 1, device=hidden_BTD.device)
@@ -150,9 +150,9 @@ class Critic(nn.Module):
 class PPOTrainer(RLTrainer):
     """A GRPOTrainer whose advantages come from a critic.
 
-    `_get_per_token_logps_and_entropies` also computes values, `_generate_and_score_completions` returns one advantage a
-    token, and `_compute_loss` adds the value loss. What this relies on in TRL is checked by the tests named
-    test_trl_contract in tests/test_ppo.py.
+    `_get_per_token_logps_and_entropies` also computes values, `_generate_and_score_completions` returns one advantage
+    per token, and `_compute_loss` adds the value loss. The tests named test_trl_contract in tests/training/test_ppo.py
+    check what this relies on in TRL.
     """
 
     _tag_names = ["trl", "ppo"]
@@ -165,11 +165,11 @@ class PPOTrainer(RLTrainer):
         # (a copy of the model, or its LoRA adapters switched off). From here on TRL's beta is 0: only ours counts.
         self.beta = 0.0
         critic = Critic(self.model.config.hidden_size).to(self.model.device)
-        # Part of the model, so that optimizer, gradient clipping, data parallelism and zero_grad take it along.
+        # Part of the model, so that optimizer, gradient clipping, data parallelism and zero_grad include it.
         self.model.add_module("critic", critic)
         self.critic = critic
 
-    # Stage 1: a rollout. TRL samples and scores it; we turn scores into one advantage a token.
+    # Stage 1: a rollout. TRL samples and scores it; we turn scores into one advantage per token.
 
     def _generate(self, prompts: list):
         with self._critic_taken_off():  # vLLM is sent every weight of the model by name
@@ -235,7 +235,7 @@ class PPOTrainer(RLTrainer):
         return tuple(outputs)
 
     def _forward(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs):
-        """What GRPO's forward pass returns, and the values: the critic reads the hidden states of the same pass."""
+        """Return what GRPO's forward pass does, and the values: the critic reads the hidden states of the same pass."""
         hidden: list[Tensor] = []
         state = slice(-logits_to_keep - 1, -1)  # state t is where the model predicts token t of the completion
         hook = _backbone(self.accelerator.unwrap_model(model)).register_forward_hook(
@@ -265,7 +265,7 @@ class PPOTrainer(RLTrainer):
         return self.state.global_step < self.settings.critic_warmup_steps
 
     def _of_all(self, x_BT: Tensor) -> Tensor:
-        """The rows of all processes, in their order, padded to the longest: whatever one process has computed."""
+        """Gather the rows of all processes, in their order, padded to the longest."""
         return self.accelerator.gather(self.accelerator.pad_across_processes(x_BT, dim=1))
 
     def _log(self, name: str, value: Tensor) -> None:
@@ -286,7 +286,7 @@ class PPOTrainer(RLTrainer):
 
     @contextmanager
     def _critic_taken_off(self) -> Iterator[None]:
-        """The model as it was before it had a critic: what is saved, loaded and sent to vLLM."""
+        """Take the critic off the model while it is saved, loaded or sent to vLLM."""
         model = self.accelerator.unwrap_model(self.model)
         del model.critic
         try:
@@ -306,7 +306,7 @@ class PPOTrainer(RLTrainer):
 
 
 def _backbone(model: nn.Module) -> nn.Module:
-    """The part of a causal language model below its output layer, LoRA adapters included."""
+    """Return the part of a causal language model below its output layer, LoRA adapters included."""
     return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
 
 
