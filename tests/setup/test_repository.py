@@ -77,9 +77,9 @@ def imported_packages(folder: str) -> set[str]:
 
 def test_every_imported_package_is_declared_in_pyproject():
     imported = imported_packages("lab_utils")  # never a script
-    for folder in ("scripts", "setup", "tests", "notebooks/src"):
-        local = {file.stem for name in ("scripts", "tests") for file in (REPOSITORY / name).rglob("*.py")}
-        imported |= imported_packages(folder) - local
+    scripts = {file.stem for file in (REPOSITORY / "scripts").glob("*.py")}
+    for folder in ("scripts", "setup", "notebooks/src"):
+        imported |= imported_packages(folder) - scripts
     declared = {canonicalize_name(requirement.name) for requirement in declared_requirements()}
     distributions = packages_distributions()  # vLLM is not installed on a CPU: its distribution has the import's name
     needed = {canonicalize_name(name) for package in imported for name in distributions.get(package, [package])}
