@@ -3,7 +3,7 @@
 #
 # <!-- badges -->
 #
-# > **You will learn** what machine you have and which hardware tier fits it; what this workshop will show you; how to
+# > **You will learn** which machine you have and which hardware tier fits it; what this workshop will show you; how to
 # > ask a language model one question and judge its answer.
 # >
 # > **Time** 1 minute on a CPU, 2 on a GPU · **Needs** nothing else
@@ -14,20 +14,20 @@
 # %% [markdown]
 # ## Is everything here?
 #
-# The next cell prints a table: what was looked for, what was found, what is needed. Each line should end in `OK`. A
-# line that says `MISSING` also says what to run; a `note` is advice and stops nothing.
+# The next cell prints a table of what the workshop looked for, what it found, and what it needs. Each line should end
+# in `OK`. A line with `MISSING` also says what to run. A `note` is advice and stops nothing.
 
 # %%
 from lab_utils.machine.environment import check_environment
 
-assert check_environment(), "Mend the lines that say MISSING, then run this cell again."
+assert check_environment(), "Fix the lines with MISSING, then run this cell again."
 
 # %% [markdown]
 # ## Which machine do you have?
 #
-# Two choices make a run. The **recipe** says what is learned: the task, the rewards, the algorithm. The **hardware
-# tier** says how it fits your machine: which model, how many completions at once. The cell below has both, together
-# with the folder for results and the seed. You may change them; every notebook has this cell.
+# Two choices define a run. The **recipe** says what is learned: the task, the rewards, the algorithm. The **hardware
+# tier** says how the run fits your machine: which model, and how many completions at once. The cell below sets both,
+# together with the folder for results and the seed. You may change them. Every notebook has this cell.
 
 # %% tags=["parameters"]
 RECIPE = "countdown-grpo"
@@ -47,30 +47,30 @@ print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
 
 # %% [markdown]
 # The tier `cpu` uses a **tiny model** that comes with the workshop. It has the architecture of Qwen2 and about a
-# million parameters, so that it trains in minutes on a laptop. Everything else is what you would use for a model a
-# thousand times as large: the same trainer, the same rewards, the same evaluation.
+# million parameters, so it trains in minutes on a laptop. Everything else is what you would use for a model a thousand
+# times as large: the same trainer, the same rewards, the same evaluation.
 
 # %% [markdown]
 # ## What you will see at the end
 #
-# You will take this model through three stages, and measure it on the same test problems after each.
+# You will take this model through three stages and measure it on the same test problems after each.
 #
 # 1. **Base** (this notebook). It can calculate, try and check, but it does not know how to answer you.
-# 2. **SFT**, supervised fine-tuning (notebook 04). It imitates examples and learns the format of an answer. Many of
-#    the examples give up too early, and it learns that too.
-# 3. **GRPO**, reinforcement learning (notebook 06). It tries, gets a reward for right answers, and does more of what
-#    was rewarded. Nobody shows it how.
+# 2. **SFT**, supervised fine-tuning (notebook 04). It imitates examples and learns the format of an answer. Many of the
+#    examples give up too early, and it learns that too.
+# 3. **GRPO**, reinforcement learning (notebook 06). It tries, gets a reward for correct answers, and does more of what
+#    was rewarded. It sees no examples.
 #
-# The final figure, in notebook 12, has three panels: right answers while training, attempts per response while
+# The final figure, in notebook 12, has three panels: correct answers during training, attempts per response during
 # training, and a bar for each of the three stages. You draw the first bar in this notebook.
 #
 # ## The task: Countdown
 #
-# You get some numbers and a target. Use each number exactly once, with `+ - * /` and brackets, to reach the target.
-# It is a good task for reinforcement learning: easy to check, hard to guess, and there are several ways to be right.
+# You get some numbers and a target. Use each number exactly once, with `+ - * /` and brackets, to reach the target. It
+# is a good task for reinforcement learning: easy to check, hard to guess, and with several correct answers.
 #
 # Judge one by hand: reach 45 with 3, 6 and 7. Does `(7 * 6) + 3` do it? Two functions help. `evaluate` calculates
-# exactly (no rounding, no `eval`), `numbers_used` lists the numbers. You will see 45, and the list of the three
+# exactly (no rounding, no `eval`), and `numbers_used` lists the numbers. You will see 45 and the list of the three
 # numbers.
 
 # %%
@@ -80,7 +80,7 @@ print(evaluate("(7 * 6) + 3"))
 print(numbers_used("(7 * 6) + 3"))
 
 # %% [markdown]
-# Text that is no expression makes both raise an `ExpressionError`. You will see its message.
+# Both raise an `ExpressionError` for text that is not an expression. You will see its message.
 
 # %%
 try:
@@ -93,8 +93,8 @@ except ExpressionError as error:
 #
 # *Difficulty: easy · importance: high · spend up to 5 minutes*
 #
-# Write `solves`. Reinforcement learning does exactly what the judge rewards, so the judge must be right: each number
-# once, the exact value, and `False` (not an exception) for text that is no expression.
+# Write `solves`. Reinforcement learning does exactly what the judge rewards, so the judge must be correct: each number
+# once, the exact value, and `False` (not an exception) for text that is not an expression.
 
 # %%
 def solves(expression: str, nums: list[int], target: int) -> bool:
@@ -116,9 +116,9 @@ checks.check_solves(solves)
 # %% [markdown]
 # ## Ask the model
 #
-# A chat model reads a **prompt**, here a system message and a question, and writes a **completion**. The system
-# message asks for a format: thoughts inside `<think>`, the answer inside `<answer>`. You will see both messages of
-# one test problem.
+# A chat model reads a **prompt**, here a system message and a question, and writes a **completion**. The system message
+# asks for a format: thoughts inside `<think>`, the answer inside `<answer>`. You will see both messages of one test
+# problem.
 
 # %%
 from lab_utils.models import load_model, load_tokenizer
@@ -134,9 +134,9 @@ for message in row["prompt"]:
     print(f"[{message['role']}] {message['content']}")
 
 # %% [markdown]
-# Now it answers. It *samples*: each next token is drawn at random, by the model's probabilities, so another seed
-# gives another completion. The **temperature** sharpens these probabilities (below 1) or flattens them (above 1); here,
-# and in training, it is 1. At 0 the likeliest token is taken each time, which is called **greedy**.
+# Now it answers. It *samples*: it draws each next token at random from its probabilities, so another seed gives another
+# completion. The **temperature** sharpens these probabilities (below 1) or flattens them (above 1). Here, and in
+# training, it is 1. At 0 the model always takes the most likely token, which is called **greedy** decoding.
 
 # %%
 from lab_utils.sampling.local import sample
@@ -145,13 +145,14 @@ longest = 128 if config.model.name == "tiny" else config.evaluation.max_new_toke
 (answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=longest, seed=SEED)[0]
 print(answer.text)
 print("-" * 60)
-print("in the format:", task.has_format(answer.text), "· right:", task.is_correct(answer.text, row))
+print("in the format:", task.has_format(answer.text), "· correct:", task.is_correct(answer.text, row))
 
 # %% [markdown]
-# That was the tiny model (a GPU tier asks a full-size chat model, which knows what to do). It tries and checks, often
-# with numbers that nobody gave it, and then it just stops. There are no tags: it has never seen any, nor a chat.
+# That was the tiny model. (A GPU tier asks a full-size chat model, which knows what to do.) It tries and checks, often
+# with numbers that are not in the question, and then it just stops. There are no tags: it has never seen a tag, nor a
+# chat.
 #
-# What it has read is plain text: a question, a line break, attempts, an expression. Ask it in that way. You will see
+# It was trained on plain text: a question, a line break, attempts, an expression. Ask it that way. You will see
 # attempts with the given numbers, each with `yes` or `no` (is this the target?), and an expression on the last line.
 
 # %%
@@ -177,10 +178,10 @@ print(ask_in_plain_text([row["prompt"][-1]["content"]])[0])
 #
 # One answer says little. Ask all the test problems of this notebook, and count in three ways:
 #
-# - **strict**: the right expression in `<answer>` tags. This is what the workshop means by *right*, in rewards and in
-#   evaluations alike.
-# - **format forgiven**: a right expression on the last line counts as well.
-# - **plain text**: asked in its own way, format forgiven.
+# - **strict**: the correct expression in `<answer>` tags. The workshop calls a response *correct* in this sense, in
+#   rewards and in evaluations alike.
+# - **format forgiven**: a correct expression on the last line counts as well.
+# - **plain text**: asked in plain text, format forgiven.
 
 # %%
 completions = [one[0].text for one in sample(model, tokenizer, problems["prompt"], max_new_tokens=longest, seed=SEED)]
@@ -191,13 +192,13 @@ right = {
     "plain\ntext": list(map(task.is_correct_lenient, in_plain_text, problems)),
 }
 for how, answers in right.items():
-    print(f"{' '.join(how.split()):16} {sum(answers):3} right of {len(answers)}")
+    print(f"{' '.join(how.split()):16} {sum(answers):3} correct of {len(answers)}")
 
 # %% [markdown]
 # ## The first bar
 #
 # The figure has a bar for each way of counting, with its 95% interval. Few problems make wide intervals; notebook 08
-# asks more. The two dashed places are yours to fill.
+# asks more problems. You will fill the two dashed places later.
 
 # %%
 from pathlib import Path
@@ -219,7 +220,7 @@ for x, method in ((3, "sft"), (4, "grpo")):
     ax.text(x, 0.5, "?", ha="center", va="center", fontsize=40, color=METHOD_COLOURS[method])
 ax.set_xticks(range(5), [f"base\n{how}" for how in right] + ["SFT\nnotebook 04", "GRPO\nnotebook 06"])
 ax.tick_params(axis="x", length=0)
-ax.set(title="Where you start", ylim=(0, 1), ylabel="% of answers that are right")
+ax.set(title="Where you start", ylim=(0, 1), ylabel="correct answers (%)")
 ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
 figures = Path(OUTPUT_DIR) / "figures"
 figures.mkdir(parents=True, exist_ok=True)
@@ -234,26 +235,27 @@ from lab_utils.teaching.inspection import expect
 if config.model.name == "tiny":
     strict, forgiven, plain = (sum(answers) / len(answers) for answers in right.values())
     expect(config, "strict accuracy is zero: the base model knows no tags", strict == 0)
-    expect(config, "asked in plain text it is often right and often wrong: there is room to learn", 0.1 < plain < 0.8)
+    expect(config, "asked in plain text it is often correct and often wrong: there is room to learn", 0.1 < plain < 0.8)
     expect(config, "the chat disturbs it: plain text beats the chat with its format forgiven", plain > forgiven)
 
 # %% [markdown]
 # - `MISSING` in the first table: run what the line says, restart the kernel, and start again at the top.
-# - The answer is a jumble of words: the tokenizer and the model do not belong together. Restore them with
-#   `git checkout -- lab_utils/models`.
-# - Strict accuracy is above zero: you are not looking at the base model. Look at `config.model.name`.
+# - The answer is a jumble of words: the tokenizer and the model do not belong together. Restore them with `git checkout
+#   -- lab_utils/models`.
+# - Strict accuracy is above zero: this is not the base model. Look at `config.model.name`.
 #
 # ## Summary
 #
-# - A recipe says what is learned, a tier says how it fits your machine.
-# - The base model can do some of the sums, but it gets no point for them: the answer has to be where we look for it.
-# - A right judge comes first. Everything that follows learns from it.
+# - A recipe says what is learned. A tier says how the run fits your machine.
+# - The base model can solve some of the problems, but it earns nothing for them: the answer has to be where the judge
+#   looks for it.
+# - A correct judge comes first. Everything that follows learns from it.
 #
 # ## Questions
 #
 # 1. Which of the two ways of counting, strict or format forgiven, would you report in a paper, and why?
 # 2. Your judge accepts `7 * 6 + 3` for 45. Should it accept `7 * 6 + 3 + 0`? What would a model learn if it did?
-# 3. The model writes `yes` or `no` after each attempt. How could that help it, if nobody else reads it?
+# 3. The model writes `yes` or `no` after each attempt. How could that help it, if only the model reads it?
 #
 # Next: [01 · Dataset formatting](01_dataset_formatting.ipynb), where a row becomes a prompt, and a prompt becomes
 # tokens.

@@ -21,13 +21,13 @@ SEED = 0
 # %% [markdown]
 # ## From a row to tokens
 #
-# A model reads and writes tokens. A dataset has rows. Four steps lead from one to the other: **row → messages → text
-# → tokens**. Most silent failures of fine-tuning happen on this way: a prompt that differs between training and test,
-# a template applied twice or never, an answer that the extraction cannot find. So look at every step once.
+# A model reads and writes tokens. A dataset has rows. Four steps lead from one to the other: **row → messages → text →
+# tokens**. Most silent failures of fine-tuning happen here: a prompt that differs between training and test, a template
+# applied twice or never, an answer that the extraction cannot find. So look at every step once.
 #
-# Start with one row of each task. GSM8K has word problems. Its `answer` is the number alone, which the rewards need,
-# and its `solution` is worked out step by step; the `<<...>>` marks are for a calculator, and `####` marks the
-# answer. On tier `cpu` the problems are synthetic, in the same format.
+# Start with one row of each task. GSM8K has word problems. Its `answer` is the number alone, which the rewards need.
+# Its `solution` is worked out step by step: the `<<...>>` marks are for a calculator, and `####` marks the answer. On
+# tier `cpu` the problems are synthetic, in the same format.
 
 # %%
 from lab_utils.config import load
@@ -46,11 +46,11 @@ print("COUNTDOWN\n", {column: countdown_rows[0][column] for column in ("nums", "
 # %% [markdown]
 # ## Step 1: messages
 #
-# A chat is a list of messages, each with a role. The *system* message says how to answer, the *user* message asks.
-# The task writes them, in one place (`lab_utils/tasks`), so that training, evaluation and this notebook cannot
-# differ.
+# A chat is a list of messages, each with a role. The *system* message says how to answer, and the *user* message asks.
+# The task writes both, in one place (`lab_utils/tasks`), so training, evaluation and this notebook cannot differ.
 #
-# GSM8K has three response formats, one for each of our recipes. You will see how each asks for its own.
+# GSM8K has three response formats, one for each of our GSM8K recipes. You will see how each system message asks for its
+# format.
 
 # %%
 for response_format in gsm8k.response_formats:
@@ -61,12 +61,12 @@ print(f"--- the user message, always the same\n{user['content']}")
 # %% [markdown]
 # ## Step 2: text
 #
-# The **chat template** of a tokenizer joins the messages to one text. `<|im_start|>` and `<|im_end|>` mark a turn.
-# `add_generation_prompt=True` opens the assistant's turn, so that the model knows whose turn it is.
+# The **chat template** of a tokenizer joins the messages into one text. `<|im_start|>` and `<|im_end|>` mark a turn.
+# `add_generation_prompt=True` opens the assistant's turn, so the model knows that it has to answer.
 #
-# TRL applies the template only when a prompt is a list of messages. Give it a plain string and the model gets free
-# text: it never ends its turn, the reward stays at zero, and there is no error. You will see the text of our
-# Countdown row.
+# TRL applies the template only when a prompt is a list of messages. If you give it a plain string, the model gets that
+# text without a template: it never ends its turn, the reward stays at zero, and there is no error. You will see the
+# text of our Countdown row.
 
 # %%
 from lab_utils.models import load_tokenizer
@@ -76,7 +76,7 @@ prompt = countdown.prompt(countdown_rows[0])
 print(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
 
 # %% [markdown]
-# Every model family brings its own template. TRL ships those of Qwen2.5 and Qwen3, so you can compare them without a
+# Every model family has its own template. TRL ships those of Qwen2.5 and Qwen3, so you can compare them without a
 # download. First, a question without a system message. You will see that Qwen2.5 adds one of its own, and Qwen3
 # doesn't. Two models that you compare must get the same system message, so always write one yourself.
 
@@ -95,9 +95,8 @@ def show(messages: list[dict[str, str]], **options) -> None:
 show([{"role": "user", "content": "What is 9 * 8?"}], add_generation_prompt=True)
 
 # %% [markdown]
-# Now a whole exchange, as in supervised fine-tuning. Qwen3 knows thinking, and its template takes `<think>` apart and
-# writes it again with line breaks of its own. An answer without thoughts gets an empty `<think>` block. You will see
-# both.
+# Now a whole exchange, as in supervised fine-tuning. Qwen3 is made for thinking: its template takes `<think>` apart and
+# writes it again with its own line breaks. An answer without thoughts gets an empty `<think>` block. You will see both.
 
 # %%
 question = {"role": "user", "content": "What is 9 * 8?"}
@@ -107,9 +106,9 @@ show([question, {"role": "assistant", "content": "<think>9 * 8 = 72</think><answ
 show([question, {"role": "assistant", "content": "The answer is 72."}])
 
 # %% [markdown]
-# So the same demonstration reaches Qwen3 with other white space. That is why our `format_reward` allows white space
-# between and around the tags. One more switch: `enable_thinking=False` makes Qwen3's prompt end with an empty block,
-# and the model then answers at once. You will see the ends of both prompts.
+# So the same demonstration reaches Qwen3 with different white space. That is why our `format_reward` allows white space
+# between and around the tags. There is one more switch: `enable_thinking=False` makes Qwen3's prompt end with an empty
+# block, and the model then answers at once. You will see the ends of both prompts.
 
 # %%
 for thinking in (True, False):
@@ -121,8 +120,8 @@ for thinking in (True, False):
 # ## Step 3: tokens
 #
 # The tokenizer cuts the text into pieces, each with a number. You will see the user message of the Countdown row. In
-# the tiny model's vocabulary each number up to 100 is one token, so a sum is a fact to remember. Qwen's own
-# tokenizers cut numbers into single digits.
+# the tiny model's vocabulary each number up to 100 is one token, so it can learn a sum as a fact. Qwen's own tokenizers
+# cut numbers into single digits.
 
 # %%
 ids = tokenizer(prompt[-1]["content"])["input_ids"]
@@ -132,10 +131,10 @@ print(ids)
 # %% [markdown]
 # ## Which tokens does the loss see?
 #
-# Supervised fine-tuning shows the model a prompt and a completion. The model reads both, but it should learn to
-# *write* only the completion. So the **labels** are a copy of the tokens in which the prompt is replaced by -100,
-# which PyTorch's cross-entropy ignores. A toy: prompt `[5, 6, 7]` and completion `[8, 9]` give the labels `[-100,
-# -100, -100, 8, 9]`.
+# Supervised fine-tuning shows the model a prompt and a completion. The model reads both, but it should learn to *write*
+# only the completion. So the **labels** are a copy of the tokens with -100 instead of each prompt token, and PyTorch's
+# cross-entropy ignores -100. A toy: prompt `[5, 6, 7]` and completion `[8, 9]` give the labels `[-100, -100, -100, 8,
+# 9]`.
 #
 # ## Exercise 1: labels
 #
@@ -156,9 +155,9 @@ from lab_utils.teaching import checks
 checks.check_make_labels(make_labels)
 
 # %% [markdown]
-# Now the same for a real demonstration. `demonstration` writes what the model will imitate in notebook 04. The figure
-# shows every token of the chat: grey ones are only read, coloured ones are learned. Note the last coloured ones: the
-# model also has to learn to end its turn.
+# Now the same for a real demonstration. `demonstration` writes the text that the model will imitate in notebook 04. The
+# figure shows every token of the chat: the model only reads the grey ones and learns to write the coloured ones. Note
+# the last coloured ones: the model also has to learn to end its turn.
 
 # %%
 demonstration = {"role": "assistant", "content": countdown.demonstration(countdown_rows[0])}
@@ -196,9 +195,9 @@ figure.savefig(figures / "01_loss_mask.png")
 # %% [markdown]
 # ## From a completion back to an answer
 #
-# The way back is **extraction**: find the answer in what the model wrote. A *strict* extractor wants the format that
+# The way back is **extraction**: find the answer in the text of the model. A *strict* extractor wants the format that
 # the prompt asked for. A *lenient* one takes the last number it can find. They answer different questions: can the
-# model use the format, and can it do the maths? The same model can score far apart on the two, so the workshop
+# model use the format, and can it do the math? The same model can score very differently on the two, so the workshop
 # reports both.
 #
 # ## Exercise 2: extract the answer after `####`
@@ -206,7 +205,7 @@ figure.savefig(figures / "01_loss_mask.png")
 # *Difficulty: medium · importance: high · spend up to 10 minutes*
 #
 # GSM8K marks its answer with `#### `. Return the number after the first such mark as text, or `None`. Think of commas
-# (`1,000`), decimals (`72.5`), negative numbers, and of text that follows, with or without numbers in it.
+# (`1,000`), decimals (`72.5`), negative numbers, and text after the number, with or without other numbers.
 
 # %%
 import re
@@ -225,9 +224,9 @@ def extract_hash_answer(text: str) -> str | None:
 checks.check_extract_hash_answer(extract_hash_answer)
 
 # %% [markdown]
-# The next cell runs the three extractors of `lab_utils.tasks.answers` over some completions for a problem whose answer
-# is 72. In the table, ✓ is 72, ✗ is another number, and – means that nothing was found. You will see that lenient is
-# not always kinder: it takes a number from a remark after the answer.
+# The next cell runs the three extractors of `lab_utils.tasks.answers` on some completions for a problem with the answer
+# 72. In the table, ✓ means 72, ✗ another number, and – that nothing was found. You will see that lenient is not always
+# kinder: it takes a number from a remark after the answer.
 
 # %%
 import pandas as pd
@@ -253,8 +252,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Comparing is a step of its own. `numbers_match` compares values, exactly: `$72.00` is 72, and `1,000` is 1000.
-# Words, units and two numbers match nothing. You will see one `True` and four `False`.
+# Comparing is a separate step. `numbers_match` compares exact values: `$72.00` is 72, and `1,000` is 1000. Words, units
+# and two numbers match nothing. You will see one `True` and four `False`.
 
 # %%
 for text in ("$1,000.00", "1,000 clips", "10 00", "1000.1", "banana"):
@@ -263,9 +262,9 @@ for text in ("$1,000.00", "1,000 clips", "10 00", "1000.1", "banana"):
 # %% [markdown]
 # ## Your own data
 #
-# `dataset` loads from three kinds of sources and gives the same columns each time: `"synthetic"`, `"hub"`, or the
-# path of a JSON Lines file. Write two rows of your own and load them. You will see the columns that the trainers
-# need.
+# `dataset` loads from three kinds of sources and gives the same columns each time: `"synthetic"`, `"hub"`, or a path of
+# your own (a JSON Lines file, or a folder with `train.jsonl` and `test.jsonl`). Write two rows of your own and load
+# them. You will see the columns that the trainers need.
 
 # %%
 import json
@@ -281,7 +280,7 @@ for loaded in gsm8k.dataset("train", source=str(own)):
 
 # %% [markdown]
 # A row that cannot be used stops the loading at once, before any model is loaded. The message says where the row is,
-# what is wrong and what to do. You will see it for a third row, which has no number as its answer.
+# what is wrong and how to fix it. You will see it for a third row, which has no number as its answer.
 
 # %%
 from lab_utils.tasks import RowError
@@ -296,10 +295,9 @@ except RowError as error:
 # %% [markdown]
 # ## The real thing: how long are the prompts?
 #
-# A prompt and its completion share the model's memory, so a run sets limits: `max_prompt_length` and
-# `max_completion_length`, in tokens. Longer prompts are left out of training. Before you train, look at how long
-# yours are. The figure shows the prompts of both tasks, with everything that the template adds, and the limit of this
-# recipe.
+# A prompt and its completion share the model's memory, so a run sets limits in tokens: `max_prompt_length` and
+# `max_completion_length`. Training leaves out longer prompts. Before you train, look at the lengths of yours. The
+# figure shows the prompts of both tasks, with everything that the template adds, and the limit of this recipe.
 
 # %%
 def prompt_lengths(dataset) -> list[int]:
@@ -326,33 +324,33 @@ for ax, (name, values), colour in zip(axes, lengths.items(), OTHER_COLOURS, stri
     ax.set_title(name, color=colour, fontweight="bold")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
 axes[0].text(limit, axes[0].get_ylim()[1] * 0.95, f"max_prompt_length = {limit} ", ha="right", va="top", color=INK)
-axes[1].set_xlabel("tokens of a prompt, the template's own included")
+axes[1].set_xlabel("tokens per prompt, including the template's own")
 figure.supylabel("% of prompts", fontsize=14)
 figure.savefig(figures / "01_prompt_lengths.png")
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
 #
-# Both distributions lie left of the dashed line, and the coloured tokens begin after `assistant` and end with the end
-# of the turn.
+# Both distributions lie left of the dashed line. The coloured tokens begin after `assistant` and include the end of the
+# turn.
 #
-# - Many prompts are beyond the line: raise `grpo.max_prompt_length`, or you train on the short problems only.
-# - The cell with the `assert` stops: the template rewrites the prompt when a completion follows. Train on a template
-#   that doesn't; TRL ships one for each model family (`..._training.jinja`).
-# - An extractor finds nothing in answers that look right to you: print them with `repr`. A line break or a second tag
-#   is easily overlooked.
+# - Many prompts are beyond the line: raise `grpo.max_prompt_length`, or you train only on the short problems.
+# - The cell with the `assert` stops: the template rewrites the prompt when a completion follows. Train with a template
+#   that doesn't. TRL ships one for each model family (`..._training.jinja`).
+# - An extractor finds nothing in answers that look correct to you: print them with `repr`. A line break or a second tag
+#   is easy to miss.
 #
 # ## Summary
 #
 # - Row → messages → text → tokens. The task writes the messages, the template writes the text.
 # - Templates differ in what they add. Write the system message yourself, and look at the text once.
-# - The loss sees the completion, the end of the turn included, and not the prompt.
-# - Strict extraction measures format and maths together, lenient extraction measures mostly maths. Report both.
+# - The loss sees the completion, including the end of the turn, and not the prompt.
+# - Strict extraction measures format and math together. Lenient extraction measures mostly math. Report both.
 #
 # ## Questions
 #
 # 1. Why must a reward never be lenient where the prompt asks for a format? What would the model learn?
-# 2. Someone measures Qwen2.5 and Qwen3 without a system message. What else differs between the two measurements,
+# 2. A colleague measures Qwen2.5 and Qwen3 without a system message. What else differs between the two measurements,
 #    apart from the models?
 # 3. What would happen in fine-tuning if the labels left out the token that ends the turn?
 #

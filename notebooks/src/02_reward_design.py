@@ -20,13 +20,13 @@ SEED = 0
 # %% [markdown]
 # ## What a reward is
 #
-# Reinforcement learning does more of what earns a higher reward. It reads nothing else: not your intention, not the
-# prompt. So a reward must be right about *every* text a model may write, and a model that trains for an hour writes
-# strange texts.
+# Reinforcement learning does more of what earns a higher reward. It sees nothing else: not your intention, not the
+# prompt. So a reward must be correct for *every* text that a model may write, and a model that trains for an hour
+# writes strange texts.
 #
-# For TRL a reward is a plain function, `f(completions, **columns) -> list[float]`: it gets a list of completions and
+# For TRL a reward is a plain function, `f(completions, **columns) -> list[float]`. It gets a list of completions and
 # the dataset's columns as lists of the same length, and returns one number for each completion. Here is a toy. It
-# counts the words, and you can check its answer by hand.
+# counts the words, and you can check its result by hand.
 
 # %%
 def word_count_reward(completions, **columns):
@@ -37,7 +37,7 @@ word_count_reward(completions=["seventy two", "72"], answer=["72", "72"])
 
 # %% [markdown]
 # There is one complication. When the prompt is a list of messages, TRL passes every completion as a list of messages
-# too. `completion_text` returns the text in both cases. You will see the same text twice.
+# too. `completion_text` returns the text in both cases. You will see two plain texts, the same one twice.
 
 # %%
 from lab_utils.tasks import completion_text
@@ -60,7 +60,7 @@ from lab_utils.tasks.answers import extract_xml_answer, numbers_match
 
 
 def correctness_reward(completions, answer, **columns):
-    """2.0 for the gold number in <answer> tags, else 0.0; `answer` has the gold numbers as text."""
+    """Return 2.0 for the gold number in <answer> tags, else 0.0; `answer` has the gold numbers as text."""
     # YOUR CODE HERE
     # >>> solution
     found = [extract_xml_answer(completion_text(completion)) for completion in completions]
@@ -89,9 +89,9 @@ checks.check_correctness_reward(correctness_reward)
 # </answer>
 # ```
 #
-# Two traps. In a regular expression `.` does not match a line break unless you give `re.DOTALL`; without it the
-# reward is zero for ever, and nobody notices. With it, `.*?` can run across a second set of tags, so count the tags
-# as well.
+# There are two traps. In a regular expression `.` does not match a line break unless you give `re.DOTALL`; without it
+# the reward stays at zero forever, and no error tells you. With it, `.*?` can run across a second set of tags, so count
+# the tags as well.
 
 # %%
 import re
@@ -100,7 +100,7 @@ TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 
 def strict_format_reward(completions, **columns):
-    """0.5 for the format above, with or without a line break at the very end, else 0.0."""
+    """Return 0.5 for the format above, with or without a line break at the very end, else 0.0."""
     # YOUR CODE HERE
     # >>> solution
     pattern = re.compile(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n?", re.DOTALL)
@@ -119,8 +119,8 @@ checks.check_strict_format_reward(strict_format_reward)
 # ## Probe every reward
 #
 # The recipe `gsm8k-grpo` adds up five rewards. Correctness is worth most. The other four are stepping stones: a model
-# that never gets a number right can still learn from them where a number belongs. Before you train on a reward, show
-# it texts of which you know what they deserve. You will see a row for each text and a column for each reward.
+# that never gets a number right can still learn from them where a number belongs. Before you train with a reward, show
+# it texts whose value you know. You will see a row for each text and a column for each reward.
 
 # %%
 import pandas as pd
@@ -149,8 +149,7 @@ table["total"] = table.sum(axis=1)
 table
 
 # %% [markdown]
-# The same table as a figure, for the report. Read it row by row and ask: would I give more to this text than to that
-# one?
+# The same table as a figure, for the report. Read it row by row and ask: should this text earn more than that one?
 
 # %%
 from pathlib import Path
@@ -177,16 +176,16 @@ figures.mkdir(parents=True, exist_ok=True)
 figure.savefig(figures / "02_rewards_probed.png")
 
 # %% [markdown]
-# Two rows deserve a thought. *Wrong number* earns half of what *exactly as asked* earns, just for its looks. *Right,
-# no tags* earns nothing, though it is right. Neither is a mistake: the order of the rows is what you want the model
-# to climb. But it means that the mean reward can rise a long way while nothing gets more correct. So watch accuracy
-# next to the reward, always.
+# Two rows deserve a thought. *Wrong number* earns half of what *exactly as asked* earns, only for its form. *Right, no
+# tags* earns nothing, although it is correct. Neither is a mistake: the order of the rows is the one that you want the
+# model to climb. But it means that the mean reward can rise a long way while accuracy does not. So always watch
+# accuracy next to the reward.
 #
 # ## Countdown's rewards
 #
-# Countdown has two: the format, and the equation. The equation is checked exactly and without `eval`. Of the next
-# answers only the first two are right. The others are of kinds that have fooled public rewards: a number that is left
-# out or used twice, digits glued together (`36`) or into decimals (`7.6`), powers, an equals sign, code, digits of
+# Countdown has two rewards: the format and the equation. The equation is checked exactly and without `eval`. Of the
+# following answers only the first two are correct. The others are of kinds that have fooled public rewards: a number
+# left out or used twice, digits glued together (`36`) or into decimals (`7.6`), powers, an equals sign, code, digits of
 # another script.
 
 # %%
@@ -201,10 +200,10 @@ pd.DataFrame(
 # %% [markdown]
 # ## Text that is meant to hurt
 #
-# Untrained models write nonsense, and trained ones find holes. A reward must give a finite number for all of it,
-# fast, or a run of hours stops (or worse, goes on). `9**9**9` keeps `eval` busy for ever. A careless regular
-# expression takes time in proportion to the square of the text. The next cell times every reward on texts of 100,000
-# characters. You will see the slowest case, in milliseconds, and that all values are finite.
+# Untrained models write nonsense, and trained ones find holes. A reward must give a finite number for all of it, and
+# fast, or a run of hours stops (or, worse, continues with a wrong reward). `9**9**9` keeps `eval` busy forever. A
+# careless regular expression takes time in proportion to the square of the text's length. The next cell times every
+# reward on texts of 100,000 characters. You will see the slowest case, in milliseconds, and that all values are finite.
 
 # %%
 import math
@@ -226,10 +225,10 @@ print(f"{len(functions)} rewards × {len(hostile)} texts, all finite. The slowes
 # %% [markdown]
 # ## Mixing rewards
 #
-# `combine_rewards` makes one reward out of several: their weighted sum. It checks every part, so a reward that
-# returns `None` is caught at the first call and not after an hour. The recipe `reasoning-sft-grpo` mixes five:
-# accuracy, scaled by length, counts most; format, visible steps, brevity and non-repetition count a little. You will
-# see its weights.
+# `combine_rewards` makes one reward out of several: their weighted sum. It checks every part, so a reward that returns
+# `None` fails at the first call and not after an hour. The recipe `reasoning-sft-grpo` mixes five rewards: accuracy,
+# scaled by length, counts most; format, visible steps, brevity and non-repetition count a little. You will see their
+# weights.
 
 # %%
 from lab_utils.config import load
@@ -239,10 +238,11 @@ mixed_reward = rewards.combine_rewards([getattr(rewards, name) for name in mix],
 pd.Series(mix, name="weight").to_frame()
 
 # %% [markdown]
-# Such *shaping* rewards look at the surface, and a surface can be faked. Three completions for a problem whose answer
-# is 72: an honest one, an honest one with a wrong answer, and one that has found out what the reward for visible
-# steps counts. You will see that the third gets all of `reasoning_reward`. The weights keep it far below the honest
-# and right one. But compare it with the honest and wrong one: where a model cannot solve a problem, faking pays.
+# Such *shaping* rewards look at the surface, and a surface can be faked. Here are three completions for a problem with
+# the answer 72: an honest and correct one, an honest one with a wrong answer, and one that only produces what the
+# reward for visible steps counts. You will see that the third gets all of `reasoning_reward`. The weights keep it far
+# below the honest and correct one. But compare it with the honest and wrong one: where a model cannot solve a problem,
+# faking pays.
 
 # %%
 texts = {
@@ -255,7 +255,7 @@ parts = {name: getattr(rewards, name)(list(texts.values()), **columns) for name 
 pd.DataFrame({**parts, "weighted sum": mixed_reward(list(texts.values()), **columns)}, index=list(texts)).round(3).T
 
 # %% [markdown]
-# And this is what happens to a reward that forgets a completion. You will see the message.
+# And this happens with a reward that leaves out a completion. You will see the message.
 
 # %%
 def forgetful_reward(completions, **columns):
@@ -271,8 +271,8 @@ except ValueError as error:
 # ## The real thing: can the model learn from these rewards?
 #
 # GRPO compares the completions of one problem with each other. Where all of them earn the same, there is nothing to
-# compare, and nothing is learned. So before a run, sample some groups and score them. The next cell does that with
-# the base model of notebook 00, and with the demonstrations that notebook 04 imitates.
+# compare and nothing to learn. So before a run, sample some groups and score them. The next cell does that with the
+# base model of notebook 00, and with the demonstrations that the model imitates in notebook 04.
 #
 # On tier `cpu` you will see zeros for the base model: it has never seen a tag. That is a *dead* reward.
 
@@ -292,7 +292,7 @@ print(groups[0][0].text)
 
 # %%
 def mean_rewards(completions: list[str], gold: list[str]) -> dict[str, float]:
-    """The mean of each of the five rewards."""
+    """Return the mean of each of the five rewards."""
     return {f.__name__: sum(f(completions, answer=gold)) / len(completions) for f in GSM8K_REWARDS}
 
 
@@ -314,14 +314,14 @@ results.round(3)
 # - On tier `cpu` the sampled completions earn (nearly) nothing and (nearly) every group is dead, while the
 #   demonstrations earn the full reward. Supervised fine-tuning has to come first. That is notebook 04.
 # - On a GPU tier an instruction-tuned model usually earns something from the start, and some groups are alive. There
-#   the recipe goes straight to GRPO.
-# - The demonstrations earn less than the full reward: the prompt, the demonstrations and the reward disagree about
-#   the format. Print one with `repr` and compare.
-# - A reward is zero for everything: look for a missing `re.DOTALL`, and for a prompt that was no list of messages.
+#   the recipe starts with GRPO.
+# - The demonstrations earn less than the full reward: the prompt, the demonstrations and the reward disagree about the
+#   format. Print one with `repr` and compare.
+# - A reward is zero for everything: look for a missing `re.DOTALL`, or a prompt that was not a list of messages.
 #
 # ## Summary
 #
-# - A reward is a pure function of text and columns. Probe it with texts of which you know the value.
+# - A reward is a pure function of text and columns. Probe it with texts whose value you know.
 # - Compare numbers, not strings. Count tags. Never use `eval`.
 # - Every stepping stone is also a place to stop. Watch accuracy next to the reward.
 # - A reward that is equal within each group teaches nothing, however sensible it is.
@@ -329,10 +329,10 @@ results.round(3)
 # ## Questions
 #
 # 1. Add a completion to `probes` that earns more than it deserves. How would you close the hole?
-# 2. The five rewards give a wrong answer in perfect format half of the maximum. GRPO compares within a group only.
-#    When does that half matter, and when does it cancel?
+# 2. The five rewards give a wrong answer in perfect format half of the maximum. GRPO compares only within a group. When
+#    does that half matter, and when does it cancel?
 # 3. You want shorter answers. What would a model do if you gave `conciseness_reward` a weight of 10?
 #
-# Next: [03 · Reward hacking](03_reward_hacking.ipynb) trains on a reward with a hole; [04 · SFT
-# warm-up](04_sft_warmup.ipynb) makes the model that it starts from; [05 · GRPO from
-# scratch](05_grpo_from_scratch.ipynb) shows what becomes of a reward.
+# Next: [03 · Reward hacking](03_reward_hacking.ipynb) trains on a reward with a hole. [04 · SFT
+# warm-up](04_sft_warmup.ipynb) makes the model that it starts from. [05 · GRPO from
+# scratch](05_grpo_from_scratch.ipynb) shows what GRPO does with a reward.

@@ -3,10 +3,10 @@
 #
 # <!-- badges -->
 #
-# > **You will learn** what supervised fine-tuning teaches and what it cannot; to take the loss on the completion
+# > **You will learn** what supervised fine-tuning teaches and what it cannot; to compute the loss on the completion
 # > only; LoRA and 4-bit in numbers; when to stop.
 # >
-# > **Time** 2 minutes on a CPU, 10 on a GPU · **Needs** nothing else; the notebooks that follow start from its model
+# > **Time** 2 minutes on a CPU, 10 on a GPU · **Needs** nothing else; the following notebooks start from its model
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -34,31 +34,31 @@ print(f"Task {task.name}, model {config.model.name}, tier {config.hardware} ({co
 # ## What supervised fine-tuning does, and what it does not
 #
 # Supervised fine-tuning (SFT) shows the model demonstrations and raises the probability of each of their tokens. The
-# model learns to *imitate*: the format, the style, the habits, and the mistakes. Nothing in the loss says which
-# demonstrations end with a right answer.
+# model learns to *imitate*: the format, the style, the habits, and the mistakes. The loss does not know which
+# demonstrations end with a correct answer.
 #
-# Here SFT is a **warm-up**. The base model can calculate, but it has never seen a chat. After the warm-up it answers
-# in the format, so that a reward can be given at all. Getting *right* more often is left to reinforcement learning.
-# The demonstrations are imperfect on purpose. Read a few.
+# Here SFT is a **warm-up**. The base model can calculate, but it has never seen a chat. After the warm-up it answers in
+# the format, so that a reward becomes possible. Being *correct* more often is the job of reinforcement learning. The
+# demonstrations are imperfect on purpose. Read a few.
 
 # %%
 for row in train_rows.select(range(3)):
     print(row["prompt"][-1]["content"], "\n", task.demonstration(row), sep="", end="\n\n")
 
 right = [task.is_correct(task.demonstration(row), row) for row in train_rows]
-print(f"{sum(right) / len(right):.0%} of {len(right)} demonstrations end with a right answer.")
+print(f"{sum(right) / len(right):.0%} of {len(right)} demonstrations end with a correct answer.")
 
 # %% [markdown]
-# Every calculation in them is right, and so is every `yes` and `no`. But after a `no` they often give up and answer
-# with the failed attempt. Also, whoever wrote them knew a solution and hit the target more often than a model can by
-# trying. So a perfect imitator that samples its answers would be right about this often. Yours will be right less
-# often. Keep the number in mind.
+# Every calculation in them is correct, and so is every `yes` and `no`. But after a `no` they often give up and answer
+# with the failed attempt. Also, the program that wrote them knew a solution, and hit the target more often than a model
+# can by trying. So a perfect imitator that samples its answers would be correct about this often. Yours will be correct
+# less often. Remember the number.
 #
 # ## The loss is taken on the completion only
 #
 # A training example is one row of tokens: the prompt, then the completion. The model need not learn to write prompts.
-# So the tokens of the prompt get the label **-100** (you wrote that in notebook 01), and the loss leaves them out.
-# Here is one real example.
+# So the tokens of the prompt get the label **-100** (you wrote that in notebook 01), and the loss leaves them out. Here
+# is one real example.
 
 # %%
 import torch
@@ -75,10 +75,10 @@ print(f"{len(prompt_ids)} tokens of prompt and {len(completion_ids)} of completi
 print(*([tokenizer.decode([token]) for token in part] for part in (prompt_ids[-3:], completion_ids)), sep=" | ")
 
 # %% [markdown]
-# The completion ends with `<|im_end|>`. That token has a label, too: it is how the model learns to stop.
+# The completion ends with `<|im_end|>`. That token has a label, too: from it the model learns to stop.
 #
 # Now a toy that you can work out by hand: four tokens, a vocabulary of three. Row *t* of the table holds the model's
-# probabilities for the token that comes **after** token *t*. Two tokens have a label.
+# probabilities for the token **after** token *t*. Two tokens have a label.
 
 # %%
 toy_probabilities = torch.tensor([[0.2, 0.6, 0.2], [0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
@@ -93,12 +93,12 @@ print(f"loss = -(ln {toy_probabilities[1, 0]:.2f} + ln {toy_probabilities[2, 2]:
 #
 # *Difficulty: medium · importance: high · spend up to 10 minutes*
 #
-# `logps` holds log-probabilities, shape (T, V), as in the table above. `labels` has shape (T,). Return the mean of
+# `logps` holds log-probabilities of shape (T, V), as in the table above. `labels` has shape (T,). Return the mean of
 # minus the log-probability over the tokens that have a label. Mind the shift by one.
 
 # %%
 def completion_loss(logps, labels):
-    """Mean of minus the log-probability of the labelled tokens: (T, V) log-probabilities, (T,) labels -> one number."""
+    """Return the mean of minus the log-probability over the tokens with a label, from (T, V) logps and (T,) labels."""
     # YOUR CODE HERE
     # >>> solution
     targets = labels[1:]  # row t predicts token t + 1
@@ -115,8 +115,8 @@ from lab_utils.teaching import checks
 checks.check_completion_loss(completion_loss)
 
 # %% [markdown]
-# The same on the real example. transformers computes it, too, when you pass `labels`: the first two numbers should be
-# the same. The third counts every token of the prompt as well. Which of them would you want to bring down?
+# Now the same with the real example. transformers computes it, too, when you pass `labels`: the first two numbers
+# should be equal. The third also counts every token of the prompt. Which of them would you want to reduce?
 
 # %%
 base = load_model(config.model.name, config.model)
@@ -148,9 +148,9 @@ print(f"whole model:       {trainable:,} of {total:,} numbers are trained ({trai
 del base, adapted, q_proj  # training will need the memory
 
 # %% [markdown]
-# On a model as small as the workshop's tiny one, r = 16 is no small update: its matrices are not much wider than
-# that. The same update of a model of half a billion parameters is a sliver. You can count it without downloading the
-# model, from its shape:
+# For the workshop's tiny model, r = 16 is not a small update: its own matrices are not much wider than that. The same
+# update is tiny next to a model of half a billion parameters. You can count it without downloading the model, from its
+# shape:
 
 # %%
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -169,13 +169,13 @@ for tier in ("cpu", "a10g"):
     print(f"recipe gsm8k-sft-ppo on {tier}: {model.name}, LoRA {model.lora is not None}, 4-bit {model.load_in_4bit}")
 
 # %% [markdown]
-# LoRA saves memory for gradients and optimiser states; **4-bit** storage of the frozen weights (QLoRA) saves more. It
-# needs bitsandbytes and a GPU. On the `cpu` tier all weights of the tiny model are trained, without either.
+# LoRA saves memory for gradients and optimizer states; **4-bit** storage of the frozen weights (QLoRA) saves more. It
+# needs bitsandbytes and a GPU. On tier `cpu` all weights of the tiny model are trained, without either.
 #
 # ## The real run
 #
-# Before you start it: what will have changed afterwards, the format, the accuracy, or both? The cell trains with
-# TRL's `SFTTrainer`. If you run it a second time it finds the finished run. To train again, delete the folder.
+# Before you start it, guess what it will change: the format, the accuracy, or both? The cell trains with TRL's
+# `SFTTrainer`. If you run it a second time, it finds the finished run. To train again, delete the folder.
 
 # %%
 from lab_utils.training import sft
@@ -189,16 +189,16 @@ from lab_utils.figures import plot_rates, plot_sft
 plot_sft(run, figures / "04_sft_loss.png")
 
 # %% [markdown]
-# You should see the loss fall steeply while the format is learned, then slowly. It does not go to zero: which attempt
-# comes next, and whether to give up, is random in the demonstrations, and no model can predict a coin.
+# You should see the loss fall steeply while the model learns the format, then slowly. It does not go to zero. In the
+# demonstrations, the choice of the next attempt and whether to give up are random, and no model can predict a coin.
 #
-# If you don't: a loss that jumps up and stays there means a learning rate that is too high. A loss that starts near
-# its end means that you are training a model that has seen the demonstrations already.
+# If you don't: a loss that jumps up and stays there means that the learning rate is too high. A loss that starts near
+# its end means that the model has seen the demonstrations already.
 #
 # ## Before and after
 #
-# Now sample from the base model, from the checkpoints that the run has kept, and from the final model, on test
-# problems that are in nobody's training data.
+# Now sample from the base model, from the checkpoints that the run has kept, and from the final model, on test problems
+# that are in no model's training data.
 
 # %%
 from lab_utils.evaluation import evaluate, format_results, results_table
@@ -232,44 +232,45 @@ from lab_utils.teaching.inspection import expect
 
 expect(config, "after the warm-up nearly every response has the format", last.format_rate > 0.9)
 expect(config, "most responses are still wrong", last.accuracy < 0.5)
-expect(config, "but one of several responses is often right", last.pass_at[last.ks[-1]] > last.accuracy + 0.2)
+expect(config, "but one of several responses is often correct", last.pass_at[last.ks[-1]] > last.accuracy + 0.2)
 
 # %% [markdown]
-# The format rate goes from nothing to nearly all. Accuracy rises with it, as a right answer counts only in the
-# format, and then it stays low. Between the lines of the figure lies the room for reinforcement learning: problems
-# that the model solves *sometimes*.
+# The format rate goes from zero to nearly 100%. Accuracy rises with it, because a correct answer counts only in the
+# format, and then it stays low. The gap between the lines of the figure is the room for reinforcement learning:
+# problems that the model solves *sometimes*.
 #
 # - A low format rate: too few steps, or a learning rate that is too low.
-# - Hardly any right answers, even in many responses: look at the text. Is it `7 * 6 = 42`, or `7 * 6 = 48`?
-#   Arithmetic must be sound before reinforcement learning begins; a reward selects, it does not teach facts.
-# - Nearly all right: then there is little left to learn. Warm up less, or take harder problems.
+# - Hardly any correct answers, even in many responses: look at the text. Is it `7 * 6 = 42`, or `7 * 6 = 48`?
+#   Arithmetic must be sound before reinforcement learning begins. A reward selects; it does not teach facts.
+# - Nearly all correct: then there is little left to learn. Warm up less, or take harder problems.
 #
 # ## When to stop
 #
-# A reward teaches only where some responses to a problem are right and others are wrong. Count those problems:
+# A reward teaches only where some responses to a problem are correct and others are wrong. Count those problems:
 
 # %%
 for label, evaluation in warm_up.items():
     share = evaluation.per_problem
     print(f"{label:>9}: all wrong {(share == 0).mean():4.0%}, mixed {((share > 0) & (share < 1)).mean():4.0%}, "
-          f"all right {(share == 1).mean():4.0%}  (of {evaluation.num_samples} responses each)")
+          f"all correct {(share == 1).mean():4.0%}  (of {evaluation.num_samples} responses each)")
 
 # %% [markdown]
-# Stop the warm-up when the format is there and many problems are *mixed*. Too early, and nearly all are wrong: no
-# signal. Too late, with perfect demonstrations, and nearly all are right: no headroom. More SFT on *these*
-# demonstrations makes a better imitator of giving up, not a better solver. Notebook 08 measures exactly that.
+# Stop the warm-up when the model knows the format and many problems are *mixed*. If you stop too early, nearly all
+# responses are wrong: no signal. If you stop too late, with perfect demonstrations, nearly all are correct: no
+# headroom. More SFT on *these* demonstrations makes a better imitator of giving up, not a better solver. Notebook 08
+# measures exactly that.
 #
 # ## Summary
-# - SFT raises the probability of the demonstrations' tokens, whatever they are worth. It teaches the format in a
-#   minute.
-# - The loss counts the completion only: labels of -100 hide the prompt. The end-of-turn token has a label.
-# - LoRA trains r · (in + out) numbers a matrix; 4-bit weights belong to GPUs.
-# - Stop when the format is learned and the model is right sometimes, not always.
+# - SFT raises the probability of the demonstrations' tokens, good or bad. It teaches the format in a minute.
+# - The loss counts only the completion: labels of -100 hide the prompt. The end-of-turn token has a label.
+# - LoRA trains r · (in + out) numbers per matrix. 4-bit weights need a GPU.
+# - Stop when the model knows the format and is correct sometimes, not always.
 #
 # ## Questions
-# 1. If you forgot to mask the prompt, the loss in the figure would look *better*. Why, and why is the model not?
+# 1. If you forgot to mask the prompt, the loss in the figure would look *better*, but the model would not be better.
+#    Why?
 # 2. What would the model do if `<|im_end|>` had the label -100?
-# 3. Suppose that every demonstration ended with a right answer. What would SFT reach, and what would be left for RL?
+# 3. Suppose that every demonstration ended with a correct answer. What would SFT reach, and what would be left for RL?
 #
 # Next: [05 · GRPO from scratch](05_grpo_from_scratch.ipynb), then [06 · GRPO training](06_grpo_training.ipynb), which
 # starts from the model that you have just trained.

@@ -3,8 +3,8 @@
 #
 # <!-- badges -->
 #
-# > **You will learn** to compute GRPO by hand, from rewards to one number to minimise: advantages, log-probabilities,
-# > ratio, clip, KL, loss; and to see that your numbers are those of TRL's `GRPOTrainer`.
+# > **You will learn** to compute GRPO by hand, from rewards to one number to minimize: advantages, log-probabilities,
+# > ratio, clip, KL, loss; and to see that TRL's `GRPOTrainer` computes the same numbers.
 # >
 # > **Time** 1 minute on a CPU, 1 on a GPU · **Needs** nothing else (it uses the tiny model on every machine)
 
@@ -20,38 +20,39 @@ SEED = 0
 # %% [markdown]
 # ## Five stages
 #
-# GRPO, *group-relative policy optimisation* (DeepSeekMath, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300)),
-# answers one question: the model wrote several completions for a problem, some were better than others, so which
-# tokens should become more likely? The model is the **policy**. It gets there in five stages:
+# GRPO, *group-relative policy optimization* (DeepSeekMath, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300)),
+# answers one question: the model wrote several completions for a problem, and some were better than others, so which
+# tokens should become more likely? The model is the **policy**. GRPO finds the answer in five stages:
 #
 # 1. a **group** of completions of the same problem, each with its reward, and from the rewards the **advantages**
 # 2. the **log-probabilities** of the tokens that were written
-# 3. their **ratio** to what they were when they were sampled, and the **clip** that keeps steps small
-# 4. if wanted, the **KL** that ties the policy to a reference
+# 3. the **ratio** of each token's probability to its probability at sampling time, and the **clip** that keeps steps
+#    small
+# 4. optionally, the **KL** that ties the policy to a reference
 # 5. one number, the **loss**, and its gradient
 #
-# Each stage comes first with numbers that you can check by hand, then all of them with the tiny model.
+# You first see each stage with numbers that you can check by hand, then all of them with the tiny model.
 #
-# If you know supervised fine-tuning, this is the step: *SFT raises log π of tokens that somebody else wrote, each with
-# weight 1. RL raises or lowers log π of tokens that the model itself wrote, each with its advantage as the weight.* The
-# words of RL, for a language model:
+# If you know supervised fine-tuning, the difference is this: *SFT raises log π of tokens that somebody else wrote, each
+# with weight 1. RL raises or lowers log π of tokens that the model itself wrote, each with its advantage as the
+# weight.* The words of RL, for a language model:
 #
 # | word | here |
 # |---|---|
 # | policy, π | the model: its probabilities for the next token |
 # | state and action | the prompt with the tokens so far; the next token |
 # | completion, or trajectory | the tokens from the prompt to the end of the turn |
-# | rollout | the completions that are sampled at one time |
+# | rollout | the completions sampled at one time |
 # | reward | the number that a completion earns, at its end |
-# | return | the rewards that are still to come |
-# | value | what a critic expects the return to be (PPO, notebook 07) |
-# | advantage | how much better than expected it went: than the group (GRPO), than the value (PPO) |
-# | reference | the model that the policy should not move too far from |
+# | return | the rewards still to come |
+# | value | the return that a critic expects (PPO, notebook 07) |
+# | advantage | how much better a completion is than expected: than its group (GRPO), than the value (PPO) |
+# | reference | the model that the policy should stay close to |
 #
 # ## Stage 1: rewards become advantages
 #
 # Four completions answer *reach 45 with 3, 6 and 7*. You judge them with the reward of notebook 02. You will see that
-# only the first one is right.
+# only the first one is correct.
 
 # %%
 import torch
@@ -64,13 +65,13 @@ rewards = torch.tensor(equation_reward(group, nums=[[3, 6, 7]] * 4, target=[45] 
 rewards
 
 # %% [markdown]
-# A reward alone does not say whether a completion was good *for this problem*. So GRPO compares it with the rest of
-# its group: less the group's mean, divided by the group's standard deviation.
+# A reward alone does not say whether a completion was good *for this problem*. So GRPO compares it with the rest of its
+# group: the reward minus the group's mean, divided by the group's standard deviation.
 #
 # $$A_i = \frac{r_i - \mathrm{mean}(r)}{\mathrm{std}(r)}$$
 #
-# By hand: the mean is 0.25, the standard deviation (with n − 1) is 0.5, so the advantages are 1.5 for the right one
-# and −0.5 for each of the others. They add up to zero. Positive: make it more likely. Negative: less likely.
+# By hand: the mean is 0.25 and the standard deviation (with n − 1) is 0.5, so the advantages are 1.5 for the correct
+# completion and −0.5 for each of the others. They add up to zero. Positive: make it more likely. Negative: less likely.
 #
 # ## Exercise 1: advantages
 #
@@ -81,7 +82,7 @@ rewards
 
 # %%
 def group_advantages(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
-    """(B,) rewards, whole groups of `num_generations` one after the other -> (B,) advantages."""
+    """Return (B,) advantages for (B,) rewards, whole groups of `num_generations` one after the other."""
     # YOUR CODE HERE
     # >>> solution
     groups = rewards.view(-1, num_generations)
@@ -96,10 +97,11 @@ from lab_utils.teaching import checks
 checks.check_group_advantages(group_advantages)
 
 # %% [markdown]
-# From here on the notebook uses the functions of `lab_utils.teaching.grpo_math`. Each has a few lines; read them when
-# you like.
+# From here on the notebook uses the functions of `lab_utils.teaching.grpo_math`. Each is a few lines long; read them
+# when you like.
 #
-# The figure shows a group of eight, of which two are right. The fewer are right, the higher each of them stands out.
+# The figure shows a group of eight, two of them correct. The fewer are correct, the larger the advantage of each
+# correct one.
 
 # %%
 from pathlib import Path
@@ -112,8 +114,8 @@ rewards = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
 plot_advantages(rewards, grpo_math.group_advantages(rewards, 8), figures / "05_advantages.png")
 
 # %% [markdown]
-# Two groups teach nothing: all wrong, and all right. You will see their advantages. TRL logs the share of such groups
-# as `frac_reward_zero_std`, and you will watch it in notebook 06.
+# Two kinds of groups teach nothing: all wrong, and all correct. You will see their advantages. TRL logs the share of
+# such groups as `frac_reward_zero_std`, and you will watch it in notebook 06.
 
 # %%
 grpo_math.group_advantages(torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), 4)
@@ -121,10 +123,10 @@ grpo_math.group_advantages(torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 # %% [markdown]
 # ## Stage 2: log-probabilities
 #
-# At each position the model gives a score, a *logit*, to every token of its vocabulary. `log_softmax` turns scores
-# into log-probabilities, and we pick the one of the token that was written. A toy vocabulary of three tokens with the
-# probabilities 0.7, 0.2 and 0.1, and a completion of two tokens, first token 0, then token 2. You will see log 0.7
-# and log 0.1; their sum is the log-probability of the whole completion.
+# At each position the model gives a score, a *logit*, to every token of its vocabulary. `log_softmax` turns scores into
+# log-probabilities, and you pick that of the token that was written. Take a toy vocabulary of three tokens with the
+# probabilities 0.7, 0.2 and 0.1, and a completion of two tokens: first token 0, then token 2. You will see log 0.7 and
+# log 0.1. Their sum is the log-probability of the whole completion.
 
 # %%
 logits = torch.tensor([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]).log()  # (T, V): two positions, three tokens
@@ -135,25 +137,24 @@ print(logps, "sum", logps.sum().item(), "probability", logps.sum().exp().item())
 # %% [markdown]
 # ## Stage 3: ratio and clip
 #
-# Completions are expensive, so one batch is often used for several steps. After the first step the policy is no
-# longer the one that sampled them. The **ratio** says how much more likely a token has become since:
+# Completions are expensive, so one batch is often used for several steps. After the first step the policy differs from
+# the one that sampled the batch. The **ratio** says how much more likely a token has become since then:
 #
 # $$\rho_t = \exp(\log \pi(t) - \log \pi_\mathrm{old}(t))$$
 #
-# Why would one raise ρ · A, the ratio times the advantage? You cannot differentiate the reward: a judge gives it, and
-# sampling lies in between. But the gradient of the *expected* reward can be estimated from samples. Raise the
-# log-probability of every token that was written, in proportion to its advantage: the gradient is the mean of
-# $A\nabla\log\pi$. This is the **policy gradient**. Where ρ = 1, the gradient of ρ · A is exactly that, because the
-# derivative of exp is exp. So the first step is the policy gradient, and in later steps ρ makes up for the tokens
-# having been sampled by an older policy.
+# Why raise ρ · A, the ratio times the advantage? You cannot differentiate the reward: a judge gives it, and sampling
+# lies in between. But you can estimate the gradient of the *expected* reward from samples. Raise the log-probability of
+# every token that was written, in proportion to its advantage: the gradient is the mean of $A\nabla\log\pi$. This is
+# the **policy gradient**. Where ρ = 1, the gradient of ρ · A is exactly that, because the derivative of exp is exp. So
+# the first step is the policy gradient. In later steps ρ corrects for the older policy that sampled the tokens.
 #
-# The objective of a token is ρ · A, but only within limits. A token that is already 20% more likely than when it was
-# sampled gets nothing for rising further. PPO ([arXiv 1707.06347](https://arxiv.org/abs/1707.06347), equation 7):
+# The objective of a token is ρ · A, but only within limits. A token that is already 20% more likely than at sampling
+# time gets nothing for rising further. PPO ([arXiv 1707.06347](https://arxiv.org/abs/1707.06347), equation 7):
 #
 # $$\min(\rho_t A,\; \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\, A)$$
 #
 # The figure shows it for a good token and for a bad one, with ε = 0.2. Where the line is flat there is no gradient.
-# Note the sides: what has gone too far in the *wrong* direction is never clipped.
+# Note the sides: a token that has gone too far in the *wrong* direction is never clipped.
 
 # %%
 import matplotlib.pyplot as plt
@@ -179,14 +180,14 @@ figure.savefig(figures / "05_clipped_objective.png")
 #
 # *Difficulty: medium · importance: high · spend up to 10 minutes*
 #
-# Return the loss of every token: minus the objective above, because an optimiser minimises. `logps` and `old_logps`
-# have shape (B, T), `advantages` has shape (B,): all tokens of a completion share its advantage.
+# Return the loss of every token: minus the objective above, because an optimizer minimizes. `logps` and `old_logps`
+# have shape (B, T), and `advantages` has shape (B,): all tokens of a completion share its advantage.
 
 # %%
 def clipped_loss(
     logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
-    """The loss of every token, (B, T)."""
+    """Return the loss of every token, (B, T)."""
     # YOUR CODE HERE
     # >>> solution
     ratio = (logps - old_logps).exp()
@@ -202,11 +203,11 @@ checks.check_clipped_loss(clipped_loss)
 # ## Stage 4: KL
 #
 # A policy that chases a reward may forget what it knew. `beta` > 0 adds a price for moving away from a **reference**,
-# as a rule the model before RL. The price is the **KL divergence**: the mean, over what the policy writes, of log π −
-# log π_ref. It is 0 where both give the same probabilities and larger the further they are apart, counted in *nats*,
-# the unit of the natural logarithm. It has to be estimated from the tokens that were sampled. GRPO uses Schulman's
-# estimate *k3*: exp(d) − d − 1 with d = log π_ref − log π. Over all tokens it is right on average, and it is never
-# negative. You will see both in the toy: the mean estimate next to the exact KL.
+# usually the model before RL. The price is the **KL divergence**: the mean of log π − log π_ref over the tokens that
+# the policy writes. It is 0 where both give the same probabilities, and it grows as they move apart. It is counted in
+# *nats*, the unit of the natural logarithm. It has to be estimated from the sampled tokens. GRPO uses Schulman's
+# estimate *k3*: exp(d) − d − 1 with d = log π_ref − log π. This estimate is never negative, and it is correct on
+# average over what the policy samples. You will see both in the toy: the mean estimate next to the exact KL.
 
 # %%
 policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.25, 0.25])
@@ -217,18 +218,18 @@ print(f"their mean {(policy * estimates).sum():.6f}, exact {(policy * (policy / 
 # %% [markdown]
 # ## Stage 5: one number
 #
-# Every token has its loss now. How do you average over completions of different lengths? In TRL the three loss types
+# Every token now has its loss. How do you average over completions of different lengths? In TRL the three loss types
 # differ here, and only here. The papers behind the names change more: DAPO also raises the upper clip (`epsilon_high`),
-# and Dr. GRPO leaves out the division by the standard deviation as well (`scale_rewards="none"`).
+# and Dr. GRPO also leaves out the division by the standard deviation (`scale_rewards="none"`).
 #
-# - `grpo`: first over the tokens of each completion, then over completions. A token of a long one counts less.
+# - `grpo`: first over the tokens of each completion, then over completions. A token of a long completion counts less.
 # - `dapo` ([arXiv 2503.14476](https://arxiv.org/abs/2503.14476)): over all tokens of the batch. Every token counts
 #   the same. This is TRL's default.
 # - `dr_grpo` ([arXiv 2503.20783](https://arxiv.org/abs/2503.20783)): the sum, divided by a constant. A batch of long
 #   completions takes a larger step.
 #
-# A toy: a completion of two tokens with loss 1 each, and one of four tokens with loss 3 each. By hand, `grpo` gives
-# (1 + 3) / 2 = 2, and `dapo` gives 14 / 6. The table also shows what one token counts.
+# A toy: a completion of two tokens with loss 1 each, and one of four tokens with loss 3 each. By hand, `grpo` gives (1
+# + 3) / 2 = 2, and `dapo` gives 14 / 6. The table also shows how much one token counts.
 
 # %%
 import pandas as pd
@@ -246,9 +247,8 @@ pd.DataFrame(rows).T.round(3)
 # %% [markdown]
 # ## The real thing: a batch of the tiny model
 #
-# Sixteen problems, eight completions each. The base model is asked in plain text, as in notebook 00, where it does
-# best; its reward is 1 for a right expression on the last line. You will see how many groups are alive, then one of
-# them.
+# Sixteen problems, eight completions each. You ask the base model in plain text, as in notebook 00, where it does best.
+# Its reward is 1 for a correct expression on the last line. You will see how many groups are alive, then one of them.
 
 # %%
 from lab_utils.config import load
@@ -270,7 +270,7 @@ rewards = torch.tensor([float(task.is_correct_lenient(text, row)) for text, row 
 advantages = grpo_math.group_advantages(rewards, group_size)
 
 alive = (rewards.view(-1, group_size).std(dim=1) > 0).nonzero()[:, 0].tolist()
-print(f"{int(rewards.sum())} of {len(texts)} completions are right; {len(alive)} of {len(problems)} groups are alive.")
+print(f"{int(rewards.sum())} of {len(texts)} completions are correct, {len(alive)} of {len(problems)} groups alive.")
 
 # %%
 print(problems[alive[0]]["prompt"][-1]["content"], "\n\nreward  advantage  completion")
@@ -278,10 +278,10 @@ for i in range(alive[0] * group_size, (alive[0] + 1) * group_size):
     print(f"{rewards[i]:6.0f}  {advantages[i]:+9.2f}  {' | '.join(texts[i].splitlines())}")
 
 # %% [markdown]
-# Now the tensors. Prompts are padded on the left, completions on the right, so that every completion starts in the
-# same column. The mask is 1 on tokens and 0 on padding.
+# Now the tensors. Prompts are padded on the left, completions on the right, so that every completion starts in the same
+# column. The mask is 1 on tokens and 0 on padding.
 #
-# The sampler already noted the log-probability of every token. Computing them again in one pass over the whole batch
+# The sampler already recorded the log-probability of every token. Computing them again in one pass over the whole batch
 # must give the same numbers. You will see the largest difference, which is rounding.
 
 # %%
@@ -304,14 +304,14 @@ attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim
 mask, num_tokens = batch["completion_mask"], batch["completion_ids"].shape[1]
 old_logps = grpo_math.token_logps(model, input_ids, attention_mask, num_tokens).detach()
 difference = ((old_logps - pad([logps for _, logps in sampled])) * mask).abs().max().item()
-print(f"{int(mask.sum())} tokens; largest difference to the sampler's log-probabilities: {difference:.1e}")
+print(f"{int(mask.sum())} tokens; largest difference from the sampler's log-probabilities: {difference:.1e}")
 
 # %% [markdown]
 # ## The first step: no loss, but a gradient
 #
 # Before the first step the policy *is* the one that sampled. Every ratio is 1 and nothing is clipped. The loss type
-# here is `grpo`: each completion counts the same, the advantages of a group add up to zero, and so does the loss.
-# With `dapo` (notebook 06) long completions count more, so the loss is not zero, and it can rise while the model gets
+# here is `grpo`: each completion counts the same, the advantages of a group add up to zero, and so does the loss. With
+# `dapo` (notebook 06) long completions count more, so the loss is not zero, and it can rise while the model gets
 # better. Either way its value says nothing. The gradient is not zero, because raising a good token and lowering a bad
 # one both help. You will see both numbers.
 
@@ -327,8 +327,8 @@ optimizer.step()
 
 # %% [markdown]
 # What did this one step do? Compare the log-probabilities of the same completions before and after. The figure has a
-# dot for each completion. You will see that those with a positive advantage became more likely on average (their mean
-# is above the line), those with a negative one less likely, and those of the dead groups, at advantage 0, hardly
+# dot for each completion. You will see that completions with a positive advantage became more likely on average (their
+# mean is above the line), and those with a negative one less likely. Those of the dead groups, at advantage 0, hardly
 # moved.
 
 # %%
@@ -356,10 +356,10 @@ figure.savefig(figures / "05_one_step.png")
 # %% [markdown]
 # ## The second step: the ratio counts
 #
-# Use the same batch again (`num_iterations=2` in TRL). Now old and new policy differ, so the ratios spread around 1,
-# some tokens are clipped, and the KL to the starting model is no longer zero. You will see how many. The KL estimate
-# has a long tail: one token that has become very unlikely can outweigh all the others, so look at the largest one
-# too.
+# Use the same batch again (`num_iterations=2` in TRL). Now the old and the new policy differ, so the ratios spread
+# around 1, some tokens are clipped, and the KL to the starting model is no longer zero. You will see how many. The KL
+# estimate has a long tail: one token that has become very unlikely can outweigh all the others, so look at the largest
+# value too.
 
 # %%
 ratio = (new_logps - old_logps).exp()
@@ -374,10 +374,10 @@ print(f"KL estimate:     {(kl * mask).sum() / tokens:.4f} nats per token, the la
 # ## The same numbers from TRL
 #
 # Does the trainer that you will use in notebook 06 do what you just did? Give TRL's `GRPOTrainer` the same model and
-# the same batch and call its loss, for three loss types, without and with KL. One detail of TRL: it multiplies the KL
+# the same batch, and call its loss for three loss types, without and with KL. One detail of TRL: it multiplies the KL
 # estimate by the ratio, because the tokens were sampled by the old policy (DeepSeek-V3.2, [arXiv
-# 2512.02556](https://arxiv.org/abs/2512.02556)). `grpo_math.grpo_loss` does the same.
-# The product also tames the long tail: a token that has nearly vanished has a ratio near zero.
+# 2512.02556](https://arxiv.org/abs/2512.02556)). `grpo_math.grpo_loss` does the same. The product also tames the long
+# tail: a token that has nearly vanished has a ratio near zero.
 
 # %%
 from datasets import Dataset
@@ -390,7 +390,7 @@ arguments = GRPOConfig(
 )
 trainer = GRPOTrainer(
     model=model, args=arguments, processing_class=tokenizer, train_dataset=Dataset.from_list(problems),
-    reward_funcs=equation_reward,  # it is not called: the batch has its advantages
+    reward_funcs=equation_reward,  # not called: the batch has its advantages
 )
 trainer.current_gradient_accumulation_steps = 1  # the training loop sets it, but you call the loss alone
 batch |= {"advantages": advantages, "old_per_token_logps": old_logps, "ref_per_token_logps": old_logps,
@@ -398,8 +398,8 @@ batch |= {"advantages": advantages, "old_per_token_logps": old_logps, "ref_per_t
 
 # %% [markdown]
 # The table has both losses and their difference, and the largest difference between any two entries of the gradients.
-# You will see tiny differences: both compute in 32 bits, in another order. The cell stops if they are not tiny: 1e-6
-# for the loss, 1e-5 for the gradients.
+# You will see tiny differences, because the two compute in 32 bits and in a different order. The cell stops if a
+# difference is not tiny: 1e-6 for the loss, 1e-5 for the gradients.
 
 # %%
 parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -428,31 +428,31 @@ print(table.to_string(index=False, float_format="{:+.7f}".format, formatters=for
 from lab_utils.teaching.inspection import expect
 
 config = load(RECIPE, HARDWARE)
-expect(config, "the right completions became more likely, the wrong ones less", means[1] > 0 > means[-1])
+expect(config, "the correct completions became more likely, the wrong ones less", means[1] > 0 > means[-1])
 expect(config, "some tokens are clipped in the second step", bool((clipped * mask).any()))
 
 # %% [markdown]
-# - No group is alive: every completion of a problem earns the same. Then the gradient is zero, and a run with such a
+# - No group is alive: every completion of a problem earns the same. Then the gradient is zero, and a run with this
 #   reward would learn nothing. Look at the reward, or take easier problems.
 # - The log-probabilities differ from the sampler's: the tokens are shifted by one, or the padding is on the wrong
 #   side. Remember that the logits at a position speak of the *next* token.
-# - The right completions did not become more likely: look at the sign of the loss.
-# - The losses differ with KL only: somebody has changed `use_bias_correction_kl`, or the TRL version is another one.
+# - The correct completions did not become more likely: look at the sign of the loss.
+# - The losses differ only with KL: `use_bias_correction_kl` has been changed, or your TRL version is a different one.
 #   The table of notebook 00 shows yours.
 #
 # ## Summary
 #
 # - Reward → advantage within the group → ratio → clip → average. No critic, no value function.
 # - The value of the loss says nothing: zero at the first step with `grpo`, anything with `dapo`. Look at the reward.
-# - The clip stops a token that has gone far enough in the right direction; it never blocks the way back.
-# - Loss types differ in what a token of a long completion counts.
+# - The clip stops a token that has gone far enough in the good direction. It never blocks the way back.
+# - Loss types differ in how much a token of a long completion counts.
 #
 # ## Questions
 #
 # 1. Double all rewards. What happens to the advantages, with and without the division by the standard deviation?
-# 2. One of eight completions is right; in another group, seven of eight. Which completion has the largest advantage
-#    (in size), and does that seem fair to you?
-# 3. Wrong completions are longer than right ones. Which loss type punishes their length least, and what will the
-#    policy make of it?
+# 2. In one group, one of eight completions is correct; in another group, seven of eight. Which completion has the
+#    largest advantage (in size), and does that seem fair to you?
+# 3. Wrong completions are longer than correct ones. Which loss type punishes their length least, and what will the
+#    policy learn from that?
 #
 # Next: [06 · GRPO training](06_grpo_training.ipynb), where these numbers become curves.
