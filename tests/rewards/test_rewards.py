@@ -46,7 +46,7 @@ RANGES = {  # the lowest and the highest value that a reward can take
     "conciseness_reward": (0, 1),
     "repetition_penalty_reward": (-1, 0),
 }
-REWARDS = [getattr(rewards, name) for name in RANGES]
+REWARDS = [getattr(rewards, name) for name in rewards.__all__ if name.endswith("_reward")]
 
 STRICT = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
 THINK = "<think>48 / 2 = 24\n48 + 24 = 72</think><answer>72</answer>"
