@@ -49,7 +49,7 @@ def evaluate(text: str) -> Fraction:
 
 
 def numbers_used(text: str) -> list[int]:
-    """Return the whole numbers in an expression, repeated and in the order they are written, without any minus sign.
+    """Return all whole numbers in an expression, in the order they are written and without any minus sign.
 
     Raises:
         ExpressionError: the text holds something that cannot be part of an expression, or exceeds the limits above.

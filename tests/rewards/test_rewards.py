@@ -124,7 +124,7 @@ def test_reasoning_format(text, strict, soft, xmlcount):
 @given(st.text())
 @repeatable
 def test_strict_format_takes_any_content(content):
-    """Any character may stand inside the tags, line breaks too: a pattern without DOTALL would fail."""
+    """Any character may be inside the tags, also a line break: a pattern without DOTALL would fail."""
     text = f"<reasoning>\n{content}\n</reasoning>\n<answer>\n{content}\n</answer>"
     assert score(strict_format_reward, text) == score(soft_format_reward, text) == score(xmlcount_reward, text) == 0.5
 
