@@ -212,7 +212,7 @@ import time
 hostile = ["<answer>" + "9**" * 33_000, "<answer>" * 12_500, "<reasoning>" + "\n" * 100_000 + "</answer>",
            "(" * 100_000, "<answer>" + "1+" * 50_000 + "1</answer>", "1,000," * 16_000, "😀" * 100_000]
 columns = {"answer": ["72"], "nums": [[3, 6, 7]], "target": [45]}
-functions = [getattr(rewards, name) for name in rewards.__all__ if name != "combine_rewards"]
+functions = [getattr(rewards, name) for name in rewards.__all__ if name.endswith("_reward")]
 timings = []
 for function in functions:
     for text in hostile:
