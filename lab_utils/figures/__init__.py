@@ -12,7 +12,7 @@ from .evaluation import (
     plot_rates,
     plot_story,
 )
-from .lessons import plot_advantages, plot_checkup, plot_side_by_side, plot_token_values
+from .lessons import plot_advantages, plot_overview, plot_side_by_side, plot_token_values
 from .style import INK, METHOD_COLOURS, OTHER_COLOURS
 from .training import plot_against_tokens, plot_log, plot_reward_components, plot_sft, plot_training
 
@@ -24,7 +24,7 @@ __all__ = [
     "plot_advantages",
     "plot_against_tokens",
     "plot_attempts",
-    "plot_checkup",
+    "plot_overview",
     "plot_log",
     "plot_pass_at_k",
     "plot_problem_accuracy",

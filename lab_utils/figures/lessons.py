@@ -14,8 +14,8 @@ from ..runs import RunDirectory
 from .style import INK, METHOD_COLOURS, OTHER_COLOURS, finish, panels
 from .training import METRICS, draw_functions, draw_metric, metrics_of, x_label
 
-# The panels of a check-up, row by row; None is the panel with every reward function.
-CHECKUP = ("reward", "accuracy", None, "completions/mean_length", "completions/clipped_ratio", "entropy",
+# The panels of the overview, row by row; None is the panel with every reward function.
+OVERVIEW = ("reward", "accuracy", None, "completions/mean_length", "completions/clipped_ratio", "entropy",
            "kl", "grad_norm", "frac_reward_zero_std")
 
 
@@ -73,12 +73,12 @@ def plot_token_values(
     return finish(figure, path)
 
 
-def plot_checkup(run: RunDirectory, healthy: RunDirectory, path: str | Path | None = None) -> Figure:
+def plot_overview(run: RunDirectory, healthy: RunDirectory, path: str | Path | None = None) -> Figure:
     """Draw the nine curves to read when a GRPO run looks wrong, next to those of a healthy run (grey)."""
     frame = run.metrics()
     groups = metrics_of({"healthy": healthy, f"run {run.path.name}": run})
     figure, axes = plt.subplots(3, 3, figsize=(15, 10.5))
-    for ax, metric in zip(axes.flat, CHECKUP, strict=True):
+    for ax, metric in zip(axes.flat, OVERVIEW, strict=True):
         if metric is not None:
             draw_metric(ax, groups, metric)
         else:

@@ -22,10 +22,12 @@ SEED = 0
 from pathlib import Path
 
 from lab_utils.config import load
+from lab_utils.machine.gpu import check_machine
 from lab_utils.tasks import load_task
 from lab_utils.training.stages import start_model
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
+check_machine(config)
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"

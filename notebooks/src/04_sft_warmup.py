@@ -21,9 +21,11 @@ SEED = 0
 from pathlib import Path
 
 from lab_utils.config import load
+from lab_utils.machine.gpu import check_machine
 from lab_utils.tasks import load_task
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
+check_machine(config)
 task = load_task(config.task.name, config.task.response_format)
 train_rows = task.dataset("train", limit=500 if config.hardware != "smoke" else 64, source=config.task.source)
 runs = Path(OUTPUT_DIR) / task.name

@@ -4,10 +4,10 @@
 # <!-- badges -->
 #
 # > **You will learn** to train with TRL's GRPOTrainer; to read reward, length, entropy and the groups without a
-# > signal while it runs; what changes on a GPU with vLLM.
+# > signal during the run; what changes on a GPU with vLLM.
 # >
 # > **Time** 5 minutes on a CPU; on a GPU 20 minutes (H200) to 2 hours (T4), an estimate · **Needs** notebook 04 in the
-# > same OUTPUT_DIR (its model is trained here if it is missing)
+# > same OUTPUT_DIR (if its model is missing, it is trained here)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -22,27 +22,29 @@ SEED = 0
 from pathlib import Path
 
 from lab_utils.config import load
+from lab_utils.machine.gpu import check_machine
 from lab_utils.tasks import load_task
 from lab_utils.teaching.inspection import show_completions
 from lab_utils.training import grpo
 from lab_utils.training.stages import start_model
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
+check_machine(config)
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
-start = start_model(config, runs, "grpo")  # notebook 04's model; trained now where it is missing
+start = start_model(config, runs, "grpo")  # notebook 04's model, trained now if it is missing
 print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), start: {start}")
 
 # %% [markdown]
 # ## One step of GRPO
 #
-# In notebook 05 you computed each part by hand. TRL's `GRPOTrainer` does the same, step after step: **sample** a
-# group of completions for each of some problems (together a **rollout**), **score** them with the reward functions,
-# turn the scores of a group into **advantages**, **update** the policy, and throw the completions away. The next step
-# samples from the new policy.
+# In notebook 05 you computed each part by hand. TRL's `GRPOTrainer` repeats the same four parts. It **samples** a
+# group of completions for each of several problems (all of them together are a **rollout**). It **scores** them with
+# the reward functions, turns the scores of a group into **advantages**, and **updates** the policy. Then it throws the
+# completions away: the next step samples from the new policy.
 #
-# Nothing says how to solve a problem. What helped becomes more likely, that is all.
+# Nothing tells the model how to solve a problem. What earned more becomes more likely, and that is all.
 
 # %%
 settings = config.grpo
@@ -57,16 +59,16 @@ print(f"longest:       {settings.max_completion_length} tokens")
 # %% [markdown]
 # ## Which groups teach?
 #
-# An advantage is a comparison within a group. Where all completions earn the same, every advantage is 0 and the group
-# teaches nothing, whether all are right or all are wrong. Take a problem that the model solves with probability *p*,
+# An advantage is a comparison within a group. If all completions earn the same, every advantage is 0 and the group
+# teaches nothing, whether all are correct or all are wrong. Take a problem that the model solves with probability *p*,
 # a reward of 1 or 0, and groups of *G*:
 #
-# - the share of groups without a signal is $p^G + (1 - p)^G$,
-# - the variance of the rewards is $p (1 - p)$. GRPO divides by its root (notebook 05), so a group that is alive teaches
-#   about as much at every $p$; what $p$ decides is how many groups are alive. Without the division (Dr. GRPO) it would
-#   count here as well.
+# - The share of groups without a signal is $p^G + (1 - p)^G$.
+# - The variance of the rewards is $p (1 - p)$. GRPO divides by its root (notebook 05), so every group with a signal
+#   teaches about as much, whatever $p$ is. What $p$ decides is how many groups have a signal. Without the division
+#   (Dr. GRPO) the variance would count here as well.
 #
-# Check a row by hand, say the one with $p = 0.5$.
+# Check one row by hand, such as the one with $p = 0.5$.
 
 # %%
 import pandas as pd
@@ -76,19 +78,19 @@ without_signal = {f"no signal, G = {G}": p**G + (1 - p) ** G for G in (2, 4, 16)
 pd.DataFrame({"p": p, "variance p(1-p)": p * (1 - p), **without_signal}).round(3)
 
 # %% [markdown]
-# Too hard teaches as little as too easy. Larger groups help with the hard problems: one lucky completion is enough.
+# Too hard teaches as little as too easy. Larger groups help with hard problems: one lucky completion is enough.
 #
 # ## Exercise: the share of groups without a signal
 #
 # *Difficulty: easy · importance: high · spend up to 10 minutes*
 #
-# `rewards` is a flat list in which the completions of a group stand one after the other, as TRL keeps them. Return
-# the share of groups whose rewards are all equal. TRL logs it as `frac_reward_zero_std`. By hand: `[1, 0, 0, 0, 0, 0,
-# 0, 0]` in groups of 4 gives 0.5.
+# `rewards` is a flat list, as TRL keeps it: the completions of a group stand one after the other. Return the share of
+# groups whose rewards are all equal. TRL logs it as `frac_reward_zero_std`. By hand: `[1, 0, 0, 0, 0, 0, 0, 0]` in
+# groups of 4 gives 0.5.
 
 # %%
 def share_without_signal(rewards, num_generations):
-    """Share of the groups of `num_generations` rewards in which all rewards are equal."""
+    """Return the share of groups in which all `num_generations` rewards are equal."""
     # YOUR CODE HERE
     # >>> solution
     groups = [rewards[start : start + num_generations] for start in range(0, len(rewards), num_generations)]
@@ -108,15 +110,15 @@ checks.check_share_without_signal(share_without_signal)
 #
 # Write down your guess first: will the responses become longer or shorter? The progress bar shows the mean reward,
 # the accuracy on the problems of the step, and the mean length. To watch the same numbers as curves, type this in a
-# terminal in the workshop's folder, with your own OUTPUT_DIR (in Colab: `%load_ext tensorboard` and `%tensorboard
-# --logdir outputs` in a cell of its own):
+# terminal in the workshop's folder, with your own OUTPUT_DIR. In Colab, use `%load_ext tensorboard` and `%tensorboard
+# --logdir outputs` in a cell of their own.
 #
 # ```bash
 # tensorboard --logdir outputs
 # ```
 #
-# If you interrupt the cell and run it again, it goes on from its last checkpoint. A finished run is not trained
-# again: delete its folder for that.
+# If you interrupt the cell and run it again, it resumes from the last checkpoint. A finished run is not trained again;
+# to train it again, delete its folder.
 
 # %%
 run = grpo.train(config, runs / "grpo", model=start, resume=True)
@@ -127,6 +129,15 @@ print(f"{metrics['step'].max()} steps in {metrics['seconds'].max() / 60:.1f} min
 from lab_utils.figures import plot_training
 
 plot_training({"GRPO": run}, figures / "06_training.png")
+
+# %% [markdown]
+# Which reward function pays for it? The next figure splits the reward into each function's mean times its weight. The
+# parts add up to the total.
+
+# %%
+from lab_utils.figures import plot_reward_components
+
+plot_reward_components(run, figures / "06_reward_components.png")
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
@@ -140,15 +151,15 @@ for name in ("reward", "accuracy", "completions/mean_length", "attempts"):
     print(f"{name:<25} {before[name]:6.2f} → {after[name]:6.2f}   (first and last {tenth} steps)")
 expect(config, "accuracy has risen by more than 20 points", after["accuracy"] - before["accuracy"] > 0.2)
 expect(config, "responses have become longer", after["completions/mean_length"] > before["completions/mean_length"])
-expect(config, "and make more attempts", after["attempts"] > before["attempts"])
+expect(config, "responses make more attempts", after["attempts"] > before["attempts"])
 
 # %% [markdown]
-# Reward and accuracy climb together, steeply at first. The responses become longer, and the model makes more attempts:
-# it no longer gives up after a wrong one. Nobody asked for that; the reward is for the answer only. Is that the whole
-# gain? Then the *first* attempt would hit as seldom as before. Notebook 08 counts.
+# Reward and accuracy rise together, steeply at first. The responses become longer, and the model makes more attempts:
+# it no longer gives up after a wrong one. The reward never asked for that; it looks at the answer only. Are the extra
+# attempts the whole gain? Then the *first* attempt would succeed as rarely as before. Notebook 08 counts.
 #
-# If you don't see that, look first at whether `reward` and `accuracy` go apart. A reward that rises alone is being
-# earned by something else than right answers (notebook 03). If both stay where they were, look at the next figure.
+# If you don't see that, check first whether `reward` and `accuracy` diverge. A reward that rises alone is earned by
+# something other than correct answers (notebook 03). If both stay flat, look at the next figure.
 #
 # ## Is the run healthy?
 
@@ -159,41 +170,39 @@ plot_training({"GRPO": run}, figures / "06_health.png", metrics=drawn)
 # %% [markdown]
 # How to read them:
 #
-# - **Entropy** is how undecided the policy is at a token. It can fall, as the policy settles on what pays, or rise
-#   for a while, if what pays is to go on searching where it used to stop. Fear a fall to almost nothing within a few
-#   steps: that is a collapse. All completions of a group become the same, and learning ends.
-# - **KL to the reference** is how far the policy has moved from the model it started from, in nats a token. `beta`
-#   times it is subtracted from what training maximises (notebook 05). It rises as the model learns; if it shoots up
-#   while the reward stands still, the policy drifts. Without a KL term (`beta` = 0, as in many recipes for larger
-#   models) no curve is drawn.
-# - **Groups without a signal** (your exercise) may rise in the end, because more and more groups are right
-#   throughout. Near 100% from the start means that nothing can be learned: the problems are too hard, or the reward
-#   never fires.
-# - **Responses cut off** reached the longest length and hold no answer. When lengths grow, watch this: a limit that
-#   is too low punishes searching, and a model that never stops wastes all of its tokens.
+# - **Entropy** measures how undecided the policy is at a token. It can fall, as the policy settles on what pays. It
+#   can also rise for a while, if what pays is to keep searching after a failed attempt. Watch out for a fall to almost
+#   nothing within a few steps. That is a collapse: all completions of a group become the same, and learning ends.
+# - **KL to the reference** measures how far the policy has moved from the model it started from, in nats per token.
+#   Training subtracts `beta` times the KL from what it maximizes (notebook 05). The KL rises as the model learns. If
+#   it shoots up while the reward stays flat, the policy drifts. Without a KL term (`beta` = 0, as in many recipes for
+#   larger models) there is no curve.
+# - **Groups without a signal** (your exercise) may rise at the end, because more and more groups are entirely correct.
+#   Near 100% from the start means that nothing can be learned: the problems are too hard, or the reward never fires.
+# - **Responses cut off** reached the maximum length and hold no answer. Watch this curve when responses grow. A limit
+#   that is too low punishes searching, and a model that never stops wastes all of its tokens.
 #
-# `metrics.csv` has more, such as **grad_norm**: it should stay in one order of magnitude. Spikes together with a
-# falling reward mean: lower the learning rate.
+# `metrics.csv` has more, such as **grad_norm**. It should stay within one order of magnitude. If it spikes while the
+# reward falls, lower the learning rate.
 #
 # One more number is special here. The **clip ratio** is the share of tokens whose probability ratio has left 1 ± ε:
 
 # %%
-print(f"optimiser steps per rollout: {config.grpo.num_iterations}")
+print(f"optimizer steps per rollout: {config.grpo.num_iterations}")
 print(f"largest clip ratio of the run: {metrics['clip_ratio/region_mean'].max():.4f}")
 
 # %% [markdown]
-# Where each rollout is used for one update only, the policy that learns *is* the policy that sampled: all ratios are
-# 1 and nothing is clipped. Clipping matters with several updates a rollout (`num_iterations`,
-# `steps_per_generation`).
+# If each rollout is used for one update only, the policy that learns *is* the policy that sampled. All ratios are 1,
+# and nothing is clipped. Clipping matters with several updates per rollout (`num_iterations`, `steps_per_generation`).
 #
 # The loss is no guide either. The advantages of a group add up to 0, but the loss type here, `dapo`, averages over
-# tokens, so a long completion counts more than a short one. Soon the long ones are those that searched and failed.
-# Their advantages are negative, and the loss *rises* while the model gets better.
+# tokens, so a long completion counts more than a short one. Soon the long completions are those that searched and
+# failed. Their advantages are negative, and the loss *rises* while the model gets better.
 #
 # ## Read what it wrote
 #
-# Curves can hide what text shows. Question, gold, response and extracted answer: two completions of one group, from
-# the first step, the middle and the end.
+# Curves can hide what text shows. Here are question, gold, response and extracted answer of two completions of one
+# group, from the first step, the middle and the end.
 
 # %%
 recorded = run.completions()["step"].unique()
@@ -201,8 +210,8 @@ for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
     print(show_completions(run, step=step, n=2), end="\n\n\n")
 
 # %% [markdown]
-# Check the sums while you read. The reward looks at the answer only, so a response with a wrong sum in its thoughts
-# can still be rewarded. How often does that happen, and do the sums become better or worse by training?
+# Check the sums while you read. The reward looks at the answer only, so a response with a wrong sum in its reasoning
+# can still be rewarded. How often does that happen, and do the sums get better or worse with training?
 
 # %%
 from lab_utils.teaching.inspection import sums_right
@@ -210,12 +219,12 @@ from lab_utils.teaching.inspection import sums_right
 for step, rows in run.completions().groupby("step"):
     sums = [sums_right(text) for text in rows["completion"]]
     despite_it = sum(correct and not all(right) for correct, right in zip(rows["correct"], sums, strict=True))
-    print(f"step {step:>4}: {sum(map(sum, sums)) / max(1, sum(map(len, sums))):4.0%} of the sums are right; "
-          f"{despite_it} of {rows['correct'].sum()} right answers come with a wrong sum")
+    print(f"step {step:>4}: {sum(map(sum, sums)) / max(1, sum(map(len, sums))):4.0%} of the sums are correct; "
+          f"{despite_it} of {rows['correct'].sum()} correct answers come with a wrong sum")
 
 # %% [markdown]
-# The run directory keeps such samples of some steps. Your function on their rewards, next to what TRL logged for all
-# completions of the step (the samples are the first groups only, so the two need not be the same):
+# The run directory keeps such samples for some steps. Here is your function on their rewards, next to what TRL logged
+# for all completions of the step. The samples are the first groups only, so the two numbers may differ.
 
 # %%
 logged = metrics.set_index("step")["frac_reward_zero_std"]
@@ -227,7 +236,7 @@ for step, rows in run.completions().groupby("step"):
 # %% [markdown]
 # ## Before and after, side by side
 #
-# The first test problems, not chosen by hand, answered by the model before and after.
+# The first test problems, not picked by hand, answered by the model before and after training.
 
 # %%
 from lab_utils.models import load_model, load_tokenizer
@@ -241,7 +250,7 @@ responses = {
 }
 for i, row in enumerate(test_rows):
     texts = {label: answers[i][0].text for label, answers in responses.items()}
-    verdicts = {label: "right" if task.is_correct(text, row) else "wrong" for label, text in texts.items()}
+    verdicts = {label: "correct" if task.is_correct(text, row) else "wrong" for label, text in texts.items()}
     print(row["prompt"][-1]["content"])
     print(side_by_side({f"{label}: {verdicts[label]}": text for label, text in texts.items()}), "\n")
 
@@ -250,8 +259,9 @@ for i, row in enumerate(test_rows):
 #
 # ## The same cell on a GPU
 #
-# A recipe says what is learned, a tier says how it fits. `grpo.train` reads both from the configuration; on a GPU the
-# completions come from vLLM in the same process. Nothing in this notebook changes but `HARDWARE`.
+# A recipe says what is learned, and a tier says how it fits the machine. `grpo.train` reads both from the
+# configuration. On a GPU, vLLM samples the completions in the same process. Nothing in this notebook changes except
+# `HARDWARE`.
 
 # %%
 def shown(tier):
@@ -265,25 +275,24 @@ def shown(tier):
 pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 
 # %% [markdown]
-# As a script, with any setting changed on the command line:
+# The same as a script, with any setting changed on the command line:
 #
 # ```bash
 # python scripts/train.py --recipe countdown-grpo --hardware a100 --set grpo.beta=0.001 --output-dir outputs/mine
 # ```
 #
 # ## Summary
-# - A step samples groups, scores them, compares within each group, updates once. The reward is the only teacher.
-# - The model searches longer because that is what the reward pays for, and accuracy rises with it.
+# - A step samples groups, scores them, compares within each group, and updates once. The reward is the only teacher.
+# - The model searches longer because the reward pays for it, and accuracy rises with it.
 # - Read reward *and* accuracy, length *and* truncation, entropy, groups without a signal. Never the loss.
-# - Groups in which all are right or all are wrong teach nothing.
+# - Groups that are entirely correct or entirely wrong teach nothing.
 #
 # ## Questions
 # 1. The base model of this run had learned to calculate. What would the curves look like if it had not?
-# 2. You double `num_generations` and halve the number of problems a step. What gets better, what gets worse?
-# 3. Write a reward that also checks the sums. What would you expect it to do to accuracy, and how could it be
-#    tricked?
-# 4. Set `{"grpo.learning_rate": ...}` to three times its value in `load`, and another `OUTPUT_DIR`. Which of the
-#    curves warns you first?
+# 2. You double `num_generations` and halve the number of problems per step. What gets better, what gets worse?
+# 3. Write a reward that also checks the sums. What would you expect it to do to accuracy, and how could it be hacked?
+# 4. In `load`, set `{"grpo.learning_rate": ...}` to three times its value, and use another `OUTPUT_DIR`. Which curve
+#    warns you first?
 #
 # Next: [07 · PPO training](07_ppo_training.ipynb) gives every token its own advantage; [08 ·
-# Evaluation](08_evaluation.ipynb) measures what you have won.
+# Evaluation](08_evaluation.ipynb) measures what you have gained.

@@ -7,7 +7,7 @@
 # > paired tests, and the controls that a claim needs.
 # >
 # > **Time** 4 minutes on a CPU, 30 on a GPU · **Needs** notebooks 04 and 06 in the same OUTPUT_DIR (what is missing
-# > is trained first); 07 if you want PPO in the comparison
+# > is trained first); 07 for PPO in the comparison
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -22,29 +22,31 @@ SEED = 0
 from pathlib import Path
 
 from lab_utils.config import load
+from lab_utils.machine.gpu import check_machine
 from lab_utils.runs import RunDirectory
 from lab_utils.tasks import load_task
 from lab_utils.training.stages import finished_run
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
-if config.hardware == "cpu":  # fewer questions than the recipe asks, so that the notebook takes minutes
+if config.hardware == "cpu":  # fewer questions than in the recipe, so that the notebook takes minutes
     config = load(RECIPE, "cpu", {"seed": SEED, "task.test_limit": 200})
+check_machine(config)
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 sources = {"base": config.model.name, "SFT": finished_run(config, runs, "sft")}
 sources["GRPO"] = finished_run(config, runs, "grpo")
 ppo = RunDirectory(runs / "ppo")
-if ppo.model_dir.is_dir() and ppo.config().model.name == config.model.name:  # not another recipe's smaller model
+if ppo.model_dir.is_dir() and ppo.config().model.name == config.model.name:  # skip another recipe's smaller model
     sources["PPO"] = ppo
 print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources)}.")
 
 # %% [markdown]
-# ## Two ways to be right
+# ## Two ways to be correct
 #
-# **Strict**: the right answer, in the format that was asked for. This is `task.is_correct`, the one definition that
-# the reward uses, too. **Lenient**: the right answer wherever it stands. The difference between the two is what the
-# format costs. A model can gain a lot of strict accuracy without solving one problem more, just by learning where to
+# **Strict**: the correct answer, in the requested format. This is `task.is_correct`, the one definition that the
+# reward uses, too. **Lenient**: the correct answer wherever it stands. The difference between the two is what the
+# format costs. A model can gain a lot of strict accuracy without solving one more problem, just by learning where to
 # put its answers. Always report both.
 #
 # Judge these four responses yourself before you run the cell: reach 45 with 3, 6 and 7.
@@ -63,15 +65,15 @@ for text in (
 # %% [markdown]
 # ## Several samples: pass@k and maj@k
 #
-# A model that samples answers differently each time. Ask every question *n* times, and *c* answers are right.
+# A model that samples answers differently each time. Ask every question *n* times; *c* of the answers are correct.
 #
 # - **Accuracy** (pass@1) is the mean of c / n: how reliable is one answer?
-# - **pass@k**: is at least one of *k* answers right? This is what the model *can* do. Reinforcement learning needs
+# - **pass@k**: is at least one of *k* answers correct? This is what the model *can* do. Reinforcement learning needs
 #   it: what never happens is never rewarded.
-# - **maj@k**: is the most frequent of *k* answers right? This one needs no judge.
+# - **maj@k**: is the most frequent of *k* answers correct? This one needs no judge.
 #
-# By hand: of n = 4 answers c = 1 is right. Draw k = 2 of the four without putting any back. There are 6 pairs, and 3
-# of them hold the right one: pass@2 = 0.5. In general, draws that miss are draws from the n − c wrong ones only:
+# By hand: of n = 4 answers, c = 1 is correct. Draw k = 2 of the four without putting any back. There are 6 pairs, and
+# 3 of them hold the correct one: pass@2 = 0.5. In general, draws that miss are draws from the n − c wrong ones only:
 #
 # $$\text{pass@}k = 1 - \frac{\binom{n-c}{k}}{\binom{n}{k}}$$
 #
@@ -79,14 +81,14 @@ for text in (
 #
 # *Difficulty: easy · importance: high · spend up to 10 minutes*
 #
-# Write the formula. (The tempting 1 − (1 − c/n)^k puts the draws back, and is too small.)
+# Write the formula. (The tempting 1 − (1 − c/n)^k puts each draw back, and gives too small a value.)
 
 # %%
 import math
 
 
 def pass_at_k(n, c, k):
-    """Probability that at least one of k samples is right, drawn from n samples of which c are right."""
+    """Return the probability that at least one of k samples is correct, drawn from n samples with c correct ones."""
     # YOUR CODE HERE
     # >>> solution
     return 1 - math.comb(n - c, k) / math.comb(n, k)
@@ -103,9 +105,9 @@ checks.check_pass_at_k(pass_at_k)
 # %% [markdown]
 # ## How sure can you be?
 #
-# 5 of 10 right does not mean 50%. The true share may be quite different. A 95% interval is made by a rule that covers
-# the truth in 95 of 100 experiments. Here is Wilson's, for one answer a question, and how it shrinks with the number of
-# questions when half are right:
+# 5 of 10 correct does not mean 50%. The true share may be quite different. A 95% interval follows a rule that covers
+# the truth in 95 of 100 experiments. Here is Wilson's, for one answer per question. See how it shrinks with the number
+# of questions when half of the answers are correct:
 
 # %%
 from lab_utils.evaluation import wilson_interval
@@ -115,21 +117,21 @@ for n in (10, 50, 250, 500, 1319):
     print(f"{n // 2:>4} of {n:>4}: {low:.1%} to {high:.1%}  (± {50 * (high - low):.1f} points)")
 
 # %% [markdown]
-# The last row is the size of GSM8K's test set. Two models that answered *different* questions have to differ by about
+# The last row is the size of GSM8K's test set. If two models answered *different* questions, they must differ by about
 # 1.4 times the half width (3.8 points there) before the difference is shown. On the *same* questions less is enough;
 # you will see how below.
 #
 # ## The real evaluation
 #
-# Each model answers the same test problems several times. None of these problems, not even with its numbers in
-# another order, is in the training data. Results that lie there already are read, not made again.
+# Each model answers the same test problems several times. None of these problems is in the training data, not even
+# with its numbers in another order. Saved results are read, not made again.
 
 # %%
 from lab_utils.evaluation import Evaluation, evaluate_run, format_results, results_table
 
 
 def evaluation_of(label, source):
-    """The saved evaluation of a model; made and saved where there is none."""
+    """Return the saved evaluation of a model. If it is missing, make and save it."""
     path = source.evaluation_path if isinstance(source, RunDirectory) else runs / label / "eval.json"
     if not path.exists():
         evaluate_run(source, config).save(path)
@@ -161,19 +163,19 @@ for label, e in evaluations.items():
 # the same problems **more reliably**? Where two curves meet at the right end, the weaker model finds the same
 # solutions if it may try often enough.
 #
-# Compare maj@k with accuracy, too. Wrong answers scatter, right ones agree more often, even though several
-# expressions can be right and each of them votes for itself. Then voting helps, without any judge.
+# Compare maj@k with accuracy, too. Wrong answers scatter. Correct ones agree more often, although several expressions
+# can be correct and each of them gets its own votes. So voting helps, without any judge.
 #
 # ## Is the difference real? Compare in pairs
 #
 # Both models answered the *same* questions. Some are easy for both. So look at the difference question by question,
-# and redraw the questions at random many times (a **bootstrap**): how does the mean difference vary?
+# and redraw the questions at random many times (a **bootstrap**). How much does the mean difference vary?
 
 # %%
 from lab_utils.evaluation import mcnemar, paired_bootstrap
 
 paired = paired_bootstrap(before.per_problem, after.per_problem)
-print(f"GRPO less SFT: {100 * paired.difference:+.1f} points, p {'<' if paired.p_value < 1e-3 else '='} "
+print(f"GRPO − SFT: {100 * paired.difference:+.1f} percentage points, p {'<' if paired.p_value < 1e-3 else '='} "
       f"{max(paired.p_value, 1e-3):.3f}")
 print(f"95% interval, paired:               {100 * paired.low:+.1f} to {100 * paired.high:+.1f}")
 half = math.hypot(*((e.accuracy_interval[1] - e.accuracy_interval[0]) / 2 for e in (before, after)))
@@ -181,33 +183,33 @@ print(f"as if the questions had differed:   {100 * (paired.difference - half):+.
       f"{100 * (paired.difference + half):+.1f}")
 
 # %% [markdown]
-# With one answer a question, right or wrong, there is an older test that you can do in your head. **McNemar** looks
-# only at the questions on which the models disagree. If they were equally good, each would win half of those, like a
-# fair coin. Here it is on the first answer to each question:
+# For one answer per question, correct or wrong, there is an older test that you can do in your head. **McNemar** looks
+# only at the questions on which the models disagree. If the models were equally good, each would win half of those,
+# like a fair coin. Here it is for the first answer to each question:
 
 # %%
 only_sft, only_rl, p_value = mcnemar(before.scores()[:, 0], after.scores()[:, 0])
-print(f"right only with SFT: {only_sft}, right only with GRPO: {only_rl} → p = {p_value:.2g}")
+print(f"correct only with SFT: {only_sft}, correct only with GRPO: {only_rl} → p = {p_value:.2g}")
 
 # %% [markdown]
 # ## Where does the gain come from?
 #
-# After RL the model makes more attempts and is right more often. It is tempting to say "because". Count instead. The
+# After RL the model makes more attempts and is correct more often. It is tempting to say "because". Count instead. The
 # tiny model marks each attempt with `yes` or `no`. If all of the gain came from trying longer, its *first* attempt
-# would hit as seldom as before.
+# would succeed as rarely as before.
 #
 # ## Exercise 2: the first verdict
 #
 # *Difficulty: easy · importance: medium · spend up to 5 minutes*
 #
-# Return the first `yes` or `no` of a response, a word of its own, or `None` where there is none.
+# Return the first `yes` or `no` in a response that is a word of its own, or `None` if there is none.
 
 # %%
 import re
 
 
 def first_verdict(text):
-    """The first word of a text that is "yes" or "no", or None."""
+    """Return the first word of a text that is "yes" or "no", or None."""
     # YOUR CODE HERE
     # >>> solution
     found = re.search(r"\b(yes|no)\b", text)
@@ -221,26 +223,26 @@ checks.check_first_verdict(first_verdict)
 for label in [name for name in ("SFT", "GRPO", "PPO") if name in evaluations]:
     texts = [one["text"] for example in evaluations[label].examples for one in example["completions"]]
     first_hits = sum(first_verdict(text) == "yes" for text in texts) / len(texts)
-    print(f"{label:>5}: the first attempt hits in {first_hits:4.0%} of the responses, "
-          f"{evaluations[label].accuracy:4.0%} are right in the end")
+    print(f"{label:>5}: the first attempt succeeds in {first_hits:4.0%} of the responses, "
+          f"{evaluations[label].accuracy:4.0%} are correct in the end")
 
 # %% [markdown]
-# GRPO's first attempts have become somewhat better; most of its gain comes after them, from not giving up. In the
-# runs behind the README, first attempts rose from 21 to 27 points with GRPO, and to 38 with PPO, whose gain is in
-# good part a better choice of what to try. (A full-size model writes no such marks, and the shares are 0. For it you
-# would have to find another sign of a first attempt.)
+# GRPO's first attempts have become somewhat better. Most of its gain comes after them, from not giving up. In the
+# runs behind the README, first attempts rose from 21 to 27 points with GRPO, and to 38 with PPO. A good part of PPO's
+# gain is a better choice of what to try. (A full-size model writes no such marks, so its shares are 0. It would need
+# another sign of a first attempt.)
 #
 # ## Was it the reward?
 #
-# A difference after training is no proof that the *reward* made it. Perhaps any training would have done: longer
-# training, or the mere drift of the policy. Two **controls** start from the same SFT model:
+# A difference after training does not prove that the *reward* made it. Perhaps any training would have helped: longer
+# training, or mere drift of the policy. Two **controls** start from the same SFT model:
 #
-# - **random reward**: the same GRPO, but a coin decides what is right. The format reward stays.
+# - **random reward**: the same GRPO, but a coin decides what is correct. The format reward stays.
 # - **extra SFT**: more of the same demonstrations, for as many seconds.
 #
 # To save your time they take a quarter of the steps of notebook 06. So compare them with GRPO's curve at the *same*
 # step, not with its end. The learning rate falls to zero within their quarter, so the coin also takes smaller steps
-# than GRPO did there; that is in GRPO's favour. `scripts/measure_learning.py --controls` runs them in full, with
+# than GRPO did there; that is in GRPO's favour. `scripts/measure_learning.py --controls` runs both in full, with
 # several seeds.
 
 # %%
@@ -251,15 +253,14 @@ from lab_utils.training import grpo, sft
 
 
 def random_reward(completions, **columns):
-    """1.0 or 0.0 by the toss of a coin."""
+    """Return 1.0 or 0.0 by the toss of a coin."""
     return [float(random.random() < 0.5) for _ in completions]
 
 
 steps = max(2, config.grpo.max_steps // 4) if config.grpo.max_steps > 0 else 50
 same = {"seed": SEED, "task.test_limit": config.task.test_limit}
 short = load(RECIPE, config.hardware, {**same, "grpo.max_steps": steps})
-correctness = ("equation_reward", "correctness_reward", "cosine_scaled_accuracy_reward")
-by_coin = [random_reward if name in correctness else getattr(rewards, name) for name in config.rewards]
+by_coin = [random_reward if name in rewards.CORRECTNESS else getattr(rewards, name) for name in config.rewards]
 start = finished_run(config, runs, "sft").model_dir
 coin = grpo.train(short, runs / "grpo-random", model=start, reward_funcs=by_coin, resume=True)
 
@@ -286,10 +287,10 @@ format_results(results_table(controls))
 # %% [markdown]
 # ## GRPO or PPO? One budget, three seeds
 #
-# One run of each method decides nothing: another seed may turn the order around. A fair question is: *the same start,
-# the same prompts in the same order, the same number of generated tokens; who is further?* Tokens are the budget,
-# because at full size generating them is what takes the time. Three seeds of both methods take half an hour on a CPU,
-# so their results come with the workshop. To make them again:
+# One run of each method decides nothing: another seed may reverse the order. A fair question is: *after the same
+# start, the same prompts in the same order and the same number of generated tokens, which method has learned more?*
+# Tokens are the budget, because at full size most of the time goes into generating them. Three seeds of both methods
+# take half an hour on a CPU, so their results come with the workshop. This command makes them again:
 #
 # ```bash
 # python scripts/measure_learning.py --recipe countdown-ppo --hardware cpu --seeds 0 1 2 --tokens-of grpo \
@@ -305,8 +306,8 @@ recorded = json.loads(Path("notebooks/recorded/grpo_and_ppo.json").read_text())
 rows = pd.DataFrame(recorded["rows"])
 by_seed = rows.pivot(index="seed", columns="model", values="accuracy")[["SFT", "GRPO", "PPO"]].map("{:.1%}".format)
 gaps = pd.DataFrame(recorded["head_to_head"]).set_index("seed")
-by_seed["PPO less GRPO, points"] = [f"{100 * r.difference:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
-                                    for r in gaps.itertuples()]
+by_seed["PPO − GRPO (percentage points)"] = [
+    f"{100 * r.difference:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in gaps.itertuples()]
 by_seed
 
 # %%
@@ -315,25 +316,26 @@ from lab_utils.figures import plot_against_tokens
 plot_against_tokens(recorded["curves"], figures / "08_grpo_and_ppo.png")
 
 # %% [markdown]
-# Each bracket covers the choice of *questions* for one pair of runs. The choice of *seed* is what the three rows show.
-# An interval for the mean over seeds has to be made of the three differences, and with three of them Student's t asks
-# for 4.30 standard errors on both sides:
+# Each bracket covers the choice of *questions* for one pair of runs. The three rows show the choice of *seed*. An
+# interval for the mean over seeds must come from the three differences. With three of them, Student's t asks for 4.30
+# standard errors on both sides:
 
 # %%
 seeds = 100 * gaps["difference"]
 margin = 4.303 * seeds.std() / math.sqrt(len(seeds))
-print(f"PPO less GRPO, mean of {len(seeds)} seeds: {seeds.mean():+.1f} points, "
+print(f"PPO − GRPO, mean of {len(seeds)} seeds: {seeds.mean():+.1f} percentage points, "
       f"95% interval {seeds.mean() - margin:+.1f} to {seeds.mean() + margin:+.1f}")
 
 # %% [markdown]
 # What this can say: at this budget, on this task, with these settings, PPO is ahead, and not by luck of the seed.
 #
-# What it can not say: that PPO is the better method. Look for what else differs. PPO uses every rollout twice, in
-# mini-batches: eight small steps where GRPO makes one, so equal tokens are not equal updates, nor equal minutes.
-# GRPO here pays for every step away from its start (`beta` = 0.1, chosen so that a random reward moves nothing), PPO
-# does not, and more of its responses are cut off for it. Each has settings of its own, tried by hand and not equally
-# long. The critic shares a tiny model's hidden states, which is cheap, and at full size it may be a model of its own.
-# To know what makes the difference you would change one of these at a time. `--set` does that; the seeds are yours.
+# What it cannot say: that PPO is the better method. Look for what else differs. PPO uses every rollout twice, in
+# mini-batches. It makes eight small steps where GRPO makes one, so equal tokens are neither equal updates nor equal
+# minutes. GRPO pays here for every step away from its start (`beta` = 0.1, chosen so that a random reward moves
+# nothing). PPO does not, and as a result more of its responses are cut off. Each method has its own settings, tried by
+# hand and not for equally long. The critic shares the hidden states of a tiny model, which is cheap; at full size it
+# may need a model of its own. To find out what makes the difference, change one of these at a time. `--set` does that;
+# choose your own seeds.
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
@@ -343,30 +345,30 @@ from lab_utils.teaching.inspection import expect
 
 table = results_table(controls)
 curve = sources["GRPO"].metrics().set_index("step")["accuracy"]
-expect(config, "the base model has no strict accuracy to speak of", evaluations["base"].accuracy < 0.05)
+expect(config, "the base model has hardly any strict accuracy", evaluations["base"].accuracy < 0.05)
 expect(config, "GRPO beats SFT, and the paired interval lies above 0", table.loc["GRPO", "difference_low"] > 0)
 expect(config, "pass@k has not fallen by more than 5 points", after.pass_at[k] > before.pass_at[k] - 0.05)
 expect(config, f"after {steps} steps GRPO's curve is above the coin's", curve.loc[:steps].tail(3).mean() >
        coin.metrics()["accuracy"].tail(3).mean() + 0.05)
 gain = table["difference"]
 expect(config, "the random reward adds less than a quarter of what GRPO adds", gain["random reward"] < gain["GRPO"] / 4)
-expect(config, "and so does extra SFT", gain["extra SFT"] < gain["GRPO"] / 4)
+expect(config, "extra SFT also adds less than a quarter", gain["extra SFT"] < gain["GRPO"] / 4)
 
 # %% [markdown]
 # The strict and lenient bars of the base model differ most: nearly all of the jump from base to SFT is the format.
-# From SFT to GRPO both bars rise together, so that is a gain in solving.
+# From SFT to GRPO both bars rise together, so that gain is in solving.
 #
 # The coin moves accuracy as well, by 3 points in the worst of three full runs. Adam makes steps of one size whether
-# they point anywhere or not, so noise alone shakes the policy, and on this task whoever gives up less regularly has
-# more chances. What holds it back here is the KL term: with `grpo.beta=0` the same coin moved accuracy by up to 11
-# points, at a similar learning rate. That is why you measure
-# a control instead of assuming that it stays at zero, and why a small gain after training is weak evidence for a
-# reward.
+# they lead anywhere or not, so noise alone shakes the policy. On this task, a model that gives up less regularly gets
+# more chances. The KL term limits the effect here: with `grpo.beta=0` the same coin moved accuracy by up to 11 points,
+# at a similar learning rate. That is why you measure a control instead of assuming that it stays at zero. It is also
+# why a small gain after training is weak evidence for a reward.
 #
-# - The random reward helps as much as the real one: then the reward was not the reason. Look for what both have in
-#   common. This has happened in published work ("Spurious Rewards", arXiv 2506.10947).
-# - Extra SFT helps as much: then you have stopped the warm-up too early.
-# - pass@k falls while accuracy rises: the model has narrowed down to a few patterns. Fewer steps, or a KL term.
+# - The random reward helps as much as the real one: the reward was not the reason. Look for what both runs share.
+#   This has happened in published work ("Spurious Rewards", arXiv 2506.10947).
+# - Extra SFT helps as much: you stopped the warm-up too early.
+# - pass@k falls while accuracy rises: the model has narrowed down to a few patterns. Take fewer steps, or add a KL
+#   term.
 #
 # ## What can be concluded, and what cannot
 #
@@ -376,15 +378,15 @@ expect(config, "and so does extra SFT", gain["extra SFT"] < gain["GRPO"] / 4)
 #
 # You cannot say that GRPO is better than PPO, or the other way round; the section above says why. You cannot say that
 # the model "reasons" better in general: most of what it has learned is one habit that pays on one task. The interval
-# covers the choice of *questions*, not the choice of seed, of hyperparameters, or of the model. And the controls here
-# were shorter than the run that they are to explain.
+# covers the choice of *questions*, but not the choice of seed, of hyperparameters, or of the model. And the controls
+# here were shorter than the run that they should explain.
 #
 # ## Summary
 #
 # - Report strict *and* lenient accuracy, the number of questions and samples, and an interval.
-# - pass@k shows what a model can do, accuracy how reliably it does it.
-# - Two models, the same questions: compare in pairs.
-# - A control with a random reward tells learning from drifting. Equal compute tells method from budget.
+# - pass@k shows what a model can do; accuracy shows how reliably it does it.
+# - If two models answered the same questions, compare them in pairs.
+# - A control with a random reward separates learning from drifting. Equal compute separates method from budget.
 #
 # ## Questions
 #
@@ -393,4 +395,4 @@ expect(config, "and so does extra SFT", gain["extra SFT"] < gain["GRPO"] / 4)
 # 3. pass@1 doubles and pass@64 stays the same. Has the model learned anything? For whom does it matter?
 #
 # Next: [09 · Diagnosing runs](09_diagnosing_runs.ipynb) shows what a run looks like when something is wrong with it;
-# [12 · Results](12_results.ipynb) puts it all into one story.
+# [12 · Results](12_results.ipynb) tells the whole story.

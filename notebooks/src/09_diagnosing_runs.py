@@ -4,7 +4,7 @@
 # <!-- badges -->
 #
 # > **You will learn** to tell from a run's curves and completions what is wrong with it: which curves to read in which
-# > order, how to get from evidence to a hypothesis, a test and a remedy, and which alarms to set.
+# > order, how to get from evidence to a hypothesis, a test and a fix, and which alarms to set.
 # >
 # > **Time** 1 minute on a CPU or a GPU, and half an hour to think · **Needs** nothing: the runs come with the workshop
 
@@ -29,70 +29,69 @@ runs = {letter: RunDirectory(recorded / letter) for letter in "ABCDEFGH"}
 figures = Path(OUTPUT_DIR) / "figures"
 settings = healthy.config()
 print(f"{len(runs)} recorded runs of {settings.recipe} at tier {settings.hardware}, seed {settings.seed}, "
-      f"{len(healthy.metrics())} steps each, and a healthy one")
+      f"{len(healthy.metrics())} steps each, plus a healthy one")
 
 # %% [markdown]
 # ## Eight runs that went wrong
 #
-# They are GRPO on Countdown with the tiny model, as in notebook 06, only shorter. In each of them **one mistake** was
-# made: in a setting, in a line of code, in the data, or in the choice of the model to start from. None of them raised
-# an error. All ran to the end, and most people who train models have made most of these mistakes.
+# The runs are GRPO on Countdown with the tiny model, as in notebook 06, only shorter. Each contains **one mistake**: in
+# a setting, in a line of code, in the data, or in the choice of the start model. None of them raised an error. All
+# ran to the end, and most people who train models have made most of these mistakes.
 #
-# Nothing is trained here. This command records them again, in about half an hour on a CPU:
+# Nothing is trained here. This command records the runs again, in about half an hour on a CPU:
 #
 # ```bash
 # python scripts/record_runs.py --output-dir runs/recording
 # ```
 #
-# A first look: the accuracy of each, next to that of the healthy run.
+# A first look: the accuracy of each run, next to that of the healthy run.
 
 # %%
-from lab_utils.figures import plot_checkup, plot_side_by_side
+from lab_utils.figures import plot_overview, plot_side_by_side
 
 plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, healthy, "accuracy",
                   figures / "09_accuracy_of_the_recorded_runs.png")
 
 # %% [markdown]
-# Accuracy says *that* something is wrong, not *what*. Several of these curves are flat, each for another reason, and
-# each reason has another remedy. So you have to look further.
+# Accuracy says *that* something is wrong, not *what*. Several of these curves are flat, each for a different reason,
+# and each reason needs a different fix. So look further.
 #
 # ## How to read a run
 #
-# Always in the same order, and always next to a run that is known to be good:
+# Always read in the same order, and always next to a run that is known to be good:
 #
-# 1. **Reward and accuracy, together.** The reward is what you pay for, the accuracy is what you want.
+# 1. **Reward and accuracy, together.** The reward is what you pay for; the accuracy is what you want.
 # 2. **Each reward function on its own.** Their sum can hide that one of them is always 0.
 # 3. **Length and cut-off responses.** Was there room for an answer?
 # 4. **Entropy.** Do the responses still differ?
 # 5. **KL and gradient norm.** Does the policy move, and how fast?
 # 6. **Groups without a signal.** Is there anything to learn from?
-# 7. **Completions**: right ones, wrong ones, well-paid ones, from the first step and the last. Never skip them.
+# 7. **Completions**: correct ones, wrong ones, well-paid ones, from the first step and the last. Never skip them.
 #
-# | you see | look next at | illness | remedy |
+# | you see | look next at | problem | fix |
 # |---|---|---|---|
 # | few groups have a signal, reward at the bottom | completions | nothing to reward | warm-up, easier problems |
 # | few groups have a signal, reward at the top | the first step | problems too easy | keep those solved *sometimes* |
 # | a signal, and the KL stays at 0 | learning rate | learning rate too low | three to ten times as much |
 # | a signal, KL small, gradients large | loss, β times KL | KL coefficient too high | a tenth of it |
-# | KL rises, completions stay as they were | length, text | sampler not updated | check how it gets its weights |
+# | KL rises, completions do not change | length, text | sampler not updated | check how it gets its weights |
 # | reward rises, accuracy does not | well-paid wrong answers | hacked reward | close the hole (notebook 03) |
-# | a signal, the reward goes nowhere | pay of right and wrong | random reward | try it on right and wrong ones |
+# | a signal, the reward stays flat | pay of correct and wrong | random reward | try it on correct and wrong answers |
 # | one reward function is always 0 | its code, by hand | dead reward function | tags, `re.DOTALL`; add a test |
 # | the longest response never changes | the end of the text | completions cut off | limit; template, end token |
 # | KL and gradients jump, accuracy falls | what came first | learning rate too high | a third of it, or less |
 #
-# Two rules on top. **One cause explains every panel**: a hypothesis that fits one of them and contradicts another is
-# wrong. And a hypothesis is **tested** on something that you have not looked at yet, before you spend hours on a
-# remedy.
+# Two more rules. **One cause explains every panel**: a hypothesis that fits one panel and contradicts another is wrong.
+# And **test** a hypothesis on something that you have not looked at yet, before you spend hours on a fix.
 #
 # ## The numbers
 #
-# The mean over the first four steps and over the last four, of everything in that list (shares, not percent):
+# For each curve on that list, here is the mean over the first four steps and over the last four (shares, not percent):
 
 # %%
 import pandas as pd
 
-vital_signs = {  # column of metrics.csv -> name, format
+columns = {  # metric -> name, format
     "reward": ("reward", ".2f"), "accuracy": ("accuracy", ".2f"), "completions/mean_length": ("length", ".0f"),
     "completions/clipped_ratio": ("cut off", ".2f"), "entropy": ("entropy", ".2f"), "kl": ("KL", ".4f"),
     "grad_norm": ("gradient", ".2f"), "frac_reward_zero_std": ("no signal", ".2f"),
@@ -100,9 +99,9 @@ vital_signs = {  # column of metrics.csv -> name, format
 
 
 def first_and_last(run):
-    metrics = run.metrics().reindex(columns=list(vital_signs))
+    metrics = run.metrics().reindex(columns=list(columns))
     first, last = metrics.head(4).mean(), metrics.tail(4).mean()
-    return {name: f"{first[column]:{form}} → {last[column]:{form}}" for column, (name, form) in vital_signs.items()}
+    return {name: f"{first[column]:{form}} → {last[column]:{form}}" for column, (name, form) in columns.items()}
 
 
 pd.DataFrame({name: first_and_last(run) for name, run in {"healthy": healthy, **runs}.items()}).T
@@ -110,15 +109,15 @@ pd.DataFrame({name: first_and_last(run) for name, run in {"healthy": healthy, **
 # %% [markdown]
 # ## Run A, together
 #
-# **Evidence.** Nine panels, in rows: what it earns, what it writes, how it learns.
+# **Evidence.** Nine panels, row by row: what the run earns, what it writes, how it learns.
 
 # %%
-plot_checkup(runs["A"], healthy, figures / "09_run_A.png")
+plot_overview(runs["A"], healthy, figures / "09_run_A.png")
 
 # %% [markdown]
-# Accuracy rises far less. The groups have a signal and the policy moves, so something is learned, but what? The
-# responses become *shorter*, where the healthy run's become longer. At the start a quarter of them is cut off, later
-# hardly any. That looks as if it had mended itself. How long is the longest response of each step?
+# Accuracy rises far less. The groups have a signal and the policy moves, so it learns something, but what? The
+# responses become *shorter*, while those of the healthy run become longer. At the start a quarter of them are cut off,
+# later hardly any. That looks as if the problem had fixed itself. How long is the longest response of each step?
 
 # %%
 longest = pd.DataFrame({name: run.metrics().set_index("step")["completions/max_length"]
@@ -127,11 +126,10 @@ longest.T.iloc[:, :12].astype(int)
 
 # %% [markdown]
 # **Hypothesis.** The limit is 32 tokens, and a second attempt does not fit. A response that tries again is cut off
-# and earns nothing, so the policy learns to give up after one attempt. What pays in the healthy run is out of its
-# reach.
+# and earns nothing, so the policy learns to give up after one attempt. What pays in the healthy run is out of reach.
 #
-# **Test.** If that is so, then a response with one attempt takes fewer than 32 tokens, one with two takes more, and a
-# good part of the healthy run's right answers comes from several attempts. Its complete responses tell:
+# **Test.** If that is so, then a response with one attempt takes fewer than 32 tokens, and one with two attempts takes
+# more. Also, many of the healthy run's correct answers come from several attempts. Check its complete responses:
 
 # %%
 from lab_utils.models import load_tokenizer
@@ -141,23 +139,23 @@ rows = healthy.completions()
 rows = rows[rows["completion"].str.endswith("</answer>")].copy()
 rows["attempts"] = rows["completion"].str.count("\n") + 1
 rows["tokens"] = [len(ids) + 1 for ids in tokenizer(list(rows["completion"]))["input_ids"]]  # and the end token
-print(rows.groupby("attempts").agg(responses=("tokens", "size"), right=("correct", "sum"),
+print(rows.groupby("attempts").agg(responses=("tokens", "size"), correct=("correct", "sum"),
                                    shortest=("tokens", "min"), longest=("tokens", "max")))
-ill = runs["A"].completions()["completion"]
-print(f"\nA response of run A that was cut off:\n{ill[~ill.str.contains('</answer>')].iloc[0]}")
+texts = runs["A"].completions()["completion"]
+print(f"\nA response of run A that was cut off:\n{texts[~texts.str.contains('</answer>')].iloc[0]}")
 
 # %% [markdown]
-# **Remedy.** A larger `max_completion_length`. And from now on look at the *first* step of a run: how many responses
-# are cut off before anything is learned? Later is too late, because by then the policy has come to terms with the
-# limit. The curve went down because of the illness, not in spite of it.
+# **Fix.** A larger `max_completion_length`. From now on, look at the *first* step of a run: how many responses are cut
+# off before anything is learned? Later is too late, because by then the policy has adapted to the limit. The curve of
+# cut-off responses went down because of the problem, not in spite of it.
 
 # %% [markdown]
 # ## Exercise: seven diagnoses
 #
 # *Difficulty: medium · importance: high · spend up to 40 minutes; good to do in pairs*
 #
-# Now it is your turn, with the runs B to H. For each there is its check-up, and some of its completions. Choose from
-# this list. No two of the eight runs have the same illness, and some on the list are not there at all.
+# Now it is your turn, with the runs B to H. Each has its overview and some of its completions. Choose from this list.
+# No two of the eight runs have the same problem, and some problems on the list do not occur.
 
 # %%
 from lab_utils.teaching import checks
@@ -166,8 +164,8 @@ from lab_utils.teaching.diagnosis import PROBLEMS
 print("\n".join(f"- {name}" for name in PROBLEMS))
 
 # %% [markdown]
-# `read(letter, step)` shows one response to each of the two problems that were recorded at that step (1, 5, 9, 13, 17
-# and 21, or the nearest of them); `n=4` shows more.
+# `read(letter, step)` shows one response to each of the two problems that were recorded at that step. Recorded steps
+# are 1, 5, 9, 13, 17 and 21; for any other step it takes the nearest. `n=4` shows more responses.
 
 # %%
 def read(letter, step, n=1):
@@ -178,7 +176,7 @@ def read(letter, step, n=1):
     for question, group in rows[rows["step"] == nearest].groupby("question", sort=False):
         print(f"── {letter}, step {nearest}: {question}")
         for row in group.head(n).itertuples():
-            print(f"{row.completion}\n   {'right' if row.correct else 'wrong'}, reward {row.reward:g}\n")
+            print(f"{row.completion}\n   {'correct' if row.correct else 'wrong'}, reward {row.reward:g}\n")
 
 
 read("healthy", 21)
@@ -187,7 +185,7 @@ read("healthy", 21)
 # ### Run B
 
 # %%
-plot_checkup(runs["B"], healthy)
+plot_overview(runs["B"], healthy)
 
 # %%
 read("B", 5)
@@ -197,7 +195,7 @@ read("B", 21)
 # ### Run C
 
 # %%
-plot_checkup(runs["C"], healthy)
+plot_overview(runs["C"], healthy)
 
 # %%
 read("C", 1)
@@ -207,7 +205,7 @@ read("C", 21)
 # ### Run D
 
 # %%
-plot_checkup(runs["D"], healthy)
+plot_overview(runs["D"], healthy)
 
 # %%
 read("D", 1)
@@ -217,7 +215,7 @@ read("D", 21)
 # ### Run E
 
 # %%
-plot_checkup(runs["E"], healthy)
+plot_overview(runs["E"], healthy)
 
 # %%
 read("E", 1)
@@ -227,7 +225,7 @@ read("E", 21)
 # ### Run F
 
 # %%
-plot_checkup(runs["F"], healthy)
+plot_overview(runs["F"], healthy)
 
 # %%
 read("F", 1)
@@ -237,7 +235,7 @@ read("F", 21)
 # ### Run G
 
 # %%
-plot_checkup(runs["G"], healthy)
+plot_overview(runs["G"], healthy)
 
 # %%
 read("G", 1)
@@ -247,7 +245,7 @@ read("G", 21)
 # ### Run H
 
 # %%
-plot_checkup(runs["H"], healthy)
+plot_overview(runs["H"], healthy)
 
 # %%
 read("H", 1)
@@ -256,8 +254,8 @@ read("H", 21)
 # %% [markdown]
 # ### Your diagnoses
 #
-# Write down for each run the one panel that decides, and the panel that speaks most against the second-best name.
-# Then fill in the names.
+# Write down for each run the panel that decides, and the panel that speaks most against the second-best name. Then
+# fill in the names.
 
 # %%
 # YOUR CODE HERE
@@ -279,8 +277,8 @@ checks.check_diagnosis(diagnosis, runs, healthy)
 # %% [markdown]
 # ## What was changed
 #
-# Each run directory holds its settings, in `config.yaml`, and here also the code that was not the workshop's, in
-# `own_code.txt`. This is how each run differs from the healthy one. Would your own run directories tell you that
+# Each run directory holds its settings in `config.yaml`. Here it also holds, in `own_code.txt`, any code that is not
+# part of the workshop. This is how each run differs from the healthy one. Would your own run directories tell you that
 # much?
 
 # %%
@@ -290,42 +288,44 @@ for letter, run in runs.items():
     print(f"── run {letter} ──\n{what_was_changed(run, healthy)}\n")
 
 # %% [markdown]
-# ## What each of them teaches
+# ## What each run teaches
 #
-# - **Completions cut off.** The symptom heals because the policy adapts to it. The loss stays.
-# - **Learning rate too high.** Everything rings at once, cut-off responses included. Ask what came *first*. The KL
-#   jumps at the second step, the responses are cut off from the third on: no other limit would have helped.
+# - **Completions cut off.** The symptom fades because the policy adapts to it. The loss in accuracy stays.
+# - **Learning rate too high.** Every curve looks wrong at once, cut-off responses included. Ask what came *first*. The
+#   KL jumps at the second step, and responses are cut off from the third on, so a larger limit would not have helped.
 # - **Learning rate too low.** The groups have a signal, the gradient norm is healthy, and the KL is 0 to four digits.
-#   1e-6 is TRL's default, and right for all weights of a model a thousand times as large.
-# - **Nothing to reward.** No advantage, and yet the KL is not 0. The gradient of the first step is 5e-9, nothing but
-#   rounding errors; Adam divides it by its own size and makes full steps in a random direction. Stop such a run.
-# - **Problems too easy.** The highest accuracy of all, from the first step on, and nothing left to learn.
-# - **Hacked reward.** Its reward is the best of all. The panel of the single functions shows which of them drives it,
-#   and the completions show how: wrong answers that all have the same look.
-# - **Dead reward function.** Accuracy is as in the healthy run, so nobody notices. It costs what it was there for. Here
-#   that is little in 24 steps; in a recipe with three format rewards it is most of the signal at the start.
-# - **Sampler not updated.** Whatever the policy learns never shows in what is sampled. Nothing tells it that it is
-#   enough, so the KL rises without end, while accuracy and length stay flat.
+#   1e-6 is TRL's default. It suits training all weights of a model a thousand times as large.
+# - **Nothing to reward.** There is no advantage, and yet the KL is not 0. The gradient of the first step is 5e-9,
+#   nothing but rounding errors. Adam divides it by its own size and takes full steps in a random direction. Stop such a
+#   run.
+# - **Problems too easy.** It has the highest accuracy of all runs from the first step on, and nothing left to learn.
+# - **Hacked reward.** Its reward is the best of all. The panel with each reward function shows which of them drives it,
+#   and the completions show how: wrong answers that all look the same.
+# - **Dead reward function.** Accuracy is as in the healthy run, so it is easy to miss. It costs what the function was
+#   meant to teach. In 24 steps here that is little; in a recipe with three format rewards it is most of the signal at
+#   the start.
+# - **Sampler not updated.** Whatever the policy learns never shows in the samples. Nothing tells the policy that it has
+#   learned enough, so the KL rises without end, while accuracy and length stay flat.
 
 # %% [markdown]
 # ## Exercise: the first alarm
 #
 # *Difficulty: medium · importance: medium · spend up to 15 minutes*
 #
-# On a GPU a run takes hours, and nobody watches it all night. Some illnesses can be seen after a few steps by a
-# program that then stops the run. Single steps scatter, so it has to hold **three logged steps in a row** that
+# On a GPU a run takes hours, and you cannot watch it all night. A program can see some problems after a few steps and
+# stop the run. Single steps scatter, so it should act after **three logged steps in a row** at which
 #
 # - more than 10% of the responses are cut off, or
 # - more than half of the groups have no signal, or
 # - the KL is above 0.15 nats per token, or
 # - a reward function (a column `rewards/NAME/mean`) pays 0 on average.
 #
-# The reasons may take turns. Return the step at which it holds for the third time in a row, or None. By hand: with
-# 20%, 0%, 20%, 20% and 20% cut off in steps 1 to 5 it is step 5.
+# The reason may differ from step to step. Return the step at which the alarm holds for the third time in a row, or
+# None. By hand: with 20%, 0%, 20%, 20% and 20% cut off in steps 1 to 5 it is step 5.
 
 # %%
 def first_alarm(metrics, patience=3):
-    """The first step that ends `patience` logged steps in a row with an alarm, or None; `metrics` as in metrics.csv."""
+    """Return the first step that ends `patience` logged steps in a row with an alarm, or None."""
     # YOUR CODE HERE
     # >>> solution
     alarm = (
@@ -345,7 +345,7 @@ def first_alarm(metrics, patience=3):
 checks.check_first_alarm(first_alarm)
 
 # %% [markdown]
-# The healthy run must not raise an alarm: an alarm that cries wolf is switched off. And the others?
+# The healthy run must not raise an alarm: people switch off an alarm that cries wolf. What about the others?
 
 # %%
 pd.DataFrame({
@@ -355,30 +355,30 @@ pd.DataFrame({
 }).T
 
 # %% [markdown]
-# Not every illness rings. No threshold on these curves finds a reward that is paid for the wrong thing, or a policy
-# that moves too slowly. For the first you compare the reward with what you *want*, for the second you need a run that
-# is known to learn. Alarms save hours; they don't replace looking.
+# Not every problem raises an alarm. No threshold on these curves finds a reward that pays for the wrong thing, or a
+# policy that moves too slowly. For the first, compare the reward with what you *want*. For the second, you need a run
+# that is known to learn. Alarms save hours; they do not replace looking.
 #
 # ## And your own run?
 #
-# If you have run notebook 06 in this OUTPUT_DIR, here are your alarm and its numbers, next to those of the recorded
-# healthy run.
+# If you have run notebook 06 in this OUTPUT_DIR, this cell shows its first alarm and its numbers, next to those of the
+# recorded healthy run.
 
 # %%
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 mine = RunDirectory(Path(OUTPUT_DIR) / config.task.name / "grpo")
 if mine.metrics_path.is_file():
     metrics = mine.metrics()
-    metrics["kl"] = metrics.get("kl", 0.0)  # it is not logged where beta is 0
+    metrics["kl"] = metrics.get("kl", 0.0)  # not logged if beta is 0
     print(f"first alarm: {first_alarm(metrics) or 'none'}, in {len(metrics)} steps")
     print(pd.DataFrame({"recorded healthy run": first_and_last(healthy), "yours": first_and_last(mine)}))
 else:
-    print(f"There is no run of notebook 06 in {mine.path}.")
+    print(f"{mine.path} has no run of notebook 06. Run that notebook first, with the same OUTPUT_DIR.")
 
 # %% [markdown]
 # ## The same on a Qwen
 #
-# The curves, and the order in which you read them, are the same at full size. These numbers are not:
+# The curves, and the order in which you read them, stay the same at full size. These numbers change:
 #
 # | | here | Qwen2.5-0.5B and larger |
 # |---|---|---|
@@ -386,44 +386,45 @@ else:
 # | learning rate | 1.5e-4, all weights | about 1e-6 for all weights, 1e-5 to 3e-5 with LoRA |
 # | cut off at the first step | 0% | 57% of Qwen2.5-0.5B-Instruct's GSM8K answers at 256 tokens |
 # | groups without a signal | under 15%, of 16 | of 8, at 90% accuracy: 43%, and it grows as you win |
-# | KL, entropy, gradient norm | as above | of another size in every recipe: compare with your last good run |
+# | KL, entropy, gradient norm | as above | different in every recipe: compare with your last good run |
 # | sampler | the trainer's own weights | vLLM has a copy: `sampling/sampling_logp_difference/mean` stays flat |
 #
-# (The 57% are from TRL's issues 5697 and 6263, the 43% are 0.9⁸ + 0.1⁸.)
+# (The 57% come from TRL's issues 5697 and 6263; the 43% are 0.9⁸ + 0.1⁸.)
 #
 # ## A checklist for a long run
 #
 # **Before it starts**
-# 1. Each reward function, by hand: on a right answer, a wrong one, an empty one, one in the wrong format.
-# 2. A hundred problems through the start model: some solved sometimes? How many cut off?
-# 3. A healthy run of the same recipe on something small, to compare with.
+# 1. Try each reward function by hand: on a correct answer, a wrong one, an empty one, one in the wrong format.
+# 2. Give the start model a hundred problems. Does it solve some of them *sometimes*? How many responses are cut off?
+# 3. Make a healthy run of the same recipe on something small, to compare with.
 #
 # **In the first ten steps**
 #
-# 4. Every reward function pays somebody. Most groups have a signal.
+# 4. Every reward function pays for some responses. Most groups have a signal.
 # 5. KL and gradient norm are not 0 and do not jump. Lengths are below the limit.
 # 6. You have read twenty completions.
 #
-# **While it runs**: an alarm as above, and checkpoints to go back to.
+# **While it runs**: an alarm as above, and checkpoints to resume from.
 #
 # **Before you believe it**
 #
-# 7. Accuracy has risen with the reward, on problems that were not trained on (notebook 08).
+# 7. Accuracy has risen with the reward, on held-out problems (notebook 08).
 # 8. You have read the best-paid completions.
 # 9. The run directory says what was run, code included.
 #
 # ## Summary
-# - Reward and accuracy first, then each reward function, lengths, entropy, KL and gradients, the groups; then read.
-# - A flat accuracy has at least five causes. What tells them apart are the *other* curves.
-# - A curve that gets better can be the illness at work.
-# - Evidence, hypothesis, test, remedy. One cause has to explain all curves.
+# - Read reward and accuracy first, then each reward function, lengths, entropy, KL and gradients, and the groups. Then
+#   read completions.
+# - A flat accuracy has at least five causes. The *other* curves tell them apart.
+# - A curve can get better because of a problem.
+# - Evidence, hypothesis, test, fix. One cause has to explain all curves.
 #
 # ## Questions
-# 1. In three of these runs most groups have no signal. Which panels tell the three apart? Why would the remedy of one
-#    be poison for another?
+# 1. In three of these runs most groups have no signal. Which panels tell the three apart? Why would the fix for one
+#    of them harm another?
 # 2. In which of the recorded runs would TensorBoard's reward curve alone have told you that all is well?
-# 3. Write an alarm for a reward that is paid for the wrong thing. Which column do you need that is not there when you
-#    train on a task without a judge?
-# 4. A colleague's run stands still, with KL 0. She triples the number of steps. What would you have asked her first?
+# 3. Write an alarm for a reward that pays for the wrong thing. Which column does it need, and why is that column
+#    missing when a task has no judge?
+# 4. A colleague's run does not move: its KL is 0. She triples the number of steps. What would you have asked first?
 #
 # Next: [10 · SageMaker training](10_sagemaker_training.ipynb) runs the same recipe as a job in the cloud.

@@ -3,12 +3,12 @@
 #
 # <!-- badges -->
 #
-# > **You will learn** what each file of a trained model and of a checkpoint is for; how a LoRA adapter is merged; to
-# > ask the base and the trained model side by side; to serve a model over the OpenAI API; to export it with a model
-# > card, zip it and push it to the Hub; to deploy it in the cloud and to delete it again.
+# > **You will learn** what each file of a trained model and of a checkpoint is for; how to merge a LoRA adapter; to ask
+# > the base and the trained model side by side; to serve a model over the OpenAI API; to export it with a model card,
+# > zip it and push it to the Hub; to deploy it in the cloud and to delete it again.
 # >
-# > **Time** 2 minutes on a CPU, 5 on a GPU · **Needs** notebook 06 in the same OUTPUT_DIR (its model is trained here
-# > if it is missing)
+# > **Time** 2 minutes on a CPU, 5 on a GPU · **Needs** notebook 06 in the same OUTPUT_DIR (if its model is missing, it
+# > is trained here)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -23,18 +23,20 @@ SEED = 0
 from pathlib import Path
 
 from lab_utils.config import load
+from lab_utils.machine.gpu import check_machine
 from lab_utils.tasks import load_task
 from lab_utils.training.stages import finished_run
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
+check_machine(config)
 task = load_task(config.task.name, config.task.response_format)
 run = finished_run(config, Path(OUTPUT_DIR) / task.name, config.stages[-1])
 print(f"The trained model is in {run.model_dir}.")
 
 # %% [markdown]
-# ## What training leaves
+# ## What training leaves behind
 #
-# A model is a folder of files. None of them is magic, and it pays to know which ones you need. Here is the folder of
+# A model is a folder of files. None of them is magic, and it pays to know which ones you need. This is the folder of
 # the trained model.
 
 # %%
@@ -46,22 +48,23 @@ pd.set_option("display.max_colwidth", None)
 pd.DataFrame(describe(run.model_dir))
 
 # %% [markdown]
-# A **checkpoint** is another thing: it is what the trainer needs to go on. Look at the sizes.
+# A **checkpoint** is something else: it holds what the trainer needs to resume. Look at the sizes.
 
 # %%
 pd.DataFrame(describe(run.last_checkpoint()))
 
 # %% [markdown]
-# To *use* the model you need three kinds of files: the configuration, the weights, the tokenizer with its chat
-# template. To *resume training* you also need the rest. The optimiser's state is about twice as large as the trained
-# weights, because Adam keeps two running means for each of them. With LoRA the weights are those of the adapter only,
-# a few MB, and the optimiser's state shrinks with them.
+# To *use* the model you need three kinds of files: the configuration, the weights, and the tokenizer with its chat
+# template. To *resume training* you need the other files as well. The optimizer's state is about twice as large as the
+# trained weights, because Adam keeps two running means for each of them. With LoRA, the trained weights are only those
+# of the adapter, a few MB, and the optimizer's state shrinks with them.
 #
 # ## Inside a safetensors file
 #
-# The file begins with eight bytes, a number: the length of the header. The header is JSON; it gives name, type, shape
-# and place of every tensor. The rest is bytes. You can read it with nothing but the standard library, and that is the
-# point: loading it runs no code. A `.bin` or `.pt` file is a Python pickle, which can run anything when it is loaded.
+# The file begins with eight bytes, a number: the length of the header. The header is JSON. It gives the name, type,
+# shape and position of every tensor. The rest is bytes. You can read the file with nothing but the standard library,
+# and that is the point: loading it runs no code. A `.bin` or `.pt` file is a Python pickle, which can run anything when
+# you load it.
 
 # %%
 import json
@@ -76,22 +79,23 @@ print(f"{weights_file.name}: a header of {header_length:,} bytes with {len(tenso
 for name, entry in list(tensors.items())[:6]:
     print(f"  {name:<45} {entry['dtype']}  {entry['shape']}")
 parameters = sum(math.prod(entry["shape"]) for entry in tensors.values())
-print(f"{parameters:,} parameters; header and tensors make {weights_file.stat().st_size:,} bytes")
+print(f"{parameters:,} parameters; header and tensors take {weights_file.stat().st_size:,} bytes")
 
 # %% [markdown]
-# Count: parameters × bytes each, plus the header and the eight bytes, is the size of the file. F32 takes four bytes a
-# parameter, BF16 two. A model of 0.5 billion parameters in bfloat16 is a file of 1 GB, and that is how you can tell
-# from a file's size what is in it.
+# Check the sum: parameters × bytes each, plus the header and the eight bytes, is the size of the file. F32 takes four
+# bytes per parameter, BF16 takes two. A model of 0.5 billion parameters in bfloat16 is a file of 1 GB. So a file's size
+# tells you what is in it.
 #
 # ## Merging an adapter
 #
-# LoRA (notebook 04) leaves a layer's weight $W$ as it is and learns two small matrices, $A$ of shape (r, in) and $B$
-# of shape (out, r). The layer then computes with
+# LoRA (notebook 04) does not change a layer's weight $W$. It learns two small matrices, $A$ of shape (r, in) and $B$ of
+# shape (out, r). The layer then computes with
 #
 # $$W' = W + \frac{\alpha}{r} B A$$
 #
-# You can keep the adapter apart, a few MB for each task on one base model, and swap it while a server runs. Or you can
-# *merge*: compute $W'$ once and save it. Then the model is an ordinary one again, and nobody needs to know of LoRA.
+# You can keep the adapter separate, a few MB for each task on one base model, and swap it while a server runs. Or you
+# can *merge* it: compute $W'$ once and save it. Then the model is an ordinary one again, and its users need not know
+# about LoRA.
 #
 # By hand: $W = 0$, $A = (1, 2)$, $B = (3, 4)^T$, $\alpha = 2$, $r = 1$ gives the rows (6, 12) and (8, 16).
 #
@@ -99,14 +103,14 @@ print(f"{parameters:,} parameters; header and tensors make {weights_file.stat().
 #
 # *Difficulty: easy · importance: high · spend up to 10 minutes*
 #
-# Compute $W'$. The rank r is not given: A knows it. Return a new tensor, and leave the base model's weight as it was.
+# Compute $W'$. The rank r is not an argument: read it from A. Return a new tensor, and do not change the base weight.
 
 # %%
 import torch
 
 
 def merge_lora(weight, lora_A, lora_B, alpha):
-    """The merged weight: (out, in), (r, in), (out, r) -> (out, in)."""
+    """Return the merged weight: (out, in), (r, in), (out, r) -> (out, in)."""
     # YOUR CODE HERE
     # >>> solution
     rank = lora_A.shape[0]
@@ -122,8 +126,8 @@ from lab_utils.teaching import checks
 checks.check_merge_lora(merge_lora)
 
 # %% [markdown]
-# Now against the library. PEFT puts a random adapter of rank 4 on the tiny model, and merges it. Your function gets the
-# same three matrices of one layer.
+# Now compare it with the library. PEFT adds a random adapter of rank 4 to the tiny model and merges it. Your function
+# gets the same three matrices of one layer.
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -137,20 +141,20 @@ with torch.no_grad():
     yours = merge_lora(*matrices, alpha=8)
     merged = adapted.merge_and_unload().model.layers[0].self_attn.q_proj.weight
 print(f"changed by the adapter: {(yours - matrices[0]).abs().max():.3f} at most")
-print(f"yours and PEFT's:       {(yours - merged).abs().max():.1e} apart at most")
+print(f"yours and PEFT's:       differ by {(yours - merged).abs().max():.1e} at most")
 
 # %% [markdown]
-# The second number is rounding. It grows with fewer bits: merged in bfloat16, $W'$ is rounded to three digits, and a
-# small update is lost in part. And an adapter that was trained on a base in 4 bits was trained on *rounded* weights;
-# merged into the exact ones it behaves a little differently. Measure a model again after you have merged it.
+# The second number is rounding. It grows with fewer bits: merged in bfloat16, $W'$ is rounded to three digits, and
+# part of a small update is lost. Also, an adapter trained on a 4-bit base was trained on *rounded* weights. Merged into
+# the exact ones it behaves a little differently. Evaluate a model again after merging.
 #
 # ## Side by side
 #
 # Ask the model before and after training. Each answer becomes a line of a JSONL file: query, model, reasoning, answer
-# and the whole response. That is a format which every other tool reads.
+# and the whole response. Other tools can read that format.
 #
-# The completions are sampled at the temperature of the evaluation. A model that learned by sampling wants to be
-# sampled: at temperature 0, where only the likeliest token counts, the tiny model can repeat one attempt until it is
+# The completions are sampled at the temperature of the evaluation. A model that learned from samples works best when it
+# is sampled. At temperature 0 only the likeliest token counts, and the tiny model can repeat one attempt until it is
 # cut off.
 
 # %%
@@ -160,20 +164,20 @@ from lab_utils.sharing.chat import append_jsonl, as_prompt, chat_records
 from lab_utils.teaching.inspection import side_by_side
 
 models = {"base": config.model.name, "trained": run.model_dir}
-speakers = {label: (load_model(name, config.model), load_tokenizer(name)) for label, name in models.items()}
+loaded = {label: (load_model(name, config.model), load_tokenizer(name)) for label, name in models.items()}
 how = {"temperature": config.evaluation.temperature, "max_new_tokens": config.evaluation.max_new_tokens, "seed": SEED}
 word_problem = "Anna has 3 pens and buys 4 more. How many pens has she?"
 queries = ["3 7 25 46", "2 5 9 1", "4 6 8 10"] if task.name == "countdown" else [word_problem]
 chat_file = Path(OUTPUT_DIR) / "chat" / f"{config.recipe}.jsonl"
 for query in queries:
     prompt = as_prompt(task, query)
-    responses = {label: sample(*speaker, [prompt], **how)[0][0].text for label, speaker in speakers.items()}
+    responses = {label: sample(*pair, [prompt], **how)[0][0].text for label, pair in loaded.items()}
     print(prompt[-1]["content"], side_by_side(responses), sep="\n", end="\n\n")
     append_jsonl(chat_file, chat_records(task, query, responses))
 print(f"the last line of {chat_file}:\n{chat_file.read_text(encoding='utf-8').splitlines()[-1]}")
 
 # %% [markdown]
-# In a terminal, with questions that you type:
+# In a terminal you can type your own questions:
 #
 # ```bash
 # python scripts/chat.py outputs/countdown/grpo
@@ -181,38 +185,37 @@ print(f"the last line of {chat_file}:\n{chat_file.read_text(encoding='utf-8').sp
 #
 # ## Serving
 #
-# A **server** keeps the model in memory and answers over HTTP. Nearly all of them speak the OpenAI API, so any client
-# can ask any server: a list of messages goes in, a message comes out. The client never sees the chat template; the
-# server applies it, and that is why it belongs into the model's folder.
+# A **server** keeps the model in memory and answers over HTTP. Nearly all servers speak the OpenAI API, so any client
+# can ask any server: a list of messages goes in, a message comes out. The client never sees the chat template. The
+# server applies it, and that is why the template belongs in the model's folder.
 #
-# With a GPU you serve with **vLLM**. It answers many questions at once, lets a finished one leave and a waiting one in
-# at every token, and keeps the cache of keys and values in small blocks, so that no memory is reserved for tokens which
-# are never written. Where it is not installed, `transformers serve` does the same for one question at a time.
+# With a GPU you serve with **vLLM**. It answers many questions at once: at every token, a finished one can leave and a
+# waiting one can enter. It keeps the cache of keys and values in small blocks, so it reserves no memory for tokens that
+# are never written. Without vLLM, `transformers serve` does the same for one question at a time.
 
 # %%
 import time
 
 from lab_utils.sharing.serving import NO_SERVER, ask, backend, served_models, serving
 
-greedy = sample(*speakers["trained"], [prompt], temperature=0.0, max_new_tokens=48)[0][0].text  # to compare with
-speakers.clear()  # on a GPU the server needs the memory
+greedy = sample(*loaded["trained"], [prompt], temperature=0.0, max_new_tokens=48)[0][0].text  # to compare with
+loaded.clear()  # on a GPU the server needs the memory
 if backend() is None:
     print(NO_SERVER)
 else:
     print(f"serving with {backend()}, which {'is' if backend() == 'vLLM' else 'is used because vLLM is not'} installed")
     start = time.perf_counter()
     with serving(run) as url:
-        print(f"up after {time.perf_counter() - start:.0f} s; it has: {', '.join(served_models(url))}")
+        print(f"ready after {time.perf_counter() - start:.0f} s; it serves: {', '.join(served_models(url))}")
         start = time.perf_counter()
         answer = ask(url, prompt, max_new_tokens=48, temperature=0.0)
         print(f"answered in {time.perf_counter() - start:.1f} s, 48 tokens at most:\n{answer}")
     print(f"\nthe same as without a server: {answer.strip() == greedy.strip()}")
 
 # %% [markdown]
-# At temperature 0 the server should give what the model gives without it. If it does not, look for a chat template that
-# is missing, another end token, or a sampling default: the generation config of Qwen's instruct models brings a
-# temperature and a repetition penalty, and servers apply them without a word. In bfloat16 a word may also differ by
-# rounding.
+# At temperature 0 the server should give the same text as the model without it. If it does not, look for a missing chat
+# template, another end token, or a sampling default. The generation config of Qwen's instruct models has a temperature
+# and a repetition penalty, and servers apply them silently. In bfloat16, rounding may also change a word.
 #
 # In a terminal, for as long as you like:
 #
@@ -222,14 +225,14 @@ else:
 # python scripts/serve.py swap outputs/another/grpo
 # ```
 #
-# The last line is for adapters on vLLM: base and trained model are served together, and the adapter is replaced while
-# the server runs, in milliseconds. That is how a training run can be tried out every few steps.
+# The last line is for adapters on vLLM. vLLM serves base and trained model together, and replaces the adapter in
+# milliseconds while the server runs. That way you can try out a training run every few steps.
 #
 # ## Export
 #
-# One folder that anybody can load, with the adapter merged, and with a **model card**: what it was trained on, how,
-# what was measured, and what it cannot do. The card is written from the run directory. What was not measured is not
-# claimed.
+# An export is one folder that anybody can load, with the adapter merged and with a **model card**. The card says what
+# the model was trained on and how, what was measured, and what the model cannot do. It is written from the run
+# directory, and it claims nothing that was not measured.
 
 # %%
 import shutil
@@ -240,19 +243,19 @@ from lab_utils.sharing.export import export_run
 if not run.evaluation_path.exists():
     evaluate_run(run, config)
 folder = Path(OUTPUT_DIR) / "export" / config.recipe
-shutil.rmtree(folder, ignore_errors=True)  # an export never overwrites; this one is made anew with the notebook
+shutil.rmtree(folder, ignore_errors=True)  # an export never overwrites, and this cell makes it again each time
 export_run(run, folder)
 pd.DataFrame(describe(folder))
 
 # %%
-card = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]  # what stands before is for the Hub
+card = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]  # the part before it is for the Hub
 recipe, metrics = card.index("## Recipe"), card.index("## Metrics")
 print(f"{card[:recipe]}[the recipe: {metrics - recipe:,} characters]\n\n{card[metrics:]}")
 
 # %% [markdown]
 # Read the limits aloud. Would a stranger who finds this model know what not to use it for?
 #
-# The proof of an export is to load it with nothing of the workshop, and to get the same answer:
+# The proof of an export: load it without any code of the workshop, and get the same answer.
 
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -269,8 +272,8 @@ print(f"\nthe same as the run's model: {text == greedy}")
 # ## A zip file, and the Hub
 #
 # A zip file is for a colleague. The **Hugging Face Hub** is for everybody, or for your own machines if the repository
-# is private. A push needs a token that may write: `hf auth login` asks for it once and keeps it outside of your
-# project. Never write a token into a notebook, where it is saved with the outputs. A dry run shows what would be sent.
+# is private. A push needs a token with write permission. `hf auth login` asks for it once and keeps it outside your
+# project. Never write a token into a notebook, which saves it with the outputs. A dry run shows what would be sent.
 
 # %%
 from lab_utils.sharing.export import push_to_hub, zip_folder
@@ -280,7 +283,7 @@ print(f"{archive.name}: {archive.stat().st_size / 1e3:,.0f} kB\n")
 print(push_to_hub(folder, "your-name/countdown-tiny", dry_run=True))
 
 # %% [markdown]
-# All of it in one line, the push included:
+# All of this in one command, including the push:
 #
 # ```bash
 # python scripts/export.py outputs/countdown/grpo --output-dir shared/it --zip --push-to your-name/it --dry-run
@@ -288,9 +291,9 @@ print(push_to_hub(folder, "your-name/countdown-tiny", dry_run=True))
 #
 # ## An endpoint in the cloud, and its end
 #
-# A SageMaker **endpoint** is the same vLLM server on a rented machine. Unlike a training job it has no end: it costs
-# money every hour, asked or not, until *you* delete it. `--dry-run` prints the requests and what an hour costs, and
-# needs no account.
+# A SageMaker **endpoint** is the same vLLM server on a rented machine. Unlike a training job it does not end: it costs
+# money every hour, used or not, until *you* delete it. `--dry-run` prints the requests and the cost per hour, and needs
+# no account.
 
 # %%
 import subprocess
@@ -303,7 +306,7 @@ print(result.stdout or result.stderr)
 
 # %% [markdown]
 # The three requests are a *model* (which container, which weights), an *endpoint configuration* (which machine, how
-# many) and the *endpoint* itself. With an account, and a finished training job of notebook 10:
+# many) and the *endpoint* itself. With an account and a finished training job from notebook 10:
 #
 # ```bash
 # python scripts/launch_sagemaker.py deploy --job YOUR-JOB --wait
@@ -312,7 +315,7 @@ print(result.stdout or result.stderr)
 # python scripts/launch_sagemaker.py status
 # ```
 #
-# The last one lists everything that still runs and costs money. Make it a habit to end with it.
+# The last command lists everything that still runs and costs money. Make it a habit to end with it.
 #
 # ## What you should see, and what it means if you don't
 
@@ -323,26 +326,26 @@ lines = [json.loads(line) for line in chat_file.read_text(encoding="utf-8").spli
 answered = {label: sum(line["answer"] is not None for line in lines if line["model"] == label) for label in models}
 expect(config, "the trained model answers where the base model does not", answered["trained"] > answered["base"])
 expect(config, "the exported model answers as the run does", text == greedy)
-expect(config, "and so does the served one", backend() is None or answer.strip() == greedy.strip())
+expect(config, "the served model answers as the run does", backend() is None or answer.strip() == greedy.strip())
 
 # %% [markdown]
-# An exported model that answers differently has lost something on the way: compare the tokenizer's chat template, the
+# An exported model that answers differently has lost something on the way. Compare the tokenizer's chat template, the
 # end tokens in `generation_config.json` and the dtype in `config.json`, in this order.
 #
 # ## Summary
 #
 # - A model is a configuration, weights and a tokenizer with its chat template. A checkpoint adds what training needs.
-# - Merging is $W + \frac{\alpha}{r} B A$, layer by layer. Merged, a model is simple to share; apart, an adapter is
-#   small and can be swapped.
-# - Servers speak one API. What they apply in silence (template, end tokens, sampling defaults) is part of your model.
+# - Merging computes $W + \frac{\alpha}{r} B A$, layer by layer. A merged model is simple to share; a separate adapter
+#   is small and can be swapped.
+# - Servers share one API. What they apply silently (template, end tokens, sampling defaults) is part of your model.
 # - Share with a card that says what was measured and what was not. Keep tokens out of notebooks. Delete endpoints.
 #
 # ## Questions
 #
-# 1. You trained ten adapters on one base model of 1 GB. What do you store and serve, merged or apart? What if each of
-#    them has its own customers, who all ask at once?
+# 1. You trained ten adapters on one base model of 1 GB. What do you store and serve, merged or separate? What if each
+#    adapter has its own customers, who all ask at once?
 # 2. Somebody sends you a model as a `.bin` file. What do you do before you load it?
-# 3. Your served model repeats itself less than in your evaluation, and is right less often. Where do you look first?
+# 3. Your served model repeats itself less than in your evaluation, and is correct less often. Where do you look first?
 # 4. The card says 65% on synthetic problems. Which sentence would you add for a reader who wants to use it at school?
 #
 # Next: [12 · Results](12_results.ipynb) tells the whole story in figures.

@@ -6,8 +6,8 @@
 # > **You will learn** to tell the story of your runs in figures, from their run directories alone, and to write a
 # > conclusion that claims no more than they show.
 # >
-# > **Time** 1 minute on a CPU or a GPU · **Needs** notebooks 04, 06 and 08 in the same OUTPUT_DIR; 07 if you want PPO
-# > in the figures
+# > **Time** 1 minute on a CPU or a GPU · **Needs** notebooks 04, 06 and 08 in the same OUTPUT_DIR; 07 for PPO in the
+# > figures
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -34,16 +34,16 @@ folders = {"SFT": "sft", "GRPO": "grpo", "PPO": "ppo", "random reward": "grpo-ra
 trained = {label: RunDirectory(runs / name) for label, name in folders.items() if (runs / name / "model").is_dir()}
 missing = [label for label in ("SFT", "GRPO") if label not in trained]
 if missing:
-    raise RuntimeError(f"There is no trained model of {' and '.join(missing)} in {runs}. "
-                       "Run the notebooks 04, 06 and 08 first, with the same OUTPUT_DIR.")
+    raise RuntimeError(f"No trained model of {' and '.join(missing)} in {runs}: run the notebooks 04, 06 and 08 first, "
+                       "with the same OUTPUT_DIR.")
 print(f"Found in {runs}: {', '.join(trained)}.")
 
 # %% [markdown]
-# ## A run directory tells everything
+# ## A run directory holds everything
 #
-# Nothing is trained here. Each stage has left a directory with its resolved settings, the versions that it ran with,
-# its metrics, samples and its evaluation. Whoever gets these directories can draw every figure below and check every
-# number. First the facts that belong under any result: what was run, for how long, with what.
+# Nothing is trained here. Each stage has left a directory with its resolved settings, the versions of its libraries,
+# its metrics, samples and its evaluation. From these directories anybody can draw every figure below and check every
+# number. First come the facts that belong to any result: what was run, for how long, with what.
 
 # %%
 import pandas as pd
@@ -62,7 +62,7 @@ pd.DataFrame(facts).T
 # %% [markdown]
 # ## The evaluations
 #
-# Notebook 08 saved them. Where one is missing, it is made now, on as many questions as the others have.
+# Notebook 08 saved them. A missing one is made now, on as many questions as the others have.
 
 # %%
 saved = [Evaluation.load(run.evaluation_path) for run in trained.values() if run.evaluation_path.exists()]
@@ -81,9 +81,9 @@ format_results(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[li
 # %% [markdown]
 # ## The story in one figure
 #
-# From left to right: accuracy rises in training, the model makes more attempts, and it holds on problems that the model
-# has never seen. That two curves rise together does not prove that one causes the other; notebook 08 counts how often
-# the first attempt hits.
+# From left to right: accuracy rises in training, the model makes more attempts, and the gain holds on held-out
+# problems. Two curves that rise together do not prove that one causes the other. Notebook 08 counts how often the first
+# attempt succeeds.
 
 # %%
 from lab_utils.figures import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_story, plot_training
@@ -94,25 +94,25 @@ plot_story(learners, methods, figures / "12_story.png")
 # %% [markdown]
 # ## The same in detail
 #
-# Training by the minute: methods differ in what a step costs.
+# Here is training by the minute, because the methods' steps cost different amounts of time.
 
 # %%
 plot_training(learners, figures / "12_training.png", x="minutes")
 
 # %% [markdown]
-# Accuracy with its interval. How much of each jump is format, how much is solving?
+# Here is accuracy with its interval. How much of each jump is format, and how much is solving?
 
 # %%
 plot_accuracy_bars(methods, figures / "12_accuracy.png")
 
 # %% [markdown]
-# What the models can do if they may try often:
+# This is what the models can do if they may try often:
 
 # %%
 plot_pass_at_k(methods, figures / "12_pass_at_k.png")
 
 # %% [markdown]
-# And what has changed in a response: how many attempts it makes, and how many of those responses are right.
+# And this has changed in a response: how many attempts it makes, and how many of those responses are correct.
 
 # %%
 plot_attempts({label: e for label, e in methods.items() if label != "base"}, figures / "12_attempts.png")
@@ -134,7 +134,7 @@ for label in evaluations:
                   if label != "SFT" else "")
     results[label] = {
         "accuracy": row.accuracy, "interval": [row.low, row.high], "format forgiven": f"{row.lenient:.1%}",
-        f"pass@{e.ks[-1]}": f"{e.pass_at[e.ks[-1]]:.1%}", "points more than SFT": difference,
+        f"pass@{e.ks[-1]}": f"{e.pass_at[e.ks[-1]]:.1%}", "− SFT (percentage points)": difference,
         "attempts": f"{row.attempts:.2f}", "questions × samples": f"{len(e.examples)} × {e.num_samples}",
     }
 (Path(OUTPUT_DIR) / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -146,13 +146,13 @@ print(json.dumps(results.get("GRPO"), indent=1))
 # *Difficulty: easy · importance: high · spend up to 15 minutes*
 #
 # Write a function that turns a comparison into a sentence. It says `better` or `worse` only if the whole interval is
-# on one side of 0, else `not shown`: that is not the same as "no difference". It names what was compared, the
-# difference and both ends of the interval in points with one decimal, the number of problems, and the number of
+# on one side of 0. Otherwise it says `not shown`, which is not the same as "no difference". It names what was compared,
+# the difference and both ends of the interval in points with one decimal, the number of problems, and the number of
 # seeds.
 
 # %%
 def conclude(what, difference, low, high, problems, seeds):
-    """A sentence on a paired difference (shares, not points) that claims no more than its interval allows."""
+    """Return a sentence on a paired difference (shares, not points) that claims no more than its interval allows."""
     # YOUR CODE HERE
     # >>> solution
     verdict = "better than SFT" if low > 0 else "worse than SFT" if high < 0 else "not shown to differ from SFT"
@@ -167,7 +167,7 @@ from lab_utils.teaching import checks
 checks.check_conclude(conclude)
 
 # %% [markdown]
-# Your sentences on your own runs:
+# Your sentences about your own runs:
 
 # %%
 before = evaluations["SFT"]
@@ -184,38 +184,38 @@ from lab_utils.teaching.inspection import expect
 
 paired = paired_bootstrap(before.per_problem, evaluations["GRPO"].per_problem)
 expect(config, "GRPO is better than SFT by more than 20 points, the whole interval", paired.low > 0.2)
-expect(config, "and makes more attempts", evaluations["GRPO"].mean_attempts > before.mean_attempts)
-expect(config, "no right answer is lost to the format any more",
+expect(config, "GRPO makes more attempts", evaluations["GRPO"].mean_attempts > before.mean_attempts)
+expect(config, "hardly any correct answer is lost to the format",
        evaluations["GRPO"].accuracy_lenient - evaluations["GRPO"].accuracy < 0.02)
 
 # %% [markdown]
 # - The middle panel of the story is flat while the left one rises: the model has become better without searching
 #   longer. Read its responses (notebook 06). A shortcut would show there.
-# - Training accuracy is far above test accuracy: it has learned the training problems by heart.
-# - Only the strict bar rises: it has learned the format, no more.
+# - Training accuracy is far above test accuracy: the model has memorized the training problems.
+# - Only the strict bar rises: the model has learned the format, and no more.
 #
 # ## Now in your own words
 #
 # Write half a page for a colleague who was not here. Say what was learned, how much, and how sure you are. Then check
 # it against this list:
 #
-# 1. Does every number have its interval, and the number of problems behind it?
+# 1. Does every number come with its interval and its number of problems?
 # 2. Do you say that it was one seed, one task, and a model of about a million parameters?
-# 3. Do you say what the random reward and more SFT did, even if it is not nothing, and that those runs were shorter?
+# 3. Do you say what the random reward and extra SFT did, even if it is not nothing, and that those runs were shorter?
 # 4. Do you name one observation that speaks *against* your conclusion, or one that you would need and do not have?
 # 5. Is there a word such as "reasoning" or "understands"? Say what you measured instead.
 #
 # ## Summary
 #
-# - Three stages, two jumps: SFT brings the format; reinforcement learning mostly the persistence, and somewhat better
-#   first attempts.
+# - Three stages, two jumps: SFT brings the format. Reinforcement learning mostly brings persistence, and somewhat
+#   better first attempts.
 # - A claim is a number, an interval, a control, and what it does not cover.
 # - Run directories make all of it checkable.
 #
 # ## Questions
 #
-# 1. Which single figure would you show if you had one slide, and what does it hide?
-# 2. You have an hour of computing left. More seeds, longer controls, or a larger model: which would change your mind
+# 1. If you had one slide, which single figure would you show, and what does it hide?
+# 2. You have one hour of computing left. More seeds, longer controls, or a larger model: which would change your mind
 #    most?
 # 3. The same recipe on a GPU trains a model a thousand times as large on real data. Which of your conclusions do you
 #    expect to carry over?

@@ -166,9 +166,9 @@ def test_advantages_stand_beside_their_rewards():
     assert heights(left) == [1.1, 0.1, 0.0] and heights(right) == [1.15, -0.5, -0.66]
 
 
-def test_a_checkup_has_nine_panels_and_shows_curves_that_stay_at_zero():
+def test_the_overview_has_nine_panels_and_shows_curves_that_stay_at_zero():
     run = RunDirectory(RECORDED / "F")  # earns nothing
-    figure = figures.plot_checkup(run, RunDirectory(RECORDED / "healthy"))
+    figure = figures.plot_overview(run, RunDirectory(RECORDED / "healthy"))
     assert len(figure.axes) == 9 and all(ax.get_ylim()[0] < 0 for ax in figure.axes)
     assert {text.get_text() for text in figure.axes[2].texts} == {"format", "equation"}
     healthy, checked = figure.axes[1].lines[0], figure.axes[1].lines[2]
