@@ -1,9 +1,9 @@
-"""Prints what this machine has and what the workshop needs; exits with 1 when something needed is missing."""
+"""Print what this machine has and what the workshop needs; the exit status is 1 if something needed is missing."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it must also run where lab_utils is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lab_utils may not be installed yet
 
 from lab_utils.machine.environment import check_environment  # noqa: E402
 

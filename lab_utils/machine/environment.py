@@ -1,6 +1,6 @@
-"""Does this machine have what the workshop needs? A table with what was found, what is needed and how to mend it.
+"""Does this machine have what the workshop needs? A table with what was found, what is needed and the fix.
 
-Uses the standard library only (and torch, where it is installed), so that it also answers where packages are missing.
+This module uses the standard library only (and torch, if it is installed), so it also works before the set-up.
 `setup/check_environment.py` calls it, and so does the first cell of notebook 00.
 """
 
@@ -23,7 +23,7 @@ GIB = 1024**3
 
 
 class Check(NamedTuple):
-    """One row of the table. An empty `remedy` means OK; a remedy on a row that is not `required` is only advice."""
+    """One row of the table. An empty `remedy` means OK; on a row that is not `required` it is only advice."""
 
     what: str
     found: str
@@ -39,13 +39,13 @@ class Check(NamedTuple):
 
 
 def read_pins(path: str | os.PathLike) -> dict[str, str]:
-    """The exact versions in a requirements file, {package: version}, without the files that it includes with -r."""
+    """Return the exact versions in a requirements file, {package: version}, without the files included with -r."""
     lines = (line.split("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
     return dict(line.split("==") for line in lines if "==" in line)
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -53,7 +53,7 @@ def installed_version(package: str) -> str | None:
 
 
 def run_checks() -> list[Check]:
-    """All rows of the table, in the order in which to mend them."""
+    """Return all rows of the table, in the order in which to fix them."""
     python = platform.python_version()
     too_old = "make an environment with Python 3.12" if sys.version_info < (3, 11) else ""
     return [
@@ -122,7 +122,7 @@ def _writable(folder: Path) -> Check:
 
 
 def format_table(checks: list[Check]) -> str:
-    """The rows as aligned text, with a closing line that says whether anything needed is missing."""
+    """Return the rows as aligned text, and a last line that says whether anything needed is missing."""
     rows = [("what", "found", "needed", "verdict"), *((c.what, c.found, c.needed, c.verdict) for c in checks)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:{widths[2]}}  {row[3]}" for row in rows]
@@ -132,7 +132,7 @@ def format_table(checks: list[Check]) -> str:
 
 
 def check_environment() -> bool:
-    """Print the table; True when nothing needed is missing."""
+    """Print the table; return True if nothing needed is missing."""
     checks = run_checks()
     print(format_table(checks))
     return not any(check.required and check.remedy for check in checks)

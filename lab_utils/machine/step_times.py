@@ -1,13 +1,11 @@
-"""Where time and memory of a GRPO or PPO step go, on any machine: random weights of a model's shape, no download.
+"""Where time and memory of a GRPO or PPO step go: the worker of `python scripts/benchmark.py gpu`.
 
-    python scripts/benchmark.py gpu
-
-A random model hardly ever ends its turn, so completions are about as long as they may be: the worst case, and the same
-for all that is compared. A step is split into
+The model has random weights, so nothing is downloaded. It hardly ever ends its turn, so completions are about as long
+as they may be: the worst case, and the same for all cases. A step is split into
 
     rollout   sampling the completions
     scoring   reward functions; log-probabilities before the update and under the reference; PPO's values and advantages
-    update    forward and backward passes, optimiser
+    update    forward and backward passes, optimizer
 """
 
 from __future__ import annotations
@@ -22,25 +20,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from .. import config as configuration
-from ..config import RunConfig
-from ..figures import OTHER_COLOURS
+from .. import REPOSITORY
+from ..config import RunConfig, load
 from ..models import load_tokenizer
 from ..runs import describe_environment
 from ..training import grpo, ppo
-from . import memory as estimate
-from .environment import REPOSITORY
+from .memory import architecture, memory
 
 STAGES = {"grpo": (grpo, grpo.RLTrainer), "ppo": (ppo, ppo.PPOTrainer)}
 
@@ -63,15 +57,13 @@ class Case:
 def random_model(name: str, folder: Path) -> Path:
     """Write a model of the shape of `name` with random weights, and the tiny model's tokenizer, to `folder`."""
     torch.manual_seed(0)
-    architecture = estimate.architecture(name)
-    model = AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    AutoModelForCausalLM.from_config(architecture(name), dtype=torch.bfloat16).save_pretrained(folder)
     load_tokenizer("tiny").save_pretrained(folder)
     return folder
 
 
 def run_config(case: Case) -> RunConfig:
-    """The configuration of a case: the tier's settings for gsm8k-grpo, with the case's sizes."""
+    """Return the configuration of a case: the tier's settings for gsm8k-grpo, with the case's sizes."""
     settings = {
         "stages": [case.stage], "task.source": "synthetic", "task.train_limit": 256, "model.name": case.model,
         "tracking.tensorboard": False}
@@ -79,18 +71,16 @@ def run_config(case: Case) -> RunConfig:
         "num_generations": 8, "max_completion_length": case.completion, "max_steps": case.steps + 1,
         "per_device_train_batch_size": case.batch_size, "steps_per_generation": case.rollout // case.batch_size,
         "gradient_accumulation_steps": case.rollout // case.batch_size, "num_iterations": 1,
-        "use_vllm": case.engine == "vllm",
-        "save_steps": 10**6, "log_completions_steps": 10**6}.items()}
+        "use_vllm": case.engine == "vllm", "save_steps": 10**6, "log_completions_steps": 10**6}.items()}
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return configuration.load("gsm8k-grpo", case.hardware, [*overrides, *case.settings])
+    return load("gsm8k-grpo", case.hardware, [*overrides, *case.settings])
 
 
 class Clock(TrainerCallback):
-    """Seconds of every step, and of the parts that `part` wraps."""
+    """Measure the seconds of every step, and of the calls that `part` wraps."""
 
     def __init__(self):
         self.steps: list[dict[str, float]] = []
-        self.times: dict[str, float] = {}
 
     @staticmethod
     def now() -> float:
@@ -117,7 +107,7 @@ class Clock(TrainerCallback):
 
 
 class PeakMemory:
-    """The most memory in use between entering and leaving: of the whole GPU, or of this process on a CPU. In GB."""
+    """Measure the most memory in use, in GB: of the whole GPU while inside the `with` block, or of this process."""
 
     def __enter__(self) -> PeakMemory:
         self.peak, self.done = 0.0, threading.Event()
@@ -142,37 +132,30 @@ class PeakMemory:
 def measure(case: Case) -> dict[str, float | str | int]:
     """Train for the case's steps and return medians of the seconds of a step, tokens a second and peak memory.
 
-    Takes the whole process: memory is counted from its start, and vLLM does not give all of its own back.
+    This takes the whole process: memory is counted from its start, and vLLM does not give all of its own back.
     """
     config, clock = run_config(case), Clock()
     module, trainer = STAGES[case.stage]
-    with tempfile.TemporaryDirectory() as folder, _timed(trainer, clock), PeakMemory() as memory:
-        run = module.train(config, Path(folder) / "run", callbacks=[clock])
-        lengths = run.metrics()["completions/mean_length"]
+    with ExitStack() as stack:
+        for method, name in (("_generate", "rollout"), ("_generate_and_score_completions", "before the update")):
+            wrapped = clock.part(name, getattr(trainer, method))
+            stack.enter_context(mock.patch.object(trainer, method, wrapped))
+        folder, used = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(PeakMemory())
+        lengths = module.train(config, Path(folder) / "run", callbacks=[clock]).metrics()["completions/mean_length"]
     medians = {name: statistics.median(step[name] for step in clock.steps[1:]) for name in clock.steps[0]}
-    tokens = case.rollout * float(lengths.iloc[1:].mean())
+    tokens, expected = case.rollout * float(lengths.iloc[1:].mean()), memory(config, case.stage)
     return {
         "stage": case.stage, "engine": case.engine, "batch_size": case.batch_size, "rollout_rows": case.rollout,
         "mean_length": round(tokens / case.rollout, 1),
         **{f"{name}_seconds": round(seconds, 4) for name, seconds in medians.items()},
         "sampled_tokens_per_second": round(tokens / medians["rollout"], 1),
         "trained_tokens_per_second": round(tokens / medians["step"], 1),
-        "peak_gb": round(memory.peak, 2), "estimated_gb": round(estimate.memory(config, case.stage).peak, 2),
+        "peak_gb": round(used.peak, 2), "estimated_gb": f"{expected.low:.1f} to {expected.high:.1f}",
     }
 
 
-@contextmanager
-def _timed(trainer: type, clock: Clock) -> Iterator[None]:
-    parts = {"_generate": "rollout", "_generate_and_score_completions": "before the update"}
-    with ExitStack() as stack:
-        for method, name in parts.items():
-            original = getattr(trainer, method)
-            stack.enter_context(mock.patch.object(trainer, method, clock.part(name, original)))
-        yield
-
-
 def measure_alone(case: Case) -> dict[str, float | str | int]:
-    """`measure` in a process of its own. A case that fails (out of memory, for example) has a column `error`."""
+    """Run `measure` in a process of its own; a case that fails, say out of memory, has a column `error`."""
     command = [sys.executable, "-m", "lab_utils.machine.step_times", json.dumps(dataclasses.asdict(case))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode == 0:
@@ -182,53 +165,35 @@ def measure_alone(case: Case) -> dict[str, float | str | int]:
 
 
 def machine() -> str:
-    """The machine in words, for a table's heading: date, processor or GPU, versions."""
+    """Return the machine in words, for a table's heading: GPU or processor, versions, date."""
     found = describe_environment()
     device = found["gpus"][0] if found["gpus"] else f"{found['cpu']}, {torch.get_num_threads()} thread(s)"
-    versions = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "trl", "vllm")
-                         if found["packages"][name])
-    return f"{device}, {versions}, {datetime.date.today()}"
+    versions = [f"{name} {found['packages'][name]}" for name in ("torch", "trl", "vllm") if found["packages"][name]]
+    return ", ".join([device, *versions, str(datetime.date.today())])
 
 
 def write(rows: list[dict], folder: Path, title: str) -> None:
-    """Write the cases as gpu_benchmark.csv, .md and .png."""
+    """Write the cases as gpu_benchmark.csv, .md and .png, a bar for each case."""
     frame = pd.DataFrame(rows)
     frame.to_csv(folder / "gpu_benchmark.csv", index=False)
-    cells = [[str(name).replace("_", " ") for name in frame.columns], ["---"] * len(frame.columns),
+    cells = [[str(name).replace("_", " ") for name in frame], ["---"] * len(frame.columns),
              *frame.astype(object).where(frame.notna(), "").values.tolist()]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in cells]
-    (folder / "gpu_benchmark.md").write_text(f"{title}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    if "step_seconds" in frame:
-        plot(frame.dropna(subset=["step_seconds"]), title, folder / "gpu_benchmark.png")
-
-
-def plot(frame: pd.DataFrame, title: str, path: Path) -> None:
-    """Draw one bar a case: the seconds of a step, in rollout, scoring and update."""
-    labels = [f"{row.stage.upper()}, {row.engine}, {row.batch_size} rows" for row in frame.itertuples()]
-    figure, ax = plt.subplots(figsize=(11, 1.6 + 0.75 * len(frame)))
-    left = np.zeros(len(frame))
-    for part, colour in zip(("rollout", "scoring", "update"), OTHER_COLOURS, strict=False):
-        seconds = frame[f"{part}_seconds"].to_numpy()
-        ax.barh(labels, seconds, left=left, color=colour, label=part)
-        left += seconds
-    for place, row in enumerate(frame.itertuples()):
-        text = f" {row.trained_tokens_per_second:,.0f} tokens/s, {row.peak_gb:.1f} GB"
-        ax.text(left[place], place, text, va="center")
-    ax.set_xlim(0, 1.5 * left.max())
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
+    lines = [f"| {' | '.join(map(str, row))} |" for row in cells]
+    (folder / "gpu_benchmark.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
+    if "step_seconds" not in frame:
+        return
+    frame = frame.dropna(subset=["step_seconds"])
+    frame.index = [f"{row.stage.upper()}, {row.engine}, {row.batch_size} rows" for row in frame.itertuples()]
+    parts = ["rollout_seconds", "scoring_seconds", "update_seconds"]
+    ax = frame[parts].plot.barh(stacked=True, figsize=(11, 2 + 0.75 * len(frame)), title=title)
     ax.set_xlabel("seconds of a step")
-    ax.set_title(title, fontsize=11)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3, frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def main(text: str) -> None:
-    """Measure one case, given as JSON, and print the result as the last line: what `measure_alone` starts."""
-    values = json.loads(text)
-    print(json.dumps(measure(Case(**values | {"settings": tuple(values["settings"])}))))
+    ax.bar_label(ax.containers[-1], [f" {row.trained_tokens_per_second:,.0f} tokens/s, {row.peak_gb:.1f} GB"
+                                     for row in frame.itertuples()])
+    ax.margins(x=0.4)
+    ax.invert_yaxis()
+    ax.figure.savefig(folder / "gpu_benchmark.png", bbox_inches="tight")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    values = json.loads(sys.argv[1])  # the case that `measure_alone` gives; its result is the last line
+    print(json.dumps(measure(Case(**values | {"settings": tuple(values["settings"])}))))

@@ -108,8 +108,8 @@ def cost_of(job: Any) -> Cost:
 
 
 def estimated_hours(job: Any) -> tuple[float, float] | None:
-    """Least and most hours of a training job by machine/memory.py, which is right to a factor of two or three, and a
-    quarter of an hour to start; None for evaluations, for a --limit, and where machine or model are unknown to it."""
+    """Return the range of hours of a training job by machine/memory.py, with a quarter of an hour to start; None for
+    evaluations, for a --limit, and if the machine or the model is unknown to it."""
     if not hasattr(job, "stages") or job.limit:
         return None
     from ..machine.memory import hours  # takes seconds to import
@@ -122,7 +122,7 @@ def estimated_hours(job: Any) -> tuple[float, float] | None:
         return None
     if None in stages:
         return None
-    return round(0.25 + sum(stages) / 2.5, 1), round(0.25 + 2.5 * sum(stages), 1)
+    return round(0.25 + sum(low for low, _ in stages), 1), round(0.25 + sum(high for _, high in stages), 1)
 
 
 def refresh(region: str, boto_session: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Machines that cannot run a GPU tier: one clear message each, with the next step; torch's answers are replaced."""
+"""Machines that cannot run a GPU tier: one clear message each, with the fix; torch's answers are replaced."""
 
 from types import SimpleNamespace
 
@@ -54,7 +54,7 @@ def test_a_machine_that_fits_says_nothing(machine):
 
 def test_no_gpu(machine):
     machine()
-    assert "torch sees none. Choose --hardware cpu, or check CUDA_VISIBLE_DEVICES" in message("a10g")
+    assert "torch sees none: choose --hardware cpu, or check CUDA_VISIBLE_DEVICES" in message("a10g")
     machine(cuda=None)
     assert "build for CPUs" in message("a10g") and "requirements/gpu.txt" in message("a10g")
 
@@ -63,32 +63,32 @@ def test_a_driver_that_is_too_old(machine):
     machine(init=RuntimeError("The NVIDIA driver on your system is too old (found version 12020). Please update your "
                               "GPU driver by downloading and installing a new version from the URL: ..."))
     found = message("a10g")
-    assert "built for CUDA 13.0: The NVIDIA driver on your system is too old (found version 12020). Update" in found
+    assert "CUDA 13.0 (The NVIDIA driver on your system is too old (found version 12020)): update the driver" in found
     machine(init=RuntimeError("CUDA unknown error - this may be due to an incorrectly set up environment. Setting ..."))
-    assert "torch cannot use one: CUDA unknown error" in message("a10g")
+    assert "torch cannot use one (CUDA unknown error" in message("a10g")
 
 
 def test_too_few_too_many_and_too_small_gpus(machine):
     machine([A10G])
     assert "needs 4 CUDA GPU(s), and torch sees 1" in message("a10g-x4")
-    assert "GPUs of 40 GB, and the NVIDIA A10G here has 23.7 GB. Choose --hardware auto" in message("a100")
+    assert "GPUs of 40 GB, and the NVIDIA A10G here has 23.7 GB: choose --hardware auto" in message("a100")
     machine([A10G] * 4)
     assert "CUDA_VISIBLE_DEVICES=0" in message("a10g")
     assert "accelerate launch --config_file setup/accelerate/a10g-x4.yaml scripts/train.py" in message("a10g-x4")
     machine([SimpleNamespace(name="Tesla V100", total_memory=32 * 2**30, major=7, minor=0)])
-    assert "compute capability 7.0. Choose --hardware t4" in message("a10g")
+    assert "compute capability 7.0: choose --hardware t4" in message("a10g")
 
 
 def test_memory_that_another_process_holds(machine):
     machine([A10G], free=6e9)
     found = message("a10g")
-    assert "A10G here has 6.0 GB free: another process holds the rest. Find it with nvidia-smi" in found
+    assert "must hold 13.1 GB" in found and "A10G here has 6.0 of 23.7 GB free: stop the other processes that" in found
 
 
 def test_a_run_that_cannot_fit(machine):
     machine([A10G])
     found = message("a10g", overrides={"model.name": "Qwen/Qwen2.5-3B-Instruct"})
-    assert "needs about" in found and "This would fit: --set model.lora=" in found
+    assert "must hold 49.4 GB" in found and "give --set model.lora=" in found
 
 
 @pytest.mark.parametrize("package, recipe, hardware, expected", [

@@ -7,7 +7,7 @@ import pytest
 
 from lab_utils.config import load_tier
 from lab_utils.machine import step_times
-from lab_utils.machine.memory import PROCESS_GB, model_shape
+from lab_utils.machine.memory import skeleton
 from lab_utils.machine.step_times import Case
 from lab_utils.models import load_model, load_tokenizer
 
@@ -25,7 +25,7 @@ def case(model: Path, **changes) -> Case:
 
 def test_a_random_model_has_the_shape_and_none_of_the_knowledge(model):
     random, trained = load_model(model), load_model("tiny")
-    assert random.num_parameters() == trained.num_parameters() == model_shape(str(model)).parameters
+    assert random.num_parameters() == trained.num_parameters() == skeleton(str(model)).num_parameters()
     assert (random.model.embed_tokens.weight - trained.model.embed_tokens.weight).abs().max() > 0.01
     assert load_tokenizer(model)("7 * 6")["input_ids"] == load_tokenizer("tiny")("7 * 6")["input_ids"]
 
@@ -50,7 +50,8 @@ def test_the_parts_of_a_step_add_up(model, stage):
     assert min(parts) > 0 and sum(parts) == pytest.approx(found["step_seconds"], abs=1e-3)
     assert 0 < found["mean_length"] <= 32
     assert found["sampled_tokens_per_second"] == pytest.approx(8 * found["mean_length"] / parts[0], rel=0.01)
-    assert 0.3 < found["peak_gb"] and found["estimated_gb"] > PROCESS_GB
+    low, high = map(float, found["estimated_gb"].split(" to "))
+    assert 0.3 < low < found["peak_gb"] and low < high
 
 
 def test_results_are_written_as_table_and_figure_with_what_failed(tmp_path):
@@ -62,7 +63,7 @@ def test_results_are_written_as_table_and_figure_with_what_failed(tmp_path):
     assert frame["error"].tolist()[1] == failed["error"] and frame["step_seconds"][0] == 3.5
     text = (tmp_path / "gpu_benchmark.md").read_text()
     assert text.startswith("some machine\n") and "| ppo | vllm | 8 |" in text and "out of memory" in text
-    assert (tmp_path / "gpu_benchmark.png").stat().st_size > 10_000
+    assert (tmp_path / "gpu_benchmark.png").is_file()
 
 
 @pytest.mark.component

@@ -173,10 +173,10 @@ def test_a_machine_that_cannot_run_the_tier_is_refused_before_anything_is_traine
 
 
 def test_a_gpu_run_says_what_it_will_take(calls, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_script, "check_machine", lambda config: None)
+    monkeypatch.setattr("lab_utils.machine.gpu.check_machine", lambda config: None)
     assert train("--output-dir", tmp_path, "--hardware", "a10g", "--set", "task.source=synthetic") == 0
     printed = capsys.readouterr().out
-    assert "untested on hardware" in printed and "grpo: about" in printed and "vLLM 7.2" in printed
+    assert "untested on hardware" in printed and "grpo: 11.0 to 14.5 GB" in printed and "vLLM 7.2" in printed
 
 
 def test_errors_that_are_not_the_learners_keep_their_traceback(calls, tmp_path, monkeypatch):
