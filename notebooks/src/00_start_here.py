@@ -66,8 +66,8 @@ print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
 #
 # ## The task: Countdown
 #
-# You get some numbers and a target. Use each number exactly once, with `+ - * /` and brackets, to reach the target. It
-# is a good task for reinforcement learning: easy to check, hard to guess, and with several correct answers.
+# You get some numbers and a target. Use each number exactly once, with `+ - * /` and parentheses, to reach the target.
+# It is a good task for reinforcement learning: easy to check, hard to guess, and with several correct answers.
 #
 # Judge one by hand: reach 45 with 3, 6 and 7. Does `(7 * 6) + 3` do it? Two functions help. `evaluate` calculates
 # exactly (no rounding, no `eval`), and `numbers_used` lists the numbers. You will see 45 and the list of the three

@@ -140,7 +140,7 @@ probes = {
     "everything twice": good + "\n" + good,
     "no reasoning": "<answer>\n72\n</answer>",
     "no closing tag": good.removesuffix("</answer>"),
-    "right, no tags": "48 / 2 = 24, 48 + 24 = 72. The answer is 72.",
+    "correct, no tags": "48 / 2 = 24, 48 + 24 = 72. The answer is 72.",
     "empty": "",
 }
 columns = {"answer": ["72"] * len(probes)}
@@ -176,10 +176,10 @@ figures.mkdir(parents=True, exist_ok=True)
 figure.savefig(figures / "02_rewards_probed.png")
 
 # %% [markdown]
-# Two rows deserve a thought. *Wrong number* earns half of what *exactly as asked* earns, only for its form. *Right, no
-# tags* earns nothing, although it is correct. Neither is a mistake: the order of the rows is the one that you want the
-# model to climb. But it means that the mean reward can rise a long way while accuracy does not. So always watch
-# accuracy next to the reward.
+# Two rows deserve a thought. *Wrong number* earns half of what *exactly as asked* earns, only for its form. *Correct,
+# no tags* earns nothing. Neither is a mistake: the order of the rows is the one that you want the model to climb. But
+# it means that the mean reward can rise a long way while accuracy does not. So always watch accuracy next to the
+# reward.
 #
 # ## Countdown's rewards
 #
@@ -246,7 +246,7 @@ pd.Series(mix, name="weight").to_frame()
 
 # %%
 texts = {
-    "honest and right": "<think>48 / 2 = 24. Then 48 + 24 = 72.</think><answer>72</answer>",
+    "honest and correct": "<think>48 / 2 = 24. Then 48 + 24 = 72.</think><answer>72</answer>",
     "honest and wrong": "<think>48 / 2 = 24. Then 48 + 24 = 71.</think><answer>71</answer>",
     "faked steps": "<think>First, second, third, then, next, finally, first.</think><answer>5</answer>",
 }
