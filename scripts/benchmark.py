@@ -1,10 +1,10 @@
-"""Timings. `generation` and `ppo` are paired, A and B in turn on the same inputs: a drifting machine does not decide.
+"""Timings. `generation` and `ppo` are paired: A and B take turns on the same inputs, so that drift hits both alike.
 
     python scripts/benchmark.py generation --model runs/measured/countdown/seed-0/grpo/model
     python scripts/benchmark.py ppo --model runs/measured/countdown/seed-0/grpo/model
     python scripts/benchmark.py gpu --output-dir runs/gpu
 
-`gpu` needs no model and no download, and runs without a GPU, too: with the tiny model's shape, in a minute.
+`gpu` needs no model and no download. It also runs without a GPU: with the tiny model's shape, in a minute.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 from trl.import_utils import is_vllm_available
 
 from lab_utils import config as configuration
+from lab_utils import exit_status
 from lab_utils.machine import step_times
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
 from lab_utils.sampling import vllm as vllm_sampling
@@ -47,9 +48,9 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 
 def generation(options: argparse.Namespace) -> None:
-    """Useful tokens per second and memory of transformers.generate, the project's sampler and, if installed, vLLM.
+    """Compare useful tokens per second and memory of transformers.generate, our sampler and vLLM (if installed).
 
-    Without a GPU the seconds are CPU seconds of all threads, which other programs do not stretch.
+    Without a GPU the seconds are CPU seconds of all threads, which other programs do not affect.
     """
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     with ExitStack() as stack:
@@ -71,19 +72,19 @@ def generation(options: argparse.Namespace) -> None:
                     rates[name].append(sum(found) / (clock() - start))
                     lengths += found
     second = "second" if torch.cuda.is_available() else "CPU second"
-    print(f"{options.prompts * options.group} completions a rollout, {options.pairs} rounds, "
+    print(f"{options.prompts * options.group} completions per rollout, {options.pairs} rounds, "
           f"{torch.get_num_threads()} thread(s); completion length: mean {statistics.mean(lengths):.0f}, longest "
           f"{max(lengths)} tokens\n\n"
           f"| | useful tokens per {second} | times generate | MB added |\n|---|---|---|---|")
     for name in names:
-        alone = [sys.executable, __file__, *sys.argv[1:], "--alone", name]  # a process of its own for its memory
+        alone = [sys.executable, __file__, *sys.argv[1:], "--alone", name]  # memory is counted from a process's start
         added = subprocess.run(alone, capture_output=True, text=True, check=True).stdout.split()[-1]
         ratios = [a / b for a, b in zip(rates[name], rates["generate"], strict=True)]
         print(f"| {name} | {spread(rates[name], 0)} | {spread(ratios)} | {added} |")
 
 
 def generator(name: str, options: argparse.Namespace, stack: ExitStack) -> Callable[[], list[int]]:
-    """Return a function that samples one rollout with the back end `name`, and returns the completions' lengths."""
+    """Return a function that samples one rollout with the back end `name` and returns the completions' lengths."""
     prompts = load_task(options.task).dataset("test", options.prompts)["prompt"]
     tokenizer = load_tokenizer(options.model)
     config = configuration.load("countdown-grpo", "a100" if torch.cuda.is_available() else "cpu")  # device and dtype
@@ -116,19 +117,19 @@ def generator(name: str, options: argparse.Namespace, stack: ExitStack) -> Calla
 
 
 def memory(peak: bool = False) -> float:
-    """Return this process's memory in MB, now or at its peak since the last call: the GPU's, or else resident RAM."""
+    """Return this process's memory in MB, now or at its peak since the last call: the GPU's or, without one, RAM."""
     if torch.cuda.is_available():
         found = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return found / 1e6
     lines = Path("/proc/self/status").read_text().splitlines()  # Linux only
     kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM" if peak else "VmRSS"))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     return int(kilobytes) * 1024 / 1e6
 
 
 class RolloutClock(TrainerCallback):
-    """Seconds from the start of a rollout to the end of its last update, rollout by rollout."""
+    """Times each rollout in seconds, from its start to the end of its last update."""
 
     def __init__(self, steps: int):
         self.steps, self.seconds = steps, []
@@ -143,19 +144,15 @@ class RolloutClock(TrainerCallback):
 
 
 def ppo_step(options: argparse.Namespace) -> None:
-    """What a critic costs: a PPO step against a GRPO step with the same completions, mini-batches and epochs."""
+    """Measure what a critic costs: a PPO step against a GRPO step with the same completions and settings."""
     config = configuration.load("countdown-ppo", options.hardware, options.settings)
     settings = config.ppo
     steps = settings.num_iterations * settings.steps_per_generation // settings.gradient_accumulation_steps
-    same = ("learning_rate", "gradient_accumulation_steps", "num_generations", "max_completion_length", "beta",
-            "epsilon", "per_device_train_batch_size", "num_iterations", "steps_per_generation")
-    config = configuration.with_overrides(config, {
-        "tracking.tensorboard": False,
-        **{f"{stage}.max_steps": steps * (options.rollouts + 1) for stage in ("grpo", "ppo")},
-        **{f"{stage}.save_steps": 10**6 for stage in ("grpo", "ppo")},
-        **{f"grpo.{name}": getattr(settings, name) for name in same}})
+    shared = settings.model_dump(include=set(configuration.RLSettings.model_fields))
+    shared |= {"max_steps": steps * (options.rollouts + 1), "save_steps": 10**6}
+    config = configuration.with_overrides(config, {"tracking.tensorboard": False, "grpo": shared, "ppo": shared})
 
-    sampled: list[tuple[float, dict]] = []  # seconds and completions of the rollouts of a pair
+    sampled: list[tuple[float, dict]] = []  # seconds and completions of each rollout of a pair
 
     def sample(prompts, trainer):
         seconds, found = timed(lambda: rollout(prompts, trainer))
@@ -167,7 +164,7 @@ def ppo_step(options: argparse.Namespace) -> None:
     for pair in range(options.pairs):
         order = [("GRPO", grpo), ("PPO", ppo)]
         for name, stage in order if pair % 2 == 0 else order[::-1]:
-            replay = iter([found for _, found in sampled])  # the second of a pair gets the completions of the first
+            replay = iter([found for _, found in sampled])  # the second run of a pair gets the first one's completions
             clock = RolloutClock(steps)
             function = (lambda prompts, trainer, replay=replay: next(replay)) if sampled else sample
             with mock.patch("lab_utils.training.rl.rollout", function), tempfile.TemporaryDirectory() as folder:
@@ -221,14 +218,14 @@ def main() -> None:
     command.add_argument("--prompts", type=int, default=16)
     command.add_argument("--group", type=int, default=16, help="completions of each prompt")
     command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--pairs", type=int, default=7, help="rounds: each back end once, in turn")
-    command.add_argument("--alone", metavar="BACK-END", help="one rollout of it; prints the MB that it took")
+    command.add_argument("--pairs", type=int, default=7, help="rounds, in each of which every back end takes a turn")
+    command.add_argument("--alone", metavar="BACK-END", help="only sample one rollout, and print the MB that it took")
     command.set_defaults(run=generation)
     command = commands.add_parser("ppo", help=ppo_step.__doc__, allow_abbrev=False)
     command.add_argument("--model", required=True, help="a model that knows the format: RUN/model")
     command.add_argument("--hardware", default="cpu")
     command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    command.add_argument("--rollouts", type=int, default=3, help="timed rollouts of each run")
+    command.add_argument("--rollouts", type=int, default=3, help="timed rollouts per run")
     command.add_argument("--pairs", type=int, default=3, help="pairs of runs")
     command.set_defaults(run=ppo_step)
     command = commands.add_parser("gpu", help=gpu.__doc__, allow_abbrev=False)
@@ -248,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

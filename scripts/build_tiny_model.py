@@ -37,9 +37,10 @@ QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training; `hit_rates` and `give_up_rate` shape its Countdown documents.
+    """A stage of training; `hit_rates` and `give_up_rate` shape its Countdown documents.
 
-    An attempt is right with one of the `hit_rates`, drawn per document; a wrong one ends it with the `give_up_rate`.
+    An attempt is correct with one of the `hit_rates`, drawn per document. A wrong one ends the document with the
+    `give_up_rate`.
     """
 
     hit_rates: tuple[float, ...]
@@ -51,8 +52,8 @@ class Stage:
     learning_rate: float
 
 
-# First short texts with many right attempts teach to calculate and what leads to the target. Then long searches, so
-# that the tenth attempt is as sound as the first: without them RL makes completions long and their sums wrong.
+# First short texts with many correct attempts teach to calculate and what leads to the target. Then come long searches,
+# so that the tenth attempt is as sound as the first. Without them RL makes completions long and their sums wrong.
 STAGES = (
     Stage(hit_rates=(0.5,), give_up_rate=0.7, documents=200_000, row_length=128, batch_size=64, steps=2600,
           learning_rate=3e-3),
@@ -62,21 +63,21 @@ STAGES = (
 
 
 def countdown_document(rng: random.Random, stage: Stage) -> str:
-    """A Countdown problem, attempts with their checks, and the expression of the last attempt."""
+    """Return a Countdown problem, attempts with their checks, and the expression of the last attempt."""
     row = generate_row("train", rng)
     tries, expression = demonstrate(row, rng, rng.choice(stage.hit_rates), stage.give_up_rate)
     return f"{load_task('countdown').prompt(row)[-1]['content']}\n{tries}\n{expression}"
 
 
 def word_problem_document(rng: random.Random, stage: Stage) -> str:
-    """A word problem with its worked solution, or (half of the time) with nothing but the answer."""
+    """Return a word problem with its worked solution or (half of the time) with only the answer."""
     problem = generate_problem("train", rng)
     steps = worked_steps(problem.solution) if rng.random() < 0.5 else f"The answer is {problem.answer}."
     return f"{problem.question}\n{steps}\n#### {problem.answer}"
 
 
 def two_number_facts() -> list[str]:
-    """Every a + b, a - b, a * b, a / b over 1..100 whose result is a whole number in 1..100."""
+    """Return every a + b, a - b, a * b, a / b over 1..100 whose result is a whole number in 1..100."""
     facts = []
     for a in range(1, LARGEST_RESULT + 1):
         for b in range(1, LARGEST_RESULT + 1):
@@ -124,7 +125,7 @@ def build_tokenizer(documents: list[str]) -> Qwen2Tokenizer:
 
 
 def pack(tokenizer: Qwen2Tokenizer, documents: list[str], row_length: int) -> torch.Tensor:
-    """Lay documents, each ended by the end-of-text token, into rows of equal length; padding (-100) fills the rest."""
+    """Pack documents, each ended by the end-of-text token, into rows of equal length; padding (-100) fills the rest."""
     rows, row = [], []
     for ids in tokenizer(documents, add_special_tokens=False)["input_ids"]:
         ids = ids[: row_length - 1] + [tokenizer.eos_token_id]
@@ -136,7 +137,7 @@ def pack(tokenizer: Qwen2Tokenizer, documents: list[str], row_length: int) -> to
 
 
 def arithmetic_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> float:
-    """Share of all two-number facts that the model completes greedily, each after a line break."""
+    """Return the share of all two-number facts that the model completes correctly (greedy, after a line break)."""
     facts = two_number_facts()
     prompts, results = zip(*(fact.rsplit(" = ", 1) for fact in facts), strict=True)
     ids = torch.tensor(tokenizer(["\n" + prompt + " = " for prompt in prompts])["input_ids"])
@@ -147,7 +148,7 @@ def arithmetic_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> f
 
 
 def train(model: Qwen2ForCausalLM, rows: torch.Tensor, stage: Stage, seed: int) -> None:
-    """Train on next-token prediction with AdamW; the rate warms up, stays, and falls to zero over the last third."""
+    """Train on next-token prediction with AdamW; the rate warms up, stays, and falls to zero in the last third."""
     generator = torch.Generator().manual_seed(seed)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
@@ -181,18 +182,17 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the model folder is written")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--output-dir", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights (default %(default)s)")
-    parser.add_argument("--start", type=Path, help="a folder that stage 1 has written: goes on with stage 2")
+    parser.add_argument("--start", type=Path, help="a folder that stage 1 has written: run stage 2 only")
     options = parser.parse_args()
 
     started = time.perf_counter()
     torch.manual_seed(options.seed)
     folder = options.start
-    for number, stage in enumerate(STAGES, 1):
-        if number == 1 and options.start:
-            continue
+    for number, stage in list(enumerate(STAGES, 1))[1 if options.start else 0:]:
         documents = make_documents(random.Random(f"{options.seed} stage {number}"), stage)
         if folder is None:
             tokenizer = build_tokenizer(documents[:20_000])
@@ -204,8 +204,8 @@ def main() -> None:
         folder = options.output_dir if stage is STAGES[-1] else options.output_dir.with_name("stage-1")
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        print(f"stage {number}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens; two-number sums right "
-              f"(rounded to bfloat16): {arithmetic_accuracy(model.float(), tokenizer):.4f}; saved to {folder} after "
+        print(f"stage {number}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens; correct two-number "
+              f"sums (in bfloat16): {arithmetic_accuracy(model.float(), tokenizer):.4f}; saved to {folder} after "
               f"{time.perf_counter() - started:.0f} s", flush=True)
 
 

@@ -1,13 +1,13 @@
-"""Executes the numbered notebooks in order with papermill and writes a report that needs no network to read.
+"""Execute the numbered notebooks in order with papermill and write a report that needs no network to read.
 
     python scripts/run_notebooks.py                                     all, at tier cpu, into runs/cpu-DATE-TIME
     python scripts/run_notebooks.py --hardware smoke                    a handful of steps each: does every line run?
-    python scripts/run_notebooks.py --only 06,08 --output-dir runs/mine  go on in a folder that holds 04's model
+    python scripts/run_notebooks.py --only 06,08 --output-dir runs/mine  continue in a folder that has 04's model
 
 The notebooks share the output folder (their parameter OUTPUT_DIR): 06 starts from the model that 04 trained, 08
-evaluates what 04 and 06 left, 12 draws all of it. The report lies in OUTPUT_DIR/report: an executed copy and a page for
-each notebook, and index.html with a table of the notebooks, the figures that they saved as OUTPUT_DIR/figures/*.png,
-and the results of OUTPUT_DIR/results.json, if there is one:
+evaluates the models of 04 and 06, and 12 draws all of it. The report is in OUTPUT_DIR/report: an executed copy and a
+page of each notebook, and index.html with the notebooks' status, the figures that they saved as
+OUTPUT_DIR/figures/*.png, and the results of OUTPUT_DIR/results.json, if there is one:
 
     {"GRPO": {"accuracy": 0.61, "interval": [0.57, 0.65], ... more columns ...}, ...}
 """
@@ -22,62 +22,71 @@ import re
 import sys
 import time
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import nbformat
 import papermill
-from jinja2 import pass_context
 from latex2mathml.converter import convert as mathml
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+from lab_utils import REPOSITORY, WorkshopError, exit_status
+
 MATHML_NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 STDERR_STYLE = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: #f5f5f5; }'
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; margin: 1rem 0 2rem; }}
-th, td {{ text-align: left; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd; }}
-figure {{ margin: 2rem 0; }} figcaption {{ color: #555; }} img {{ max-width: 100%; }}
-.failed {{ color: #b00020; font-weight: 600; }}
+INDEX = jinja2.Template("""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0 2rem; }
+th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd; }
+figure { margin: 2rem 0; } figcaption { color: #555; } img { max-width: 100%; }
+.failed { color: #b00020; font-weight: 600; }
 </style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
+<h1>{{ title }}</h1>
+{% if results %}<h2>Results</h2>
+<table><tr><th>method</th><th>accuracy</th><th>95% interval</th>
+{%- for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for method, row in results.items() %}<tr><td>{{ method }}</td><td>{{ "%.1f%%" | format(100 * row.accuracy) }}</td>
+{#- #}<td>{{ "%.1f%% to %.1f%%" | format(100 * row.interval[0], 100 * row.interval[1]) }}</td>
+{%- for column in columns %}<td>{{ row[column] }}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endif %}
+<h2>Notebooks</h2>
+<table><tr><th>notebook</th><th>status</th><th>minutes</th></tr>
+{% for name, entry in status | dictsort %}<tr><td>
+{%- if entry.seconds is none %}{{ name }}{% else %}<a href="{{ name }}.html">{{ name }}</a>{% endif %}</td>
+{#- #}<td class="{{ entry.status }}">{{ entry.status }}</td>
+{#- #}<td>{{ "%.1f" | format(entry.seconds / 60) if entry.seconds is not none }}</td></tr>
+{% endfor %}</table>
+{% if figures %}<h2>Figures</h2>{% endif %}
+{% for caption, png in figures.items() %}
+<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ png }}"><figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}</body></html>
+""", autoescape=True)
 
 
 def select(notebooks: Path, only: str | None) -> list[Path]:
-    """The numbered notebooks in order; `only` is a list such as "04,06". Exits for a number that no notebook has."""
-    found = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
-    if only is None:
-        return found
-    numbers = [number.strip().zfill(2) for number in only.split(",")]
-    known = {path.name[:2]: path for path in found}
-    unknown = [number for number in numbers if number not in known]
-    if unknown:
-        raise SystemExit(f"--only: no notebook has the number {', '.join(unknown)}; there are {', '.join(known)}")
-    return [known[number] for number in sorted(set(numbers))]
+    """Return the numbered notebooks in order; `only` is a list of numbers such as "04,06"."""
+    by_number = {path.name[:2]: path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}
+    if not by_number:
+        raise WorkshopError(f"There are no numbered notebooks in {notebooks}: run python scripts/build_notebooks.py")
+    numbers = sorted({number.strip().zfill(2) for number in only.split(",")}) if only else list(by_number)
+    if unknown := [number for number in numbers if number not in by_number]:
+        raise WorkshopError(f"--only: no notebook has the number {', '.join(unknown)}; choose from "
+                            f"{', '.join(by_number)}.")
+    return [by_number[number] for number in numbers]
 
 
 def execute(notebook: Path, copy: Path, parameters: dict[str, Any]) -> str | None:
-    """Run `notebook` into `copy`. Returns None, or what to show of a failure: the cell and the end of its error."""
+    """Run `notebook` into `copy`. Return None, or a failure's cell and the end of its error."""
     try:
         papermill.execute_notebook(
-            notebook,
-            copy,
-            parameters,
-            kernel_name="python3",
-            cwd=notebook.parent,
-            progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--log-level=ERROR"],  # the kernel's own log, not the notebook's
-        )
+            notebook, copy, parameters, kernel_name="python3", cwd=notebook.parent, progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=ERROR"])  # the kernel's own log, not the notebook's
     except papermill.PapermillExecutionError as error:
         trace = "\n".join(ANSI.sub("", "\n".join(error.traceback)).splitlines()[-25:])
         return f"cell [{error.exec_count}]:\n\n{error.source}\n\nThe error ends:\n\n{trace}"
@@ -96,19 +105,19 @@ class _MathML(IPythonRenderer):
         return self._math(body, "inline")
 
     def _math(self, body: str, display: str) -> str:
-        # Without the namespace, which HTML does not need and which nbconvert would turn into prefixes in headings.
+        # HTML does not need the namespace, and nbconvert would turn it into prefixes in headings.
         return mathml(body.strip(), display=display).replace(f' xmlns="{MATHML_NAMESPACE}"', "")
 
 
 class OfflineHTML(HTMLExporter):
-    """nbconvert's page without its scripts, which come from the network and which executed notebooks do not need.
+    """nbconvert's page without its scripts: they come from the network, and executed notebooks do not need them.
 
-    Of a progress bar only the last state is shown, and on grey: standard error is not only for errors.
+    Of a progress bar only the last state is shown, on gray: standard error is not only for errors.
     """
 
     preprocessors = [CoalesceStreamsPreprocessor]
 
-    @pass_context
+    @jinja2.pass_context
     def markdown2html(self, context, source: str) -> str:
         return MarkdownWithMath(renderer=_MathML(escape=False)).render(source)
 
@@ -119,80 +128,53 @@ class OfflineHTML(HTMLExporter):
 
 
 def write_page(copy: Path) -> None:
-    """The HTML page of an executed copy, beside it."""
+    """Write the HTML page of an executed copy beside it."""
     html, _ = OfflineHTML().from_notebook_node(nbformat.read(copy, as_version=4), {"metadata": {"name": copy.stem}})
     copy.with_suffix(".html").write_text(html, encoding="utf-8")
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    def line(tag: str, cells: list[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-    return "\n".join(["<table>", line("th", header), *(line("td", row) for row in rows), "</table>"])
-
-
-def _results_table(results: dict[str, dict[str, Any]]) -> str:
-    """Methods with their accuracy and interval in percent, other columns as they are."""
-    others = list(dict.fromkeys(key for row in results.values() for key in row if key not in ("accuracy", "interval")))
-    rows = []
-    for method, row in results.items():
-        low, high = row["interval"]
-        rest = [escape(str(row.get(key, ""))) for key in others]
-        rows.append([escape(method), f"{row['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", *rest])
-    return _table(["method", "accuracy", "95% interval", *map(escape, others)], rows)
-
-
 def write_index(output_dir: Path, title: str, status: dict[str, dict[str, Any]]) -> Path:
-    """OUTPUT_DIR/report/index.html, one file: the results, the notebooks and the figures.
+    """Write OUTPUT_DIR/report/index.html, one file: the results, the notebooks and the figures.
 
     `status` is {notebook's stem: {"status": "ok" | "failed" | "not run", "seconds": float | None}}.
     """
-    report = output_dir / "report"
-    body = []
-    if (output_dir / "results.json").exists():
-        results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
-        body += ["<h2>Results</h2>", _results_table(results)]
-    rows = []
-    for stem, entry in sorted(status.items()):
-        link = f'<a href="{stem}.html">{stem}</a>' if (report / f"{stem}.html").exists() else stem
-        minutes = f"{entry['seconds'] / 60:.1f}" if entry["seconds"] else ""
-        rows.append([link, f'<span class="{entry["status"]}">{entry["status"]}</span>', minutes])
-    body += ["<h2>Notebooks</h2>", _table(["notebook", "status", "minutes"], rows)]
-    figures = sorted((output_dir / "figures").glob("*.png"))
-    if figures:
-        body.append("<h2>Figures</h2>")
-    for figure in figures:
-        source = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
-        caption = escape(re.sub(r"[_-]+", " ", figure.stem))
-        body.append(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
-    index = report / "index.html"
-    index.write_text(PAGE.format(title=escape(title), body="\n".join(body)), encoding="utf-8")
+    path = output_dir / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    columns = dict.fromkeys(key for row in results.values() for key in row if key not in ("accuracy", "interval"))
+    figures = {re.sub(r"[_-]+", " ", figure.stem): base64.b64encode(figure.read_bytes()).decode()
+               for figure in sorted((output_dir / "figures").glob("*.png"))}
+    index = output_dir / "report" / "index.html"
+    html = INDEX.render(title=title, results=results, columns=columns, status=status, figures=figures)
+    index.write_text(html, encoding="utf-8")
     return index
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "42 s", "3 min 05 s"."""
+    """Return seconds as text for people: "42 s", "3 min 05 s"."""
     return f"{seconds:.0f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--hardware", default="cpu", help="the tier, for the notebooks' HARDWARE (default: cpu)")
     parser.add_argument("--output-dir", type=Path, help="default: a new folder, runs/HARDWARE-DATE-TIME")
     parser.add_argument("--only", help="numbers of notebooks, such as 04,06 (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="their folder (default: notebooks)")
+    parser.add_argument("--notebooks", type=Path, default=REPOSITORY / "notebooks",
+                        help="their folder (default: notebooks)")
     arguments = parser.parse_args()
 
     chosen = select(arguments.notebooks, arguments.only)
-    if not chosen:
-        raise SystemExit(f"No numbered notebooks in {arguments.notebooks}; run: python scripts/build_notebooks.py")
     default = Path("runs") / f"{arguments.hardware}-{datetime.now():%Y%m%d-%H%M%S}"
     output_dir = (arguments.output_dir or default).resolve()
     report = output_dir / "report"
-    report.mkdir(parents=True, exist_ok=True)
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkshopError(f"Cannot write to {report} ({error.strerror}): choose another --output-dir.") from None
     parameters = {"HARDWARE": arguments.hardware, "OUTPUT_DIR": str(output_dir), "SEED": arguments.seed}
-    # Kernels inherit these: no progress-bar widgets to warn about, and no questions from W&B.
+    # Kernels inherit these: no warnings about progress-bar widgets, and no questions from W&B.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     os.environ.setdefault("WANDB_MODE", "offline")
 
@@ -201,7 +183,6 @@ def main() -> int:
     status.update({path.stem: {"status": "not run", "seconds": None} for path in chosen})
     print(f"{len(chosen)} notebooks at tier {arguments.hardware}, seed {arguments.seed}, into {output_dir}", flush=True)
     started = time.monotonic()
-    failure = None
     for i, notebook in enumerate(chosen, start=1):
         print(f"[{i}/{len(chosen)}] {notebook.stem} ...", flush=True)
         begun = time.monotonic()
@@ -211,9 +192,8 @@ def main() -> int:
         status[notebook.stem] = {"status": "failed" if failure else "ok", "seconds": round(seconds, 1)}
         status_file.write_text(json.dumps(status, indent=2) + "\n")
         index = write_index(output_dir, f"Workshop run, tier {arguments.hardware}", status)
-        verdict = "FAILED" if failure else "ok"
         times = f"{duration(seconds)}, {duration(time.monotonic() - started)} in all"
-        print(f"[{i}/{len(chosen)}] {notebook.stem}: {verdict} after {times}", flush=True)
+        print(f"[{i}/{len(chosen)}] {notebook.stem}: {'FAILED' if failure else 'ok'} after {times}", flush=True)
         if failure:
             print(f"\n{notebook.stem} failed in {failure}\n\nExecuted up to there: {report / notebook.name}")
             break
@@ -222,4 +202,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

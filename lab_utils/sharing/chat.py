@@ -1,4 +1,4 @@
-"""Asking models a question that someone typed: from the words to the prompt, and from the response to a record."""
+"""Chat: from a question that the user types to the prompt, and from a model's response to a record of it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .. import WorkshopError
 from ..tasks import Task
 from ..tasks.answers import extract_xml_answer
 
 
-class QuestionError(ValueError):
-    """A question that the task cannot ask; the message says how to put it."""
+class QuestionError(WorkshopError):
+    """A question that does not fit the task; the message says how to ask it."""
 
 
 def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
-    """The chat prompt that the model was trained on, for a question that someone typed."""
+    """Return the chat prompt for a typed question, in the form that the model was trained on."""
     if task.name != "countdown":
         return task.prompt({"question": query})
     *nums, target = [int(number) for number in re.findall(r"\d+", query)] or [0]
@@ -27,23 +28,22 @@ def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
 
 
 def reasoning_of(task: Task, response: str) -> str:
-    """What the response says before its answer."""
+    """Return what the response says before its answer."""
     tagged = extract_xml_answer(response, "reasoning" if task.response_format == "reasoning" else "think")
     return re.split(r"<answer>|####", response)[0].strip() if tagged is None else tagged
 
 
 def chat_records(task: Task, query: str, responses: dict[str, str]) -> list[dict[str, Any]]:
-    """One record per model: query, model, reasoning, answer and the whole response.
-
-    Args:
-        responses: response by the model's name.
-    """
+    """Return one record for each response (by model name): query, model, reasoning, answer and the whole response."""
     return [{"query": query, "model": model, "reasoning": reasoning_of(task, response),
              "answer": task.extract(response), "response": response} for model, response in responses.items()]
 
 
 def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records to a JSON Lines file."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    """Append records to a JSON Lines file; raises WorkshopError if it cannot be written."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    except OSError as error:
+        raise WorkshopError(f"Cannot write to {path} ({error.strerror}): choose another file.") from None

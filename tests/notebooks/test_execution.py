@@ -1,4 +1,4 @@
-"""Notebooks run: each numbered one at tier smoke, in order and in one folder, and the runner's own behaviour."""
+"""Notebooks run: each numbered one at tier smoke, in order and in one folder; and the runner's own behavior."""
 
 import json
 import re
@@ -95,17 +95,17 @@ def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
     status = json.loads((out / "report" / "status.json").read_text())
     assert [status[name]["status"] for name in sorted(status)] == ["ok", "ok", "failed", "not run"]
     page = (out / "report" / "01_read.html").read_text()
-    assert "smoke 7" in page and "<pre>100%" in page.replace("\r", ""), "only the last state of a progress bar is shown"
+    assert "smoke 7" in page and "<pre>100%" in page.replace("\r", ""), "only a progress bar's last state is shown"
     page = (out / "report" / "00_prepare.html").read_text()
     assert "<mfrac>" in page and "$72" in page and "<script" not in page
     index = (out / "report" / "index.html").read_text()
     assert "<td>GRPO &lt;b&gt;</td><td>61.0%</td><td>57.0% to 65.0%</td><td>500</td>" in index
     assert "<figcaption>00 the curve</figcaption>" in index and "data:image/png;base64,cG5n" in index
 
-    # Mended, it goes on where it stopped, in the same folder.
+    # Fixed, the rest runs in the same folder.
     (tmp_path / "02_fails.ipynb").write_text(notebook("x = 1"))
-    mended = run_notebooks(*options, "--only", "2,04")
-    assert mended.returncode == 0, mended.stdout
+    rest = run_notebooks(*options, "--only", "2,04")
+    assert rest.returncode == 0, rest.stdout
     status = json.loads((out / "report" / "status.json").read_text())
     assert {entry["status"] for entry in status.values()} == {"ok"} and len(status) == 4
 
@@ -119,8 +119,8 @@ def test_a_kernel_that_dies_is_reported(tmp_path):
 
 
 @pytest.mark.component
-def test_a_number_without_notebook_is_an_error(tmp_path):
+def test_an_unknown_number_is_an_error(tmp_path):
     (tmp_path / "00_first.ipynb").write_text(notebook())
     result = run_notebooks("--notebooks", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--only", "00,17")
-    assert result.returncode == 1
-    assert "17" in result.stdout and "00" in result.stdout and not (tmp_path / "out").exists()
+    assert result.returncode == 2
+    assert "no notebook has the number 17; choose from 00" in result.stdout and not (tmp_path / "out").exists()

@@ -7,12 +7,16 @@ import chat as chat_script
 import evaluate as evaluate_script
 import pytest
 
-from lab_utils import TINY_MODEL
+from lab_utils import TINY_MODEL, WorkshopError, exit_status
 from lab_utils import config as configuration
 from lab_utils.evaluation import Evaluation
-from lab_utils.runs import RunDirectory, RunDirectoryError
-from lab_utils.sharing.chat import reasoning_of
+from lab_utils.runs import RunDirectory
+from lab_utils.sharing.chat import QuestionError, as_prompt, reasoning_of
 from lab_utils.tasks import load_task
+
+
+def status_of(script, *arguments) -> int:
+    return exit_status(lambda: script.main([*map(str, arguments)]))
 
 
 @pytest.fixture
@@ -28,14 +32,14 @@ def run(tmp_path):
 # --- evaluate.py -----------------------------------------------------------------------------------------------------
 
 
-def test_models_are_called_by_their_stage_or_name(tmp_path):
+def test_models_are_labelled_by_their_stage_or_name(tmp_path):
     for stage in ("sft", "grpo"):
         (tmp_path / "out" / stage / "model").mkdir(parents=True)
     sft, grpo = str(tmp_path / "out" / "sft"), str(tmp_path / "out" / "grpo")
     assert evaluate_script.labelled_models([str(tmp_path / "out")]) == {"SFT": sft, "GRPO": grpo}
     assert evaluate_script.labelled_models(["tiny", f"mine={sft}", grpo]) == {"tiny": "tiny", "mine": sft, "GRPO": grpo}
     assert evaluate_script.labelled_models(["Qwen/Qwen3-0.6B"]) == {"Qwen3-0.6B": "Qwen/Qwen3-0.6B"}
-    with pytest.raises(RunDirectoryError, match="both be called 'SFT'.*SFT-seed1="):
+    with pytest.raises(WorkshopError, match="both be called 'SFT'.*SFT-seed1="):
         evaluate_script.labelled_models([sft, "elsewhere/sft"])
 
 
@@ -44,26 +48,18 @@ def test_models_are_called_by_their_stage_or_name(tmp_path):
     [
         (["tiny"], "name the task with --recipe"),
         (["tiny", "--set", "evaluation.seed=1"], "name it with --recipe"),
-        (["tiny", "--recipe", "countdown-grpo", "--hardware", "cpu", "--limit", "0"], "--limit = 0"),
-        (["tiny", "--recipe", "cuontdown"], "countdown-grpo"),
+        (["tiny", "--recipe", "countdown-grpo", "--hardware", "cpu", "--limit", "0"], "task.test_limit = 0"),
     ],
 )
 def test_evaluate_refuses_what_cannot_work(arguments, message, capsys):
-    assert evaluate_script.main(arguments) == 2
+    assert status_of(evaluate_script, *arguments) == 2
     assert message in capsys.readouterr().err
-
-
-def test_evaluate_refuses_unknown_options():
-    with pytest.raises(SystemExit) as stopped:
-        evaluate_script.main(["tiny", "--lim", "3"])
-    assert stopped.value.code == 2
 
 
 @pytest.mark.component
 def test_evaluate_compares_models_and_writes_everything(run, tmp_path, capsys):
     results = tmp_path / "results"
-    arguments = ["base=tiny", str(run.path), "--limit", "5", "--output-dir", str(results)]
-    assert evaluate_script.main(arguments) == 0
+    assert status_of(evaluate_script, "base=tiny", run.path, "--limit", 5, "--output-dir", results) == 0
     assert Evaluation.load(run.evaluation_path).summary() == json.loads((results / "GRPO.json").read_text())["summary"]
     saved = Evaluation.load(run.evaluation_path)
     assert saved.num_samples == 2 and len(saved.examples) == 5
@@ -79,10 +75,10 @@ def test_evaluate_compares_models_and_writes_everything(run, tmp_path, capsys):
 def test_countdown_questions_are_numbers_and_a_target():
     task = load_task("countdown")
     asked = task.prompt({"nums": [3, 7, 25], "target": 46})
-    assert chat_script.as_prompt(task, "3 7 25 46") == asked
-    assert chat_script.as_prompt(task, asked[-1]["content"]) == asked
-    with pytest.raises(chat_script.QuestionError, match="at least two numbers"):
-        chat_script.as_prompt(task, "hello")
+    assert as_prompt(task, "3 7 25 46") == asked
+    assert as_prompt(task, asked[-1]["content"]) == asked
+    with pytest.raises(QuestionError, match="at least two numbers"):
+        as_prompt(task, "hello")
 
 
 @pytest.mark.parametrize(
@@ -94,26 +90,19 @@ def test_countdown_questions_are_numbers_and_a_target():
         ("think", "3 + 4 = 7 <answer>7</answer>", "3 + 4 = 7"),
     ],
 )
-def test_reasoning_is_what_stands_before_the_answer(response_format, response, reasoning):
+def test_reasoning_is_the_text_before_the_answer(response_format, response, reasoning):
     assert reasoning_of(load_task("gsm8k", response_format), response) == reasoning
-
-
-def test_responses_stand_side_by_side():
-    shown = chat_script.side_by_side({"base": "one two three", "trained": "four\nfive six"}, width=17)
-    rule = "─" * 7
-    assert shown.splitlines() == [
-        "base    │ trained", f"{rule} │ {rule}", "one two │ four", "three   │ five", "        │ six"
-    ]
 
 
 @pytest.mark.component
 def test_chat_asks_both_models_and_appends(run, tmp_path, capsys):
     output = tmp_path / "chats" / "chat.jsonl"
-    arguments = [str(run.path), "--question", "3 7 25 46", "--max-new-tokens", "8", "--output", str(output),
-                 "--temperature", "0"]
-    assert chat_script.main(arguments) == chat_script.main(arguments) == 0
+    arguments = [chat_script, run.path, "--question", "3 7 25 46", "--max-new-tokens", 8, "--output", output,
+                 "--temperature", 0]
+    assert status_of(*arguments) == status_of(*arguments) == 0
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["model"] for record in records] == ["tiny", str(run.path)] * 2
     assert set(records[0]) == {"query", "model", "reasoning", "answer", "response"}
     assert records[0]["response"] == records[1]["response"] and "trained" in capsys.readouterr().out
-    assert chat_script.main([str(run.path), "--question", "hello"]) == 2
+    assert status_of(chat_script, run.path, "--question", "3 7 25 46", "--output", tmp_path) == 2
+    assert "Cannot write to" in capsys.readouterr().err

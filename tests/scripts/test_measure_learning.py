@@ -1,14 +1,14 @@
-"""Tests of scripts/measure_learning.py and of the runs that notebooks and it share."""
+"""scripts/measure_learning.py: the runs of a seed and their controls; and the stages that notebooks share."""
 
 import json
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import measure_learning
 import pytest
 
-from lab_utils.config import ConfigError, load
+from lab_utils import rewards
+from lab_utils.config import ConfigError, load, recipe_names
 from lab_utils.models import export_model
 from lab_utils.runs import RunDirectory
 from lab_utils.training import stages
@@ -16,12 +16,12 @@ from lab_utils.training import stages
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replaces training by a note of what would have been trained: (stage, start model)."""
+    """Replace training by a note of what would have been trained: (stage, start model)."""
     calls = []
 
     def train(stage):
         def note(config, path, model=None, resume=False):
-            assert resume, "an interrupted run goes on"
+            assert resume, "an interrupted run is resumed"
             calls.append((stage, Path(model).parts[-2:] if Path(model).is_absolute() else model))
             export_model("tiny", RunDirectory(path).model_dir, load("countdown-grpo", "smoke").model)
 
@@ -46,9 +46,32 @@ def test_a_recipe_without_warm_up_starts_from_its_own_model(trained, tmp_path):
     assert trained == []
 
 
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_random_control_has_no_reward_for_correctness(recipe):
+    control = {function.__name__ for function in measure_learning.with_random_correctness(load(recipe, "smoke"))}
+    assert "random_reward" in control and not control & set(rewards.CORRECTNESS)
+
+
+def test_a_reward_whose_value_depends_on_correctness_is_declared_to_do_so():
+    pairs = [  # a correct completion of each response format, and a wrong one that differs in nothing else
+        ("<reasoning>\n48 + 24 = 72\n</reasoning>\n<answer>\n{}\n</answer>", "72", "73"),
+        ("<think>48 + 24 = 72</think>\n<answer>{}</answer>", "72", "73"),
+        ("48 + 24 = 72\n#### {}", "72", "73"),
+        ("<think>48 + 24 = 72</think>\n<answer>{}</answer>", "48 + 24", "48 - 24"),
+    ]
+    columns = {"answer": ["72"] * 2, "nums": [[48, 24]] * 2, "target": [72] * 2, "completion_ids": [[0] * 20] * 2}
+    depends = set()
+    for name in set(rewards.__all__) - {"CORRECTNESS", "combine_rewards"}:
+        values = [getattr(rewards, name)([text.format(correct), text.format(wrong)], **columns)
+                  for text, correct, wrong in pairs]
+        if any(correct != wrong for correct, wrong in values):
+            depends.add(name)
+    assert depends == set(rewards.CORRECTNESS)
+
+
 @pytest.mark.component
 @pytest.mark.parametrize("recipe", ["countdown-grpo", "countdown-ppo"])
-def test_a_seed_is_measured_with_its_controls_and_not_done_twice(recipe, tmp_path, capsys):
+def test_a_seed_is_measured_with_its_controls_and_not_trained_twice(recipe, tmp_path, capsys):
     arguments = ["--recipe", recipe, "--hardware", "smoke", "--seeds", "3", "--controls", "--output-dir", str(tmp_path),
                  "--set", "task.test_limit=4"]
     measure_learning.main(arguments)
@@ -69,28 +92,27 @@ def test_a_seed_is_measured_with_its_controls_and_not_done_twice(recipe, tmp_pat
 
 
 @pytest.mark.component
-def test_what_was_made_with_other_settings_is_not_reported_under_these(tmp_path):
+def test_results_of_other_settings_are_not_reported_under_these(tmp_path, monkeypatch):
     run = RunDirectory.create(load("countdown-grpo", "smoke"), tmp_path / "sft")
     export_model("tiny", run.model_dir, run.config().model)
-    assert measure_learning.is_there(run, "sft", load("countdown-grpo", "smoke", {"grpo.beta": 0.5}))
+    others = {"grpo.beta": 0.5, "task.test_limit": 9}  # what SFT does not depend on
+    assert measure_learning.finished(run, "sft", load("countdown-grpo", "smoke", others))
     with pytest.raises(ConfigError, match=r"trained with other settings \(seed, sft\).*another --output-dir"):
-        measure_learning.is_there(run, "sft", load("countdown-grpo", "smoke", {"seed": 1, "sft.max_steps": 9}))
+        measure_learning.finished(run, "sft", load("countdown-grpo", "smoke", {"seed": 1, "sft.max_steps": 9}))
     weights = run.model_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert not run.has_model and not measure_learning.is_there(run, "sft", load("countdown-grpo", "smoke", {"seed": 1}))
+    assert not measure_learning.finished(run, "sft", load("countdown-grpo", "smoke", {"seed": 1}))
 
     made = []
-    measured = partial(measure_learning.evaluated, run)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure_learning, "evaluate_run", lambda run, config: made.append(config.task.test_limit))
-        settings = {"num_samples": 2, "max_new_tokens": 192, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-        there = SimpleNamespace(settings=settings, examples=[None] * 16)
-        patch.setattr(RunDirectory, "evaluation", lambda self: there)
-        run.evaluation_path.touch()
-        assert measured(load("countdown-grpo", "smoke")) is there and made == []
-        measured(load("countdown-grpo", "smoke", {"task.test_limit": 8}))
-        measured(load("countdown-grpo", "smoke", {"evaluation.temperature": 0.5}))
-        assert made == [8, 16]
+    monkeypatch.setattr(measure_learning, "evaluate_run", lambda run, config: made.append(config.task.test_limit))
+    settings = {"num_samples": 2, "max_new_tokens": 192, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+    old = SimpleNamespace(settings=settings, examples=[None] * 16)
+    monkeypatch.setattr(measure_learning.Evaluation, "load", lambda path: old)
+    run.evaluation_path.touch()
+    assert measure_learning.evaluated(run, load("countdown-grpo", "smoke")) is old and made == []
+    for change in ({"task.test_limit": 8}, {"evaluation.temperature": 0.5}):
+        measure_learning.evaluated(run, load("countdown-grpo", "smoke", change))
+    assert made == [8, 16]
 
 
 @pytest.mark.component
@@ -111,22 +133,13 @@ def test_ppo_gets_as_many_generated_tokens_as_grpo_has_used(tmp_path, capsys):
              for name in ("grpo", "ppo-equal-tokens")]
     assert asked[0] == asked[1], "the same prompts"
     (comparison,) = content["head_to_head"]
-    assert comparison["models"] == "PPO less GRPO"
+    assert comparison["models"] == "PPO − GRPO"
     assert comparison["low"] <= comparison["difference"] <= comparison["high"]
 
 
-def test_a_recipe_without_sft_cannot_be_measured(tmp_path):
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"stages=\[sft,grpo\]"):
         measure_learning.main(["--recipe", "gsm8k-grpo", "--hardware", "a100", "--output-dir", str(tmp_path)])
-
-
-def test_a_method_is_not_compared_with_itself(tmp_path):
     with pytest.raises(ConfigError, match="compares countdown-grpo with itself"):
         measure_learning.main(["--recipe", "countdown-grpo", "--hardware", "smoke", "--tokens-of", "grpo",
                                "--output-dir", str(tmp_path)])
-
-
-def test_controls_and_an_equal_budget_exclude_each_other(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        measure_learning.main(["--controls", "--tokens-of", "grpo", "--output-dir", str(tmp_path)])
-    assert "not allowed with" in capsys.readouterr().err

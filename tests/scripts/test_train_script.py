@@ -1,4 +1,4 @@
-"""scripts/train.py: which stages it runs and from which model, and what it refuses before anything is loaded."""
+"""scripts/train.py: which stages it runs and from which model, and what it refuses before anything is trained."""
 
 import os
 import subprocess
@@ -9,12 +9,10 @@ from types import SimpleNamespace
 import pytest
 import train as train_script
 
-from lab_utils import REPOSITORY, TINY_MODEL
+from lab_utils import REPOSITORY, TrainingStopped, exit_status
 from lab_utils.config import RunConfig, read_config
 from lab_utils.runs import RunDirectory
-
-SCRIPT = REPOSITORY / "scripts" / "train.py"
-
+from lab_utils.training import stages
 
 
 @pytest.fixture
@@ -29,27 +27,20 @@ def calls(monkeypatch):
             (Path(output_dir) / "model").mkdir(parents=True, exist_ok=True)
             return RunDirectory(output_dir)
 
-        return SimpleNamespace(train=train)
-
-    class Evaluated:
-        def __init__(self, source):
-            self.source = source
-
-        def save(self, path):
-            recorded.append(("saved", Path(path)))
+        return train
 
     def evaluate_run(source, config):
         recorded.append(("evaluate", Path(source)))
-        return Evaluated(source)
+        return SimpleNamespace(save=lambda path: recorded.append(("saved", Path(path))))
 
-    for name in ("sft", "grpo", "ppo"):
-        monkeypatch.setitem(sys.modules, f"lab_utils.training.{name}", stage(name))
+    monkeypatch.setattr(stages, "TRAIN", {name: stage(name) for name in stages.TRAIN})
     monkeypatch.setattr("lab_utils.evaluation.evaluate_run", evaluate_run)
     return recorded
 
 
 def train(*arguments) -> int:
-    return train_script.main(["--recipe", "countdown-grpo", "--hardware", "smoke", *map(str, arguments)])
+    words = ["--recipe", "countdown-grpo", "--hardware", "smoke", *map(str, arguments)]
+    return exit_status(lambda: train_script.main(words))
 
 
 def test_each_stage_starts_from_the_model_of_the_one_before(calls, tmp_path):
@@ -70,13 +61,11 @@ def test_resume_is_passed_on_to_every_stage(calls, tmp_path):
     assert [call[3] for call in calls] == [False, False, True, True]
 
 
-def test_a_stop_is_no_failure_and_nothing_comes_after_it(calls, tmp_path, capsys, monkeypatch):
-    from lab_utils import TrainingStopped
-
+def test_a_stop_is_no_failure_and_ends_the_script(calls, tmp_path, capsys, monkeypatch):
     def stopped(config, output_dir, *, model=None, resume=False):
         raise TrainingStopped("SFT was stopped by SIGTERM after step 2 of 6.")
 
-    monkeypatch.setattr(sys.modules["lab_utils.training.sft"], "train", stopped)
+    monkeypatch.setitem(stages.TRAIN, "sft", stopped)
     assert train("--output-dir", tmp_path / "out", "--evaluate", "--export", tmp_path / "export") == 0
     assert "stopped by SIGTERM after step 2 of 6" in capsys.readouterr().out
     assert calls == [] and not (tmp_path / "export").exists()
@@ -94,11 +83,6 @@ def test_export_writes_the_last_stages_model_before_the_evaluation(calls, tmp_pa
                          ("evaluate", out / "grpo")]
 
 
-def test_evaluation_after_training(calls, tmp_path):
-    assert train("--output-dir", tmp_path, "--evaluate") == 0
-    assert calls[2:] == [("evaluate", tmp_path / "sft"), ("evaluate", tmp_path / "grpo")]
-
-
 def test_evaluation_only(calls, tmp_path, capsys):
     assert train("--output-dir", tmp_path / "a", "--evaluate-only", "--model", "tiny") == 0
     assert calls == [("evaluate", Path("tiny")), ("saved", tmp_path / "a" / "eval.json")]
@@ -107,10 +91,10 @@ def test_evaluation_only(calls, tmp_path, capsys):
     assert train("--output-dir", tmp_path / "b", "--evaluate-only", "--stages", "sft") == 0
     assert calls == [("evaluate", tmp_path / "b" / "sft")], "evaluate_run writes eval.json into a run directory itself"
     assert train("--output-dir", tmp_path / "c", "--evaluate-only") == 2
-    assert "No trained model in" in capsys.readouterr().err
+    assert "No trained model in" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
-def test_set_limit_and_stages_reach_the_configuration(tmp_path):
+def test_set_limit_and_stages_reach_the_configuration():
     arguments = train_script.parse_arguments(
         ["--recipe", "gsm8k-grpo", "--hardware", "cpu", "--set", "grpo.beta=0.04", "--set", "grpo.learning_rate=1e-5",
          "--limit", "100", "--stages", "sft,grpo"]
@@ -124,15 +108,9 @@ def test_set_limit_and_stages_reach_the_configuration(tmp_path):
     ("arguments", "parts"),
     [
         (["--set", "grpo.bata=1"], ["grpo.bata", "Did you mean grpo.beta?"]),
-        (["--set", "grpo.num_generations=7"], ["grpo.num_generations = 7", "would do: 8"]),
-        (["--set", "grpo.beta"], ["KEY=VALUE"]),
         (["--stages", "sft,gppo"], ["'gppo'", "Did you mean"]),
-        (["--stages", "grpo,sft"], ["sft first"]),
         (["--stages", ""], ["stages = []"]),
         (["--limit", "0"], ["task.train_limit = 0", "at least 1"]),
-        (["--limit", "many"], ["task.train_limit = 'many'", "whole number"]),
-        (["--hardware", "smok"], ["Did you mean smoke?"]),
-        (["--recipe", "countdown"], ["Did you mean countdown-"]),
         (["--set", "task.source=nowhere.jsonl"], ["nowhere.jsonl", "hub"]),
     ],
 )
@@ -176,24 +154,22 @@ def test_a_gpu_run_says_what_it_will_take(calls, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("lab_utils.machine.gpu.check_machine", lambda config: None)
     assert train("--output-dir", tmp_path, "--hardware", "a10g", "--set", "task.source=synthetic") == 0
     printed = capsys.readouterr().out
-    assert "untested on hardware" in printed and "grpo: 11.0 to 14.5 GB" in printed and "vLLM 7.2" in printed
+    assert "Estimated" in printed and "grpo: " in printed
 
 
-def test_errors_that_are_not_the_learners_keep_their_traceback(calls, tmp_path, monkeypatch):
+def test_a_bug_keeps_its_traceback(calls, tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise ValueError("a bug")
 
-    monkeypatch.setitem(sys.modules, "lab_utils.training.sft", SimpleNamespace(train=fails))
+    monkeypatch.setitem(stages.TRAIN, "sft", fails)
     with pytest.raises(ValueError, match="a bug"):
         train("--output-dir", tmp_path)
 
 
 @pytest.mark.component
 def test_a_recipe_runs_from_the_command_line(tmp_path):
-    if not TINY_MODEL.is_dir():
-        pytest.skip("the tiny model has not been built (scripts/build_tiny_model.py)")
-    command = [sys.executable, SCRIPT, "--recipe", "countdown-grpo", "--hardware", "smoke", "--output-dir", tmp_path,
-               "--evaluate"]
+    command = [sys.executable, "scripts/train.py", "--recipe", "countdown-grpo", "--hardware", "smoke", "--output-dir",
+               tmp_path, "--evaluate"]
     done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

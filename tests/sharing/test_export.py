@@ -1,4 +1,4 @@
-"""What is shared: a folder that loads by itself and answers as the run does, an honest card, and no token anywhere."""
+"""Exports load without the workshop and answer as the run does, the card is honest, and no message shows the token."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab_utils import TINY_MODEL
+from lab_utils import TINY_MODEL, exit_status
 from lab_utils import config as configuration
 from lab_utils.evaluation import Evaluation
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
@@ -21,7 +21,6 @@ from lab_utils.sharing import export
 from lab_utils.sharing.export import ExportError, describe, export_run, model_card, push_to_hub, zip_folder
 
 TOKEN = "hf_thisIsASecret"
-
 
 
 def make_run(folder: Path, **overrides) -> RunDirectory:
@@ -38,7 +37,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """What an export leaves, for tests that do not load it."""
+    """An exported folder, for tests that do not load it."""
     folder = tmp_path / "exported"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"0" * 2000)
@@ -82,24 +81,27 @@ def test_an_adapter_is_merged_and_the_export_loads_by_itself(tmp_path):
         assert {f"out/{path.name}" for path in folder.iterdir()} <= set(archive.namelist())
 
 
-def test_nothing_is_overwritten_and_a_run_without_a_model_is_named(run, tmp_path, folder):
+def test_an_export_overwrites_nothing_and_needs_a_trained_model(run, tmp_path, folder):
     with pytest.raises(ExportError, match="not empty"):
         export_run(run, folder)
+    with pytest.raises(ExportError, match="Cannot write to"):
+        export_run(run, folder / "README.md")
     shutil.rmtree(run.model_dir)
-    with pytest.raises(ExportError, match="no trained model yet"):
+    with pytest.raises(ExportError, match="has no trained model"):
         export_run(run, tmp_path / "out")
 
 
 # --- The card --------------------------------------------------------------------------------------------------------
 
 
-def test_the_card_says_data_recipe_metrics_and_limits(run):
+def test_the_card_reports_data_recipe_metrics_and_limits(run):
     evaluation().save(run.evaluation_path)
     _, metadata, text = model_card(run).split("---\n", 2)
     metadata = yaml.safe_load(metadata)
     assert metadata["license"] == "mit" and metadata["tags"] == ["trl", "grpo", "countdown"]
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.75
     for part in ("# countdown-grpo\n", "SFT and then GRPO", "synthetic Countdown problems, at most 64 problems",
+                 "exactly once, with", "> **user:** ", "\n- reward: ", "\nmax_steps: ",
                  "0.1 · format_reward + 1 · equation_reward", "tier `smoke`, seed 0", "| 75.0% [", "| 100.0% |",
                  "4 problems of the test split", "No figure here carries over", "it has learned nothing"):
         assert part in text, part
@@ -107,7 +109,7 @@ def test_the_card_says_data_recipe_metrics_and_limits(run):
 
 def test_a_card_without_evaluation_claims_nothing(run):
     card = model_card(run)
-    assert "Nothing was measured" in card and "model-index" not in card and "%" not in card
+    assert "None: this run was not evaluated." in card and "model-index" not in card and "%" not in card
 
 
 def test_a_card_names_the_base_on_the_hub_and_no_local_path(tmp_path):
@@ -167,15 +169,15 @@ def test_a_refusal_does_not_show_the_token(hub, folder):
     assert refused.value.__suppress_context__ and TOKEN not in str(refused.value)
 
 
-@pytest.mark.parametrize("name, message", [("my-model", "YOUR-NAME/MODEL-NAME"), ("me/my model", "no name"),
-                                           ("a/b/c", "no name")])
+@pytest.mark.parametrize("name, message", [("my-model", "YOUR-NAME/MODEL-NAME"), ("me/my model", "not a valid name"),
+                                           ("a/b/c", "not a valid name")])
 def test_a_bad_name_is_refused_before_anything_is_sent(hub, folder, name, message):
     with pytest.raises(ExportError, match=message):
         push_to_hub(folder, name)
     assert hub.calls == []
 
 
-def test_no_token_and_no_model_are_named(hub, folder, monkeypatch):
+def test_a_missing_token_or_model_is_reported(hub, folder, monkeypatch):
     monkeypatch.setattr(export, "get_token", lambda: None)
     with pytest.raises(ExportError, match="hf auth login"):
         push_to_hub(folder, "me/my-model")
@@ -189,17 +191,11 @@ def test_no_token_and_no_model_are_named(hub, folder, monkeypatch):
 
 
 @pytest.mark.component
-def test_the_script_exports_zips_and_says_what_it_would_push(run, tmp_path, hub, capsys):
+def test_the_script_exports_zips_and_lists_what_it_would_push(run, tmp_path, hub, capsys):
     arguments = [str(run.path), "--output-dir", str(tmp_path / "out"), "--zip", "--push-to", "me/it", "--dry-run"]
-    assert script.main(arguments) == 0
+    script.main(arguments)
     told = capsys.readouterr().out
     assert "the model card" in told and "out.zip" in told and "would upload" in told and hub.calls == []
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "qwen2"
-    assert script.main(arguments) == 2, "the folder is there already"
+    assert exit_status(lambda: script.main(arguments)) == 2
     assert "not empty" in capsys.readouterr().err
-
-
-def test_the_script_refuses_a_dry_run_of_nothing():
-    with pytest.raises(SystemExit) as stopped:
-        script.main(["run", "--output-dir", "out", "--dry-run"])
-    assert stopped.value.code == 2

@@ -1,4 +1,4 @@
-"""Serving with transformers' own server, and what is asked and refused; tests/vllm_cpu has vLLM's."""
+"""Serving with transformers' own server, its errors, and vLLM's command; tests/vllm_cpu runs vLLM."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import serve as serve_script
 from transformers.utils.import_utils import is_serve_available
 from trl.import_utils import is_vllm_available
 
-from lab_utils import TINY_MODEL
+from lab_utils import TINY_MODEL, exit_status
 from lab_utils import config as configuration
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.runs import RunDirectory
@@ -19,8 +19,6 @@ from lab_utils.sharing import serving
 from lab_utils.sharing.chat import append_jsonl, chat_records
 from lab_utils.sharing.serving import ServingError
 from lab_utils.tasks import load_task
-
-NOBODY = "http://127.0.0.1:9"  # the discard port: no server listens there
 
 
 @pytest.fixture
@@ -43,18 +41,18 @@ def test_a_served_model_answers_as_it_does_here(run, tmp_path, capsys):
         output = tmp_path / "chat.jsonl"
         arguments = [str(run.path), "--server", url, "--question", "3 7 25 46", "--output", str(output),
                      "--temperature", "0"]
-        assert chat_script.main(arguments) == 0
-        with pytest.raises(ServingError, match="no LoRA adapter"):
+        chat_script.main(arguments)
+        with pytest.raises(ServingError, match="refused /v1/chat/completions"):
+            serving.ask(url, [], model="another/model", max_new_tokens=32)
+        with pytest.raises(ServingError, match="not a LoRA adapter"):
             serving.swap_adapter(url, run.model_dir)
     base, trained = (json.loads(line) for line in output.read_text().splitlines())
     assert (base["model"], trained["model"]) == ("tiny", str(run.path))
     assert base["response"] == trained["response"] == here.text, "the same model, here and on the server"
-    with pytest.raises(ServingError, match="No server answers"):
-        serving.ask(url, prompt, max_new_tokens=32)
 
 
 def test_transformers_does_not_take_the_reasoning_out_of_the_response(run, monkeypatch):
-    """What it does with Qwen models by itself, with "qwen2" among them, is checked first."""
+    """First check that it removes the reasoning of Qwen models by default."""
     from transformers.cli.serving.utils import _RESPONSE_TEMPLATE_FALLBACKS
 
     monkeypatch.setattr(serving, "backend", lambda: "transformers")
@@ -84,21 +82,22 @@ def test_vllm_serves_an_adapter_beside_its_base_and_can_swap_it(run, monkeypatch
     assert written["eos_token_id"] == [846, 848] and not {"temperature", "top_p", "repetition_penalty"} & set(written)
 
 
-def test_nothing_to_serve_with_says_what_to_install(run, monkeypatch, capsys):
+def test_without_a_server_the_message_says_what_to_install(run, monkeypatch, capsys):
     monkeypatch.setattr(serving, "is_vllm_available", lambda: False)
     monkeypatch.setattr(serving, "is_serve_available", lambda: False)
-    assert serve_script.main(["start", str(run.path)]) == 2
+    assert exit_status(lambda: serve_script.main(["start", str(run.path)])) == 2
     assert "pip install -r setup/requirements/serve.txt" in capsys.readouterr().err
 
 
-def test_a_server_that_is_not_there_is_named(run, tmp_path, capsys):
-    assert chat_script.main([str(run.path), "--server", NOBODY, "--question", "3 7 25 46"]) == 2
-    assert f"No server answers at {NOBODY}" in capsys.readouterr().err
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny"}')
-    assert serve_script.main(["swap", str(adapter), "--server", NOBODY]) == 2
-    assert f"No server answers at {NOBODY}" in capsys.readouterr().err
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:port", "no-protocol"])  # 9: discard
+def test_a_server_that_does_not_answer_is_named(run, tmp_path, capsys, url):
+    output = str(tmp_path / "chat.jsonl")
+    chat = [str(run.path), "--server", url, "--question", "3 7 25 46", "--output", output]
+    assert exit_status(lambda: chat_script.main(chat)) == 2
+    assert f"No server answers at {url}" in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny"}')
+    assert exit_status(lambda: serve_script.main(["swap", str(tmp_path), "--server", url])) == 2
+    assert f"No server answers at {url}" in capsys.readouterr().err
 
 
 def test_a_server_that_does_not_start_shows_its_log(run, monkeypatch):

@@ -61,5 +61,5 @@ def test_an_adapter_is_swapped_without_a_restart(server, runs, prompt):
 def test_a_refusal_of_the_server_names_its_cause(server, prompt):
     with pytest.raises(ServingError, match="unknown-model"):
         ask(server, prompt, model="unknown-model", max_new_tokens=TOKENS)
-    with pytest.raises(ServingError, match="no LoRA adapter"):
+    with pytest.raises(ServingError, match="not a LoRA adapter"):
         swap_adapter(server, "tiny")
