@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
-from lab_utils import TrainingStopped, WorkshopError, exit_status
+from lab_utils import WorkshopError, exit_status
 from lab_utils import config as configuration
 from lab_utils.config import RunConfig
 from lab_utils.config.schema import Stage
@@ -133,11 +133,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"Estimated, untested on hardware:\n{memory.describe(sized)}")
     if arguments.evaluate_only:
         evaluate(config, output_dir, arguments.model, arguments.resume)
-        return
-    try:
+    else:
         train(config, output_dir, arguments, first_process)
-    except TrainingStopped as stopped:
-        print(stopped)
 
 
 if __name__ == "__main__":
