@@ -8,7 +8,7 @@ import measure_learning
 import pytest
 
 from lab_utils import rewards
-from lab_utils.config import ConfigError, load, recipe_names
+from lab_utils.config import ConfigError, load
 from lab_utils.models import export_model
 from lab_utils.runs import RunDirectory
 from lab_utils.training import stages
@@ -44,12 +44,6 @@ def test_a_recipe_without_warm_up_starts_from_its_own_model(trained, tmp_path):
     config = load("gsm8k-grpo", "a100")
     assert stages.start_model(config, tmp_path, "grpo") == "Qwen/Qwen2.5-0.5B-Instruct"
     assert trained == []
-
-
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_the_random_control_has_no_reward_for_correctness(recipe):
-    control = {function.__name__ for function in measure_learning.with_random_correctness(load(recipe, "smoke"))}
-    assert "random_reward" in control and not control & set(rewards.CORRECTNESS)
 
 
 def test_a_reward_whose_value_depends_on_correctness_is_declared_to_do_so():
