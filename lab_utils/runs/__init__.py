@@ -3,16 +3,19 @@
 from .callbacks import MetricsCallback, PrintMetricsCallback, ProgressCallback, parse_metrics_line, report_to
 from .directory import (
     TIMING_COLUMNS,
+    VALUE_HEAD_FILE,
     RunDirectory,
     RunDirectoryError,
     checkpoint_problem,
     describe_environment,
     model_of,
     write_atomically,
+    written_whole,
 )
 
 __all__ = [
     "TIMING_COLUMNS",
+    "VALUE_HEAD_FILE",
     "MetricsCallback",
     "PrintMetricsCallback",
     "ProgressCallback",
@@ -24,4 +27,5 @@ __all__ = [
     "parse_metrics_line",
     "report_to",
     "write_atomically",
+    "written_whole",
 ]

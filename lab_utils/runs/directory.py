@@ -15,9 +15,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
+import uuid
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,8 @@ from ..config import RunConfig, read_config
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "bitsandbytes", "vllm")
 
+VALUE_HEAD_FILE = "value_head.safetensors"  # PPO's critic, beside the model and in every checkpoint
+
 # Metrics that measure the machine, not the model: they differ between two runs of the same seed.
 TIMING_COLUMNS = ("seconds", "step_time")
 
@@ -39,11 +45,51 @@ class RunDirectoryError(WorkshopError):
     """A run directory cannot be used; the message says what was found and what to do."""
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write a file or folder to; it takes the place of `path` when the block ends.
+
+    A process that is killed, or a full disk, leaves the old content, the new content or (a folder only) nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        flush_to_disk(temporary)
+        if path.is_dir():  # a folder with content cannot be replaced in one step
+            remove_folder(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.is_file():  # rmtree removes folders only
+            temporary.unlink()
+    flush_to_disk(path.parent, files=False)
+
+
+def flush_to_disk(path: Path, files: bool = True) -> None:
+    """Wait until a file, or a folder with its files, is on the disk, so that it survives a power cut."""
+    within = [file for file in path.rglob("*") if file.is_file()] if files else []
+    for place in [*within, path]:
+        if os.name != "nt" or place.is_file():  # Windows opens no folders
+            descriptor = os.open(place, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it exists, without ever leaving a part of it under its name."""
+    if path.is_dir():
+        temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+        os.replace(path, temporary)
+        shutil.rmtree(temporary)
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file, so that a killed process leaves the old or the new content."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    """Write `text` to `path` so that a killed process leaves the old or the new content."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -155,9 +201,19 @@ class RunDirectory:
 
     @property
     def has_model(self) -> bool:
-        """Say whether the trained model is complete: a run can be killed while it is written."""
-        weights = list(self.model_dir.glob("*.safetensors"))
-        return bool(weights) and all(map(_is_complete, weights))
+        """Say whether the trained model is complete; its folder appears only when all of its files are written."""
+        return self.model_problem is None
+
+    @property
+    def model_problem(self) -> str | None:
+        """Return what is missing or damaged in the trained model, or None."""
+        names = {path.name for path in self.model_dir.glob("*")}
+        needed = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+        needed += ["adapter_model.safetensors"] if "adapter_config.json" in names else ["config.json"]
+        if any(self.checkpoints_dir.glob(f"checkpoint-*/{VALUE_HEAD_FILE}")):  # a PPO run
+            needed.append(VALUE_HEAD_FILE)
+        missing = [name for name in needed if name not in names]
+        return f"{missing[0]} is missing" if missing else _weights_problem(self.model_dir)
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -246,8 +302,11 @@ class RunDirectory:
 
 def model_of(source: str | os.PathLike) -> str:
     """Return the model that `source` means: a run directory's trained model, or itself (a model's path or name)."""
-    model = RunDirectory(source).model_dir
-    return str(model if model.is_dir() else source)
+    run = RunDirectory(source)
+    if run.model_dir.is_dir() and not run.has_model:
+        raise RunDirectoryError(f"The model in {run.model_dir} is not complete ({run.model_problem}): resume the run "
+                                "with --resume, which saves the model again.")
+    return str(run.model_dir if run.has_model else source)
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -277,10 +336,20 @@ def checkpoint_problem(checkpoint: Path) -> str | None:
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
         if not (checkpoint / name).exists():
             return f"{name} is missing"
-    weights = sorted(checkpoint.glob("*.safetensors"))
-    if not weights:
+    if problem := _weights_problem(checkpoint):
+        return problem
+    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]):
+        if not zipfile.is_zipfile(path):  # torch.save writes a zip file, whose directory comes last
+            return f"{path.name} is truncated or damaged"
+    return None
+
+
+def _weights_problem(folder: Path) -> str | None:
+    """Return what is wrong with the weights and the JSON files in a folder, or None."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not [path for path in weights if path.name != VALUE_HEAD_FILE]:
         return "the model file (*.safetensors) is missing"
-    for path in sorted(checkpoint.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -291,9 +360,6 @@ def checkpoint_problem(checkpoint: Path) -> str | None:
                 return f"{sorted(missing)[0]} is missing"
     for path in weights:
         if not _is_complete(path):
-            return f"{path.name} is truncated or damaged"
-    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]):
-        if not zipfile.is_zipfile(path):  # torch.save writes a zip file, whose directory comes last
             return f"{path.name} is truncated or damaged"
     return None
 

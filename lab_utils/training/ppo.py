@@ -24,10 +24,8 @@ from trl import GRPOConfig
 from trl.trainer.utils import use_adapter
 
 from ..config import RunConfig
-from ..runs import RunDirectory
+from ..runs import VALUE_HEAD_FILE, RunDirectory
 from .rl import RLTrainer, rl_arguments, train_rl
-
-VALUE_HEAD_FILE = "value_head.safetensors"
 
 # --- The algorithm ---------------------------------------------------------------------------------------------------
 

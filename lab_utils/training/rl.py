@@ -35,7 +35,7 @@ from .. import TrainingStopped, WorkshopError
 from .. import rewards as reward_functions
 from ..config import ConfigError, PPOSettings, RLSettings, RunConfig
 from ..models import adapter_base, load_model, load_tokenizer, lora_config, on_gpu
-from ..runs import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, report_to
+from ..runs import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, report_to, written_whole
 from ..sampling.local import rollout
 from ..tasks import Task, completion_text, load_task
 from .stopping import StopOnSIGTERM
@@ -320,12 +320,19 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
             for name, weight in trainer.model.named_parameters():
                 if not name.startswith("critic."):
                     weight.data = weight.data.to(getattr(torch, config.model.dtype))
-        trainer.save_model(str(run.model_dir))
+        save_model(trainer, run)
         trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
     if stop.stopped:
         raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
                               f"{state.max_steps}. That step is saved in {run.checkpoints_dir}: resume with --resume.")
     return run
+
+
+def save_model(trainer: Trainer, run: RunDirectory) -> None:
+    """Write RUN/model with all of its files, or leave it as it was; of several processes, the first writes."""
+    if trainer.args.should_save:
+        with written_whole(run.model_dir) as folder:
+            trainer.save_model(str(folder))
 
 
 def is_finished(run: RunDirectory, arguments: TrainingArguments) -> bool:

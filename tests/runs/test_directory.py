@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from lab_utils import TINY_MODEL
 from lab_utils import config as configuration
 from lab_utils.runs import (
     TIMING_COLUMNS,
@@ -43,7 +45,7 @@ def test_create_writes_config_and_environment(run, config):
     environment = run.environment()
     assert environment["packages"]["torch"] == torch.__version__ and environment["cpu_count"] >= 1
     assert str(run.path) not in json.dumps(environment) and "/home" not in json.dumps(environment)
-    assert not list(run.path.glob("*.tmp"))
+    assert not list(run.path.glob("*.tmp-*"))
 
 
 def test_create_refuses_a_directory_that_holds_something_and_leaves_it_alone(config, tmp_path):
@@ -80,7 +82,7 @@ def test_reading_what_is_not_there_says_so(tmp_path):
 
 def test_model_of_a_run_and_of_anything_else(run):
     assert model_of(run.path) == str(run.path)  # not trained yet
-    run.model_dir.mkdir()
+    shutil.copytree(TINY_MODEL, run.model_dir)
     assert model_of(run.path) == str(run.model_dir)
     assert model_of("tiny") == "tiny"
 
