@@ -18,7 +18,7 @@ for argument in "$@"; do
     case $argument in
         --dev) dev=yes ;;
         --print-python) print_python=yes ;;
-        *) echo "create_env.sh: unknown option '$argument'. The options are --dev and --print-python." >&2; exit 2 ;;
+        *) echo "create_env.sh: unknown option '$argument': use --dev or --print-python." >&2; exit 2 ;;
     esac
 done
 
