@@ -54,7 +54,8 @@ def architecture(name: str) -> PretrainedConfig:
                     num_attention_heads=heads, num_key_value_heads=key_heads, head_dim=head, tie_word_embeddings=True)
     location = model_location(name)
     try:
-        return AutoConfig.from_pretrained(model_location(adapter_base(location) or location))
+        return AutoConfig.from_pretrained(model_location(adapter_base(location) or location),
+                                          trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelLoadError(
             f"The size of the model {name!r} is not known ({str(error).strip().splitlines()[0][:200]}): choose a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,11 @@ def adapter_base(location: str) -> str | None:
     path = Path(location) / "adapter_config.json"
     if not path.is_file():
         return None
-    base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        base = str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError):
+        raise ModelLoadError(f"{path} is damaged, or does not name its base model: copy the adapter again, or resume "
+                             "the run that made it with --resume.") from None
     # On another machine the workshop's own model has another path.
     return str(TINY_MODEL) if Path(base).parts[-2:] == TINY_MODEL.parts[-2:] else base
 
@@ -60,9 +65,12 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model ("tiny", a path or a Hub id)."""
     location = model_location(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    except Exception as error:  # damaged files raise errors of every kind
         raise _load_error("tokenizer", name, error) from error
+    if tokenizer.chat_template is None:
+        raise ModelLoadError(f"The tokenizer of {str(name)!r} has no chat template, so it cannot ask questions: give "
+                             "an instruct model, such as Qwen/Qwen2.5-0.5B-Instruct.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -87,7 +95,8 @@ def load_model(name: str | Path, settings: ModelSettings | None = None, *,
     """
     location = model_location(name)
     base = adapter_base(location)
-    arguments = {"dtype": torch.float32, "use_safetensors": True}
+    arguments = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False,
+                 "output_loading_info": True}
     if settings is not None:
         arguments["dtype"] = getattr(torch, settings.dtype)
         if settings.load_in_4bit:
@@ -97,21 +106,40 @@ def load_model(name: str | Path, settings: ModelSettings | None = None, *,
     if settings is not None and on_gpu(settings):
         arguments["device_map"] = {"": local_gpu()}
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_location(base or location), **arguments)
+        model, report = AutoModelForCausalLM.from_pretrained(model_location(base or location), **arguments)
         if base is not None:
             stays = train_adapter or (settings is not None and settings.load_in_4bit)
-            model = PeftModel.from_pretrained(model, location, is_trainable=train_adapter)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                model = PeftModel.from_pretrained(model, location, is_trainable=train_adapter)
             model = model if stays else model.merge_and_unload()
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # damaged files raise errors of every kind
         if base is not None and Path(base).is_absolute() and not Path(base).exists():
             raise ModelLoadError(f"{name} is a LoRA adapter on the model {base}, which is missing here, because the "
                                  "adapter was trained on another machine: get the whole model from there (train.py "
                                  "--export, or the model.tar.gz of a SageMaker job).") from error
         raise _load_error("model", name, error) from error
     tokenizer = load_tokenizer(name)
+    if problem := _weights_problem(model, report, tokenizer):
+        raise ModelLoadError(f"The model {str(name)!r} is damaged, or its files belong to different models: {problem}. "
+                             "Copy or download it again; if a run of yours made it, resume that run with --resume.")
     model.generation_config.eos_token_id = end_token_ids(model.config, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _weights_problem(model: PreTrainedModel | PeftModel, report: dict,
+                     tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return why loaded weights cannot be used, or None. transformers fills missing ones with random numbers."""
+    for kind in ("missing", "unexpected"):
+        if names := sorted(report[f"{kind}_keys"]):
+            return f"{len(names)} {kind} weights, such as {names[0]}"
+    if len(tokenizer) > (known := model.get_input_embeddings().num_embeddings):
+        return f"the tokenizer has {len(tokenizer)} tokens and the model {known}"
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            return f"{name} has values that are NaN or infinite"
+    return None
 
 
 def on_gpu(settings: ModelSettings) -> bool:
@@ -171,7 +199,10 @@ def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError
     def caused_by(*kinds: type[Exception]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    if caused_by(torch.OutOfMemoryError):
+    if "trust_remote_code" in str(error):
+        reason = "it brings its own program code, which the workshop never runs."
+        step = "Choose a model of an architecture that transformers has, such as Qwen/Qwen2.5-0.5B-Instruct."
+    elif caused_by(torch.OutOfMemoryError):
         step = ("The GPU has no room for it: free what another process or an earlier model holds (nvidia-smi "
                 "shows which; restart the notebook's kernel), or use a smaller model.")
     elif caused_by(ImportError):

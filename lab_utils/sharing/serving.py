@@ -95,7 +95,7 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
         command += ["--model", "trained", "--served-model-name", "trained"]
         return ServerCommand("vLLM", command, {}, folder)
     location = model_location(base)
-    ends = end_token_ids(AutoConfig.from_pretrained(location), load_tokenizer(model))
+    ends = end_token_ids(AutoConfig.from_pretrained(location, trust_remote_code=False), load_tokenizer(model))
     GenerationConfig(eos_token_id=ends).save_pretrained(folder)
     rank = json.loads((model / "adapter_config.json").read_text(encoding="utf-8"))["r"]
     most = next((most for most in LORA_RANKS if most >= rank), rank)
