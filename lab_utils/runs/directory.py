@@ -259,7 +259,7 @@ class RunDirectory:
         A checkpoint that was being written when the process was killed is skipped, with a warning that names it.
 
         Raises:
-            RunDirectoryError: there are checkpoints and none of them is complete.
+            RunDirectoryError: there are checkpoints, and all of them were damaged later.
         """
         found = [p for p in self.checkpoints_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
         found.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
@@ -268,7 +268,9 @@ class RunDirectory:
             if problem is None:
                 return checkpoint
             warnings.warn(f"{checkpoint} is skipped: {problem}.", stacklevel=2)
-        if found:
+        if found and not any(map(_was_finished, found)):
+            warnings.warn(f"The run in {self.path} was stopped in its first checkpoint: it starts over.", stacklevel=2)
+        elif found:
             raise RunDirectoryError(
                 f"None of the {len(found)} checkpoints in {self.checkpoints_dir} is complete (newest: {found[0].name}, "
                 f"{checkpoint_problem(found[0])}): start again in another directory, or delete {self.path} first."
@@ -329,6 +331,14 @@ def _changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
         changed = [_changed_keys(old.get(key), new.get(key), f"{prefix}.{key}".strip(".")) for key in old | new]
         return sum(changed, [])
     return [] if old == new else [prefix]
+
+
+def _was_finished(checkpoint: Path) -> bool:
+    """Say whether a checkpoint was ever complete: the Trainer writes trainer_state.json last."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
 
 
 def checkpoint_problem(checkpoint: Path) -> str | None:

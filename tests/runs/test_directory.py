@@ -222,9 +222,22 @@ def test_a_damaged_checkpoint_is_skipped(config, tmp_path, name, damage, problem
     with pytest.warns(UserWarning, match=f"checkpoint-6 is skipped: .*{problem}"):
         assert run.last_checkpoint().name == "checkpoint-4"
     for checkpoint in run.checkpoints_dir.iterdir():
-        (checkpoint / "trainer_state.json").write_text("{")
+        (checkpoint / "optimizer.pt").write_text("{")
     with pytest.warns(UserWarning), pytest.raises(RunDirectoryError, match="None of the 3 checkpoints .* is complete"):
         run.last_checkpoint()
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_st'])
+def test_a_run_killed_in_its_first_checkpoint_starts_over(run, state):
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, interrupt_at=3)
+    [checkpoint] = run.checkpoints_dir.iterdir()
+    (checkpoint / "trainer_state.json").unlink()
+    if state is not None:
+        (checkpoint / "trainer_state.json").write_text(state)
+    with pytest.warns(UserWarning, match="was stopped in its first checkpoint: it starts over"):
+        fit(run)
+    assert run.metrics()["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_no_checkpoint_yet_is_no_error(run):
