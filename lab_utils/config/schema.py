@@ -203,7 +203,6 @@ class Tier(Section):
     gpus: CountOrZero  # one training process each
     memory_gb: Positive  # of one GPU, or of the machine if gpus is 0
     tflops: Positive | None = None  # peak rate of one GPU in half precision (dense), from its data sheet
-    bandwidth: Positive | None = None  # GB/s between one GPU and its memory, from its data sheet
     based_on: str | None = None  # another tier, whose settings this one changes
     base_model_needs_sft: bool = False  # put an sft stage first if the recipe has none
     set: dict[str, Any] = {}

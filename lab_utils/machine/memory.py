@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ..config import ConfigError, RunConfig, load_tier
 from ..models import ModelLoadError, adapter_base, model_location
 
-# Assumptions, as (low, high). None of them was measured on a GPU.
+# Assumptions, as (low, high). None of them was measured on a GPU; KEPT was counted with autograd on a CPU.
 LENGTH = (0.5, 1.0)  # of prompts and completions, as a share of the longest that the settings allow
-KEPT = {True: (2, 6), False: (25, 40)}  # numbers kept a token, layer and hidden unit, with and without checkpointing
+KEPT = {True: (2, 6), False: (25, 40)}  # numbers per token, layer and hidden unit, with and without checkpointing
 OVERHEAD_GB = (0.5, 4.0)  # CUDA context, workspaces, fragmentation, pieces of the logits, vLLM's CUDA graphs
 EFFICIENCY = (0.45, 0.15)  # share of the GPU's peak rate that training reaches
 TOKEN_MS = {"transformers": (30.0, 100.0), "vllm": (5.0, 15.0)}  # sampling one token of every row of a rollout
@@ -89,7 +89,7 @@ def longest(config: RunConfig, stage: str) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """GB of one GPU (or of the machine, on a CPU tier) that a stage takes."""
+    """What a stage takes of one GPU (on a CPU tier, of the machine), in GB."""
 
     held: dict[str, float]  # exact, by part, in the phase that holds most: the rollout or the update
     least: float  # the sum of these: the exact lower bound

@@ -18,9 +18,8 @@ def model(tmp_path_factory) -> Path:
 
 
 def case(model: Path, **changes) -> Case:
-    values = {"stage": "grpo", "engine": "transformers", "batch_size": 8, "rollout": 8, "completion": 32, "steps": 1,
-              "hardware": "smoke", "model": str(model)}
-    return Case(**values | changes)
+    values = {"stage": "grpo", "engine": "transformers", "hardware": "smoke", "model": str(model)}
+    return Case(**{"batch_size": 8, "rollout": 8, "completion": 32, "steps": 1} | values | changes)
 
 
 def test_a_random_model_has_the_shape_and_none_of_the_knowledge(model):
