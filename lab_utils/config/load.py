@@ -47,7 +47,7 @@ def load(
         hardware, reason = detect_hardware()
         if load_tier(hardware).gpus and importlib.util.find_spec("vllm") is None:
             missing = {stage: {"use_vllm": False} for stage in ("grpo", "ppo")}
-            reason += "; vLLM is not installed, so transformers samples, which takes longer"
+            reason += "; vLLM is not installed, so transformers samples, which is slower"
     tier = load_tier(hardware)
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
@@ -104,7 +104,7 @@ def detect_hardware() -> tuple[str, str]:
     import torch  # only "auto" needs it, and importing it takes seconds
 
     if not torch.cuda.is_available():
-        return "cpu", "auto: no CUDA GPU found, so the tiny model trains on the processor"
+        return "cpu", "auto: no CUDA GPU found, so the tiny model trains on the CPU"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
     found = f"auto: found {len(gpus)} × {gpus[0].name} with {memory:.0f} GiB"
@@ -116,7 +116,7 @@ def detect_hardware() -> tuple[str, str]:
         return "t4", f"{found}; GPUs before the Ampere generation have no bfloat16"
     if fitting[-1] == "a10g" and len(gpus) >= 4:
         return "a10g-x4", f"{found}; start with: {launch_command('a10g-x4')} ..."
-    return fitting[-1], found + ("; show torch one of them by CUDA_VISIBLE_DEVICES=0" if len(gpus) > 1 else "")
+    return fitting[-1], found + ("; set CUDA_VISIBLE_DEVICES=0 to use one of them" if len(gpus) > 1 else "")
 
 
 def launch_command(tier: str) -> str:
@@ -132,7 +132,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({error.strerror}): give a YAML file, or one of {', '.join(recipe_names())}."
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML, correct that line: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} contains {shown(values)}: write sections such as 'task:' and 'grpo:'.")
     return values
@@ -177,5 +177,5 @@ def _validated(values: dict[str, Any]) -> RunConfig:
     if found := problems(config, tier):
         raise ConfigError("\n".join(found))
     if tier.gpus == 0 and config.task.source == "hub":
-        warnings.warn("task.source = 'hub' needs a network for its download; 'synthetic' needs none.", stacklevel=3)
+        warnings.warn("task.source = 'hub' downloads the dataset: without a network, use 'synthetic'.", stacklevel=3)
     return config

@@ -38,7 +38,7 @@ def problems(config: RunConfig, tier: Tier) -> list[str]:
 
 def _problem(config: RunConfig, key: str, rule: str, works: Any) -> str:
     value = operator.attrgetter(key)(config)
-    return f"{key} = {shown(value)} must be {rule}: for example {works}."
+    return f"{key} = {shown(value)} must be {rule}: use {works}."
 
 
 def _task_problems(config: RunConfig) -> Iterator[str]:
@@ -54,7 +54,7 @@ def _task_problems(config: RunConfig) -> Iterator[str]:
     fitting = [name for name in REWARDS if task.name in REWARDS[name][0] and task.response_format in REWARDS[name][1]]
     for name, weight in config.rewards.items():
         if name not in REWARDS:
-            yield (f"There is no reward rewards.{name} (its weight: {weight}).{did_you_mean(name, REWARDS)} "
+            yield (f"There is no reward {name!r} (weight {weight:g}).{did_you_mean(name, REWARDS)} "
                    f"Choose from {', '.join(fitting)}.")
         elif name not in fitting:
             column = "nums and target" if name == "equation_reward" else "answer"

@@ -272,7 +272,7 @@ def _explain(section: type[Section], error: Mapping[str, Any]) -> tuple[str, str
     if error["type"] == "missing":
         return key, f"{key} is missing: add it{_one_of(field.annotation)}."
     if error["type"] in ("model_type", "dict_type"):
-        example = f"with keys: {', '.join(fields)}" if fields else "such as {equation_reward: 1.0}"
+        example = f"with the keys {', '.join(fields)}" if fields else "such as {equation_reward: 1.0}"
         return key, f"{key} = {value} must be a section {example}."
 
     rule = field.description or error["msg"].removeprefix("Input should be ")
