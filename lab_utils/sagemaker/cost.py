@@ -1,7 +1,7 @@
-"""What a job costs: prices by instance and region, an estimate where there is something to go by, and the ceiling.
+"""What a job costs: prices by instance and region, an estimated duration, and the ceiling.
 
-instances.yaml ships with the workshop and says when and where each price was captured; `refresh` asks AWS's price list
-and keeps the answer in a cache of yours, which then goes first.
+instances.yaml ships with the workshop and dates each price. `refresh` asks AWS's price list and writes the answer to a
+cache on this machine, which then takes precedence.
 """
 
 from __future__ import annotations
@@ -21,77 +21,80 @@ from .session import SageMakerError
 
 INSTANCES = Path(__file__).with_name("instances.yaml")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rl-workshop" / "sagemaker-prices.yaml"
-ASK_ABOVE = 5.0  # USD: a job that can cost more is asked for
 
 
 @functools.cache
 def known() -> dict[str, Any]:
-    """instances.yaml."""
+    """Return the content of instances.yaml."""
     return yaml.safe_load(INSTANCES.read_text(encoding="utf-8"))
 
 
 def default_instance(hardware: str) -> str:
-    """The instance type for a tier; raises SageMakerError where there is none to recommend."""
-    try:
-        return known()["default_instance"][hardware]
-    except KeyError:
-        raise SageMakerError(f"There is no instance type to recommend for the tier {hardware!r}: SageMaker rents H200 "
-                             "GPUs only by eight. Choose --hardware a100, or name an --instance-type.") from None
+    """Return the instance type for a tier; raise SageMakerError for a tier without one."""
+    if hardware not in known()["default_instance"]:
+        raise SageMakerError(f"The tier {hardware!r} has no default instance type, because SageMaker rents H200 GPUs "
+                             "only by eight: choose --hardware a100, or name an --instance-type.")
+    return known()["default_instance"][hardware]
 
 
 @dataclass(frozen=True)
 class Price:
-    """USD per instance hour on demand, and where that was read."""
+    """USD per instance hour on demand, with its source."""
 
     usd: float
     source: str
 
 
 def price(instance_type: str, region: str) -> Price | None:
-    """The price of an instance hour, or None where it is not known."""
-    if CACHE.is_file():
-        cached = yaml.safe_load(CACHE.read_text(encoding="utf-8"))
-        if (found := cached["usd"].get(region, {}).get(instance_type)) is not None:
-            return Price(found, f"AWS's price list, {cached['captured'][region]}")
+    """Return the price of an instance hour, or None if it is not known."""
+    cached = _cached()
+    if instance_type in cached["usd"].get(region, {}):
+        return Price(cached["usd"][region][instance_type], f"AWS's price list, {cached['captured'][region]}")
     found = known()["instances"].get(instance_type, {}).get("usd", {}).get(region)
     return Price(found[0], known()["sources"][found[1]]) if found else None
 
 
+def _cached() -> dict[str, Any]:
+    if not CACHE.is_file():
+        return {"captured": {}, "usd": {}}
+    return yaml.safe_load(CACHE.read_text(encoding="utf-8"))
+
+
 @dataclass(frozen=True)
 class Cost:
-    """What a job costs, in USD; None where a price or a duration is not known."""
+    """The cost of a job in USD. An unknown price or duration is None."""
 
     price: Price | None
-    hours: tuple[float, float] | None  # least and most
-    estimated: bool  # by lab_utils.machine.memory, not from a run that was timed
+    hours: tuple[float, float] | None  # shortest and longest expected
+    estimated: bool  # calculated, not from a timed run
     ceiling_hours: float
     spot: bool
     where: str  # "ml.g5.2xlarge in us-east-1"
 
     @property
     def ceiling(self) -> float | None:
-        """What it costs if it runs until SageMaker stops it, and stays in the warm pool to its end."""
+        """Return the cost of a job that runs until SageMaker stops it, with its whole time in the warm pool."""
         return self.price and self.price.usd * self.ceiling_hours
 
     def __str__(self) -> str:
         if self.price is None:
-            return (f"Cost: the price of {self.where} is not known here; at most {self.ceiling_hours:g} hours. "
-                    "`launch_sagemaker.py cost --refresh` asks AWS for it.")
+            return (f"Cost: the price of {self.where} is unknown, for at most {self.ceiling_hours:g} hours: run "
+                    "launch_sagemaker.py cost --refresh to ask AWS for it.")
         lines = [f"Cost: {self.where}, {self.price.usd:g} USD an hour ({self.price.source})"]
         if self.hours:
             least, most = (hours * self.price.usd for hours in self.hours)
             lines.append(f"  expected  {self.hours[0]:g} to {self.hours[1]:g} hours, {least:.2f} to {most:.2f} USD"
-                         + (", an estimate: nobody has timed it yet" if self.estimated else ""))
+                         + (", an estimate: this job has not been timed" if self.estimated else ""))
         else:
-            lines.append("  expected  not known")
+            lines.append("  expected  unknown")
         lines.append(f"  ceiling   {self.ceiling_hours:g} hours, {self.ceiling:.2f} USD; SageMaker stops the job then")
         if self.spot:
-            lines.append("  spot      AWS takes off up to 90%, by the day's supply; the sums above are without it")
+            lines.append("  spot      up to 90% cheaper, depending on demand; the sums above are without this discount")
         return "\n".join(lines)
 
 
 def cost_of(job: Any) -> Cost:
-    """The cost of a TrainingJob or EvaluationJob."""
+    """Return the cost of a TrainingJob or EvaluationJob."""
     hours = known()["hours"]
     found = None
     if not any(getattr(job, name, None) for name in ("stages", "limit", "overrides")):  # those change the duration
@@ -126,8 +129,8 @@ def estimated_hours(job: Any) -> tuple[float, float] | None:
 
 
 def refresh(region: str, boto_session: Any) -> dict[str, float]:
-    """Ask AWS's price list for training prices of the known instances in a region, and write them into the cache."""
-    client = boto_session.client("pricing", region_name="us-east-1")  # the price list is served from few regions
+    """Ask AWS's price list for the training prices of the known instances in a region, and write them to the cache."""
+    client = boto_session.client("pricing", region_name="us-east-1")  # few regions serve the price list
     found = {}
     for instance_type in known()["instances"]:
         filters = {"regionCode": region, "instanceName": instance_type, "component": "Training"}
@@ -139,9 +142,9 @@ def refresh(region: str, boto_session: Any) -> dict[str, float]:
                     if dimension["unit"].startswith("Hr") and float(dimension["pricePerUnit"]["USD"]):
                         found[instance_type] = float(dimension["pricePerUnit"]["USD"])
     if not found:
-        raise SageMakerError(f"AWS's price list names no training price in {region}. Is the region right? The prices "
-                             "that ship with the workshop stay in use.")
-    cached = yaml.safe_load(CACHE.read_text(encoding="utf-8")) if CACHE.is_file() else {"captured": {}, "usd": {}}
+        raise SageMakerError(f"AWS's price list has no training prices for the region {region}: check --region. The "
+                             "prices that ship with the workshop stay in use.")
+    cached = _cached()
     cached["captured"][region], cached["usd"][region] = datetime.date.today().isoformat(), found
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     CACHE.write_text(yaml.safe_dump(cached), encoding="utf-8")
@@ -149,12 +152,12 @@ def refresh(region: str, boto_session: Any) -> dict[str, float]:
 
 
 def table(region: str) -> str:
-    """The prices of a region as text."""
+    """Return the prices of a region as text."""
     rows = [f"USD per instance hour in {region}, on demand"]
     for name, facts in known()["instances"].items():
         gpus = f"{facts['gpus']} × {facts['memory_gb']} GB GPU" if facts["gpus"] else f"{facts['memory_gb']} GB, no GPU"
         tiers = ", ".join(tier for tier, instance in known()["default_instance"].items() if instance == name)
         found = price(name, region)
-        usd = f"{found.usd:8.3f}  {found.source}" if found else "       ?  not known: cost --refresh asks AWS"
+        usd = f"{found.usd:8.3f}  {found.source}" if found else "       ?  unknown: cost --refresh asks AWS"
         rows.append(f"{name:18} {gpus:16} {tiers:12} {usd}")
     return "\n".join(rows)

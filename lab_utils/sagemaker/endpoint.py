@@ -1,7 +1,7 @@
 """A trained model behind a real-time endpoint: AWS's vLLM container serves the merged model from S3.
 
-Three things are created, all under one name: a model (container and weights), an endpoint configuration (which
-instance) and the endpoint, which costs money from then on, used or not, until `delete`.
+Three resources are created under one name: a model (container and weights), an endpoint configuration (the instance)
+and the endpoint. The endpoint costs money until `delete`, used or not.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cost
-from .job import PROJECT
-from .preflight import Problem, service_model
+from .job import PROJECT, as_tags
+from .preflight import role_problems, service_model
 from .resources import delete
 from .session import SageMakerError, record
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
 VLLM = "2.6"  # of AWS's container vllm:server-sagemaker-cuda
-CUDA_13_AMI = "al2023-ami-sagemaker-inference-gpu-4-1"  # the machine image with the driver that the container needs
-SERVED_NAME = "rl-workshop"  # what requests call the model
+CUDA_13_AMI = "al2023-ami-sagemaker-inference-gpu-4-1"  # a machine image with the driver that the container needs
+SERVED_NAME = "rl-workshop"  # the model's name in requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,115 +47,102 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an endpoint said."""
+    """The answer of an endpoint."""
 
     text: str
     tokens: int
-    finish_reason: str  # "stop", or "length" where it was cut off
+    finish_reason: str  # "stop", or "length" if it was cut off
 
 
-def deployment_problems(deployment: Deployment) -> list[Problem]:
-    """What is wrong with a deployment, as far as that can be told without AWS."""
-    problems = []
-    enum = service_model().shape_for("ProductionVariantInstanceType").enum
-    facts = cost.known()["instances"].get(deployment.instance_type)
+def deployment_problems(deployment: Deployment) -> list[str]:
+    """Return what is wrong with a deployment, as far as this machine can tell without AWS."""
+    problems, instance = [], deployment.instance_type
+    facts = cost.known()["instances"].get(instance)
     if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", deployment.name):
-        problems.append(Problem(f"The endpoint name {deployment.name!r} must be 1 to 63 letters, digits and hyphens.",
-                                "Give another --name."))
+        problems.append(f"--name {deployment.name!r} is not allowed: give 1 to 63 letters, digits and hyphens.")
     if not re.match(r"s3://[^/]+/.+(\.tar\.gz|/)$", deployment.model):
-        problems.append(Problem(f"The model {deployment.model} is not a model.tar.gz or folder (ending in /) in S3.",
-                                "Give --job NAME of a finished training job, or such an S3 URI as --model."))
-    if deployment.instance_type not in enum:
-        problems.append(Problem(f"There is no instance type {deployment.instance_type!r} for endpoints.",
-                                "Take ml.g5.xlarge, or another with a GPU: `launch_sagemaker.py cost`."))
-    elif not re.match(r"ml\.[gp]\d", deployment.instance_type) or (facts and not facts["gpus"]):
-        problems.append(Problem(f"vLLM needs a GPU, and {deployment.instance_type} has none.", "Take ml.g5.xlarge."))
-    elif re.match(r"ml\.(g4dn|p3)", deployment.instance_type):
-        problems.append(Problem(f"{deployment.instance_type} has a GPU without bfloat16, in which models are saved.",
-                                "Take ml.g5.xlarge or ml.g6.xlarge."))
-    if not re.fullmatch(service_model().shape_for("RoleArn").metadata["pattern"], deployment.role):
-        problems.append(Problem(f"The role {deployment.role!r} is not the ARN of an IAM role.",
-                                "Give --role arn:aws:iam::123456789012:role/NAME or set SAGEMAKER_ROLE."))
+        problems.append(f"--model {deployment.model} is not a model.tar.gz or folder (ending in /) in S3: give such an "
+                        "S3 URI, or --job NAME of a finished training job.")
+    if instance not in service_model().shape_for("ProductionVariantInstanceType").enum:
+        problems.append(f"--instance-type {instance!r} does not exist for endpoints: give ml.g5.xlarge, or another one "
+                        "with a GPU from launch_sagemaker.py cost.")
+    elif not re.match(r"ml\.[gp]\d", instance) or (facts and not facts["gpus"]):
+        problems.append(f"--instance-type {instance} has no GPU, which vLLM needs: give ml.g5.xlarge.")
+    elif re.match(r"ml\.(g4dn|p3)", instance):
+        problems.append(f"--instance-type {instance} has a GPU without bfloat16, the data type of saved models: give "
+                        "ml.g5.xlarge or ml.g6.xlarge.")
+    problems += role_problems(deployment.role)
     if deployment.max_model_len < 64:
-        problems.append(Problem(f"{deployment.max_model_len} tokens cannot hold a question and an answer.",
-                                "Give --max-model-len 2048."))
+        problems.append(f"--max-model-len {deployment.max_model_len} cannot hold a question and an answer: give 2048.")
     return problems
 
 
 def endpoint_requests(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """The three requests that `deploy` sends, by operation, without access to AWS."""
+    """Return the three requests that `deploy` sends, by operation, without access to AWS."""
     session = record(deployment.region, "unused", Path("unused"))
     deploy(deployment, session)
     return {operation: body for operation, body in session.requests if operation.startswith("Create")}
 
 
 def deploy(deployment: Deployment, session: Session) -> None:
-    """Create model, endpoint configuration and endpoint. It takes 5 to 10 minutes until the endpoint serves."""
-    from sagemaker.core import image_uris, shapes
-    from sagemaker.core.resources import Endpoint, EndpointConfig, Model
+    """Create model, endpoint configuration and endpoint, which takes 5 to 10 minutes to be in service."""
+    from sagemaker.core import image_uris
 
     logging.getLogger("sagemaker").setLevel(logging.WARNING)
     image = deployment.image or image_uris.retrieve(
         "vllm-server", deployment.region, version=VLLM, image_scope="inference", instance_type=deployment.instance_type
     )
     packed = deployment.model.endswith(".tar.gz")
-    weights = shapes.S3ModelDataSource(
-        s3_uri=deployment.model,
-        s3_data_type="S3Object" if packed else "S3Prefix",
-        compression_type="Gzip" if packed else "None",
-    )
-    variant = {
-        "variant_name": "all", "model_name": deployment.name, "instance_type": deployment.instance_type,
-        "initial_instance_count": 1, "container_startup_health_check_timeout_in_seconds": 900,
-    }
+    weights = {"S3Uri": deployment.model, "S3DataType": "S3Object" if packed else "S3Prefix",
+               "CompressionType": "Gzip" if packed else "None"}
+    variant = {"VariantName": "all", "ModelName": deployment.name, "InstanceType": deployment.instance_type,
+               "InitialInstanceCount": 1, "ContainerStartupHealthCheckTimeoutInSeconds": 900}
     if deployment.image is None:
-        variant["inference_ami_version"] = CUDA_13_AMI
-    shared = {"tags": [{"key": key, "value": value} for key, value in deployment.all_tags().items()],
-              "session": session.boto_session, "region": deployment.region}
-    Model.create(
-        model_name=deployment.name,
-        execution_role_arn=deployment.role,
-        primary_container=shapes.ContainerDefinition(
-            image=image,
-            model_data_source=shapes.ModelDataSource(s3_data_source=weights),
-            # The container serves what it finds in /opt/ml/model; SM_VLLM_X_Y=z becomes vLLM's option --x-y z.
-            environment={"SM_VLLM_SERVED_MODEL_NAME": SERVED_NAME,
-                         "SM_VLLM_MAX_MODEL_LEN": str(deployment.max_model_len)},
-        ),
-        **shared,
+        variant["InferenceAmiVersion"] = CUDA_13_AMI
+    client, name, tags = session.sagemaker_client, deployment.name, as_tags(deployment.all_tags())
+    client.create_model(
+        ModelName=name,
+        ExecutionRoleArn=deployment.role,
+        PrimaryContainer={
+            "Image": image,
+            "ModelDataSource": {"S3DataSource": weights},
+            # The container serves the model in /opt/ml/model; SM_VLLM_X_Y=z becomes vLLM's option --x-y z.
+            "Environment": {"SM_VLLM_SERVED_MODEL_NAME": SERVED_NAME,
+                            "SM_VLLM_MAX_MODEL_LEN": str(deployment.max_model_len)},
+        },
+        Tags=tags,
     )
     try:
-        EndpointConfig.create(endpoint_config_name=deployment.name,
-                              production_variants=[shapes.ProductionVariant(**variant)], **shared)
-        Endpoint.create(endpoint_name=deployment.name, endpoint_config_name=deployment.name, **shared)
-    except Exception:  # a quota, for example; no model or configuration is left behind without its endpoint
-        delete(deployment.name, session)
+        client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tags)
+        client.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tags)
+    except Exception:  # such as a quota: do not leave a model or configuration without its endpoint
+        delete(name, session)
         raise
 
 
 def wait_until_in_service(name: str, session: Session, poll: float = 15.0) -> None:
-    """Wait for an endpoint; raises SageMakerError where it fails, with SageMaker's reason."""
+    """Wait for an endpoint; raise SageMakerError with SageMaker's reason if it fails."""
     while True:
         answer = session.sagemaker_client.describe_endpoint(EndpointName=name)
         if answer["EndpointStatus"] == "InService":
             return
         if answer["EndpointStatus"] not in ("Creating", "Updating", "SystemUpdating"):
-            reason = answer.get("FailureReason", "no reason was given")
-            raise SageMakerError(f"The endpoint {name} is {answer['EndpointStatus']}: {reason}. Its log in CloudWatch: "
-                                 f"/aws/sagemaker/Endpoints/{name}. Delete it: launch_sagemaker.py delete {name}")
+            raise SageMakerError(f"The endpoint {name} is {answer['EndpointStatus']} "
+                                 f"({answer.get('FailureReason', 'without a reason')}): read its log in CloudWatch, "
+                                 f"/aws/sagemaker/Endpoints/{name}, and run launch_sagemaker.py delete {name}")
         time.sleep(poll)
 
 
 def invoke(name: str, messages: list[dict[str, str]], session: Session, *, max_tokens: int = 512,
            temperature: float = 0.0) -> Answer:
-    """Ask an endpoint; `messages` is a chat prompt, as a task's `prompt(row)` makes it. 0 takes the likeliest token."""
+    """Ask an endpoint. `messages` is a chat prompt, as a task's `prompt(row)` returns; temperature 0 is greedy."""
     client = session.sagemaker_runtime_client
     body = {"model": SERVED_NAME, "messages": messages, "max_tokens": max_tokens, "temperature": temperature}
     try:
         answer = client.invoke_endpoint(EndpointName=name, ContentType="application/json", Body=json.dumps(body))
     except client.exceptions.ClientError as error:
-        raise SageMakerError(f"The endpoint {name} did not answer: {error.response['Error']['Message']} "
-                             "`launch_sagemaker.py status` lists the endpoints and their states.") from None
+        raise SageMakerError(f"The endpoint {name} did not answer ({error.response['Error']['Message']}): "
+                             "check its state with launch_sagemaker.py status.") from None
     answer = json.loads(answer["Body"].read())
     [choice] = answer["choices"]
     return Answer(choice["message"]["content"], answer["usage"]["completion_tokens"], choice["finish_reason"])

@@ -1,10 +1,10 @@
-"""Training and evaluation jobs: what is sent to SageMaker, following a job while it runs, and its outputs.
+"""Training and evaluation jobs: the request to SageMaker, following a running job, and its outputs.
 
 A job is recipe ⊕ tier ⊕ overrides like any other run. They travel as job.yaml in the job's source directory, not as
-arguments: an apostrophe in a hyperparameter would end the job before it starts.
+hyperparameters: an apostrophe in one would end the job before it starts.
 
-    TrainingJob(...) ── training_request ──▶ the request, nothing sent     ── launch ──▶ the job's name
-    EvaluationJob(...) ─ evaluation_request ▶ the same                     ── follow, download ──▶ run directories
+    TrainingJob(...)    training_request    the request; nothing is sent     launch    the job's name
+    EvaluationJob(...)  evaluation_request  the same                         follow, download    run directories
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ from urllib.parse import urlparse
 
 import yaml
 
+from .. import REPOSITORY
 from .. import config as configuration
 from ..config import RunConfig
+from .cost import default_instance
 from .session import SageMakerError, caller, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PYTORCH = "2.13"  # of AWS's container; setup/requirements/sagemaker-container.txt leaves torch to it
+PYTORCH = "2.13"  # of AWS's container, which brings torch; setup/requirements/sagemaker-container.txt has the rest
 CONTAINER = "python -m lab_utils.sagemaker.container"
 PROJECT = "rl-workshop"  # the tag `project`, by which resources.py finds what the workshop has created
-# Logs are read by a program: no progress bars, every line at once.
+# A program reads the log: no progress bars, and every line at once.
 ENVIRONMENT = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What training and evaluation have in common. Nothing here needs AWS."""
+    """The settings that training and evaluation share. Nothing here needs AWS."""
 
     recipe: str  # a recipe's name, or the path of your own .yaml file
     hardware: str  # the tier, by name
     role: str  # ARN of the execution role
-    bucket: str  # takes source, checkpoints and outputs
+    bucket: str  # for source, checkpoints and outputs
     region: str
-    instance_type: str | None = None  # None: that of the tier in instances.yaml
+    instance_type: str | None = None  # None: the tier's default in instances.yaml
     overrides: tuple[str, ...] = ()  # "section.key=value"
     limit: int | None = None  # at most this many problems, demonstrations and test questions
-    model: str | None = None  # start model: an S3 URI, or a local folder, which is uploaded; channel "model"
-    data: str | None = None  # a folder with train.jsonl and test.jsonl: the same; channel "data"
-    prefix: str = PROJECT  # job names begin with it
+    model: str | None = None  # channel "model", the start model: an S3 URI, or a local folder to upload
+    data: str | None = None  # channel "data", a folder with train.jsonl and test.jsonl: likewise
+    prefix: str = PROJECT  # of job names
     image: str | None = None  # None: AWS's PyTorch container
     volume_gb: int = 100
-    max_run_hours: float = 6.0  # SageMaker stops the job then: the ceiling of what it can cost
+    max_run_hours: float = 6.0  # SageMaker then stops the job, which bounds its cost
     environment: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -66,25 +67,23 @@ class Job:
 
     @property
     def base_name(self) -> str:
-        """A job is called BASE_NAME-YYYYmmddHHMMSS, and everything of it lies in s3://BUCKET/BASE_NAME/JOB."""
+        """A job's name is BASE_NAME-YYYYmmddHHMMSS, and its files are in s3://BUCKET/BASE_NAME/JOB."""
         return f"{self.prefix}-{self.recipe_name}"
 
     @property
     def instance(self) -> str:
-        from .cost import default_instance
-
         return self.instance_type or default_instance(self.hardware)
 
     @property
     def processes(self) -> int:
-        """GPUs, hence ranks for torchrun; 1 for plain python."""
+        """The number of GPUs, hence of torchrun's ranks; 1 means plain python."""
         return configuration.load_tier(self.hardware).processes
 
     def all_tags(self) -> dict[str, str]:
         return {"project": PROJECT, "recipe": self.recipe_name, "hardware": self.hardware, **self.tags}
 
     def config(self) -> RunConfig:
-        """The configuration that the job will train or evaluate with; raises ConfigError where it cannot work."""
+        """Return the configuration of the run inside the job; raise ConfigError if it cannot work."""
         stages = getattr(self, "stages", None)
         overrides = [*self.overrides, *([f"stages=[{','.join(stages)}]"] if stages else [])]
         return configuration.load(self.recipe, self.hardware, overrides)
@@ -92,20 +91,20 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob(Job):
-    """Everything that `launch_sagemaker.py train` can say about a job."""
+    """The settings of `launch_sagemaker.py train`."""
 
     stages: tuple[str, ...] | None = None
-    evaluate: bool = True  # the model of every stage, when all are trained
-    spot: bool = False  # spare capacity: far cheaper, may be taken back; training goes on from its checkpoint
+    evaluate: bool = True  # the model of every stage, after training
+    spot: bool = False  # spare capacity: far cheaper, but AWS may interrupt it; training resumes from its checkpoint
     max_wait_hours: float | None = None  # with spot: the longest time for waiting and training together
-    keep_alive_minutes: int = 0  # keep the machine for the next job, which then starts at once; costs as before
-    checkpoints: str | None = None  # S3 URI of another job's checkpoints, to go on from them
+    keep_alive_minutes: int = 0  # keep the instance for the next job, which then starts at once; costs the same
+    checkpoints: str | None = None  # S3 URI of another job's checkpoints, to resume from
     entry_point: str = f"{CONTAINER} train"  # runs in the source directory
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob(Job):
-    """Everything that `launch_sagemaker.py evaluate` can say. `model` is a training job's model.tar.gz, or a folder."""
+    """The settings of `launch_sagemaker.py evaluate`; `model` is a training job's model.tar.gz, or a folder."""
 
 
 # --- The source directory ---------------------------------------------------------------------------------------------
@@ -113,7 +112,6 @@ class EvaluationJob(Job):
 
 def package_source(job: Job, directory: Path) -> Path:
     """Fill `directory` with what the container runs: lab_utils, scripts, requirements.txt, pyproject.toml, job.yaml."""
-    directory = Path(directory)
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(REPOSITORY / "lab_utils", directory / "lab_utils", ignore=ignore)
     for name in ("scripts/train.py", "scripts/evaluate.py", "pyproject.toml"):
@@ -121,7 +119,7 @@ def package_source(job: Job, directory: Path) -> Path:
         shutil.copy2(REPOSITORY / name, directory / name)
     shutil.copy2(REPOSITORY / "setup/requirements/sagemaker-container.txt", directory / "requirements.txt")
     if job.recipe != job.recipe_name:  # your own recipe
-        shutil.copy2(job.recipe, directory / "lab_utils" / "recipes" / f"{job.recipe_name}.yaml")
+        shutil.copy2(job.recipe, directory / "lab_utils" / "config" / "recipes" / f"{job.recipe_name}.yaml")
     description = {
         "kind": "train" if isinstance(job, TrainingJob) else "evaluate",
         "recipe": job.recipe_name,
@@ -138,7 +136,7 @@ def package_source(job: Job, directory: Path) -> Path:
 
 # --- Metrics ----------------------------------------------------------------------------------------------------------
 
-# What SageMaker takes from the log and plots, at most 40 metrics a job; metrics.csv has all of them.
+# SageMaker reads at most 40 metrics from a job's log and plots them; the run directory has all of them.
 MOST_METRICS = 40
 SHARED = ("loss", "grad_norm", "learning_rate", "entropy", "num_tokens")
 SAMPLED = (
@@ -153,7 +151,7 @@ METRICS = {
 
 
 def metric_definitions(config: RunConfig) -> dict[str, str]:
-    """Regular expressions by metric, such as {"grpo:reward": ...}; group 1 is the value in a line of the log."""
+    """Return a regular expression per metric, such as {"grpo:reward": ...}; group 1 is the value in a log line."""
     names = []
     for stage in config.stages:
         names += [(stage, name) for name in METRICS[stage]]
@@ -168,18 +166,17 @@ def metric_definitions(config: RunConfig) -> dict[str, str]:
 
 
 def training_request(job: TrainingJob, directory: Path | None = None) -> dict[str, Any]:
-    """The dict that create_training_job would be sent (boto3's names), without access to AWS.
+    """Return the body of the CreateTrainingJob request, without access to AWS.
 
-    Whatever the SDK would upload lies afterwards in `directory`, at s3/BUCKET/KEY: the folder of a channel with the
-    S3Uri s3://b/k is directory/s3/b/k. Channels: code (the source directory), sm_drivers (the SDK's start scripts),
-    and model and data where the job has them. The entry point is AlgorithmSpecification.ContainerEntrypoint and
-    ContainerArguments, which start sm_drivers/sm_train.sh.
+    Everything that the SDK would upload is afterwards in `directory`, at s3/BUCKET/KEY. The channels are code (the
+    source directory), sm_drivers (the SDK's start scripts), and the job's model and data. The entry point,
+    AlgorithmSpecification.ContainerEntrypoint and ContainerArguments, starts sm_drivers/sm_train.sh.
     """
     return _recorded(job, directory, "CreateTrainingJob")
 
 
 def evaluation_request(job: EvaluationJob, directory: Path | None = None) -> dict[str, Any]:
-    """The dict that create_processing_job would be sent; otherwise as `training_request`."""
+    """Return the body of the CreateProcessingJob request; otherwise like `training_request`."""
     return _recorded(job, directory, "CreateProcessingJob")
 
 
@@ -191,9 +188,9 @@ def _recorded(job: Job, directory: Path | None, operation: str) -> dict[str, Any
 
 
 def launch(job: Job, session: Session) -> str:
-    """Upload what the job needs and start it; returns its name. See preflight.py for what to check before.
+    """Upload what the job needs, start it and return its name. preflight.py has the checks to do before.
 
-    Your name goes along as the tag `owner`, by which `delete --all` knows what is yours.
+    The caller's name becomes the tag `owner`, by which `delete --all` finds the caller's jobs.
     """
     job = replace(job, tags={"owner": caller(session), **job.tags})
     logging.getLogger("sagemaker").setLevel(logging.WARNING)
@@ -203,7 +200,7 @@ def launch(job: Job, session: Session) -> str:
 
 
 def image_of(job: Job) -> str:
-    """The job's container: your own, or AWS's PyTorch container for the region and the kind of instance."""
+    """Return the job's container: the given one, or AWS's PyTorch container for the region and instance."""
     if job.image:
         return job.image
     from sagemaker.core import image_uris
@@ -212,8 +209,8 @@ def image_of(job: Job) -> str:
         return image_uris.retrieve("pytorch-amzn2023", job.region, version=PYTORCH, instance_type=job.instance,
                                    image_scope="training")
     except ValueError as error:
-        raise SageMakerError(f"AWS has no PyTorch {PYTORCH} container for {job.instance} in {job.region}: {error} "
-                             "Choose another region, or your own container as --image.") from None
+        raise SageMakerError(f"AWS has no PyTorch {PYTORCH} container for {job.instance} in {job.region}: choose "
+                             f"another --region, or give your own container as --image. ({error})") from None
 
 
 def _train(job: TrainingJob, session: Session, source: Path) -> str:
@@ -225,13 +222,13 @@ def _train(job: TrainingJob, session: Session, source: Path) -> str:
     if job.max_wait_hours is not None:
         stopping["max_wait_time_in_seconds"] = round(job.max_wait_hours * 3600)
     keep_alive = {"keep_alive_period_in_seconds": job.keep_alive_minutes * 60} if job.keep_alive_minutes else {}
-    os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")  # the SDK would simulate policies, which few may do
+    os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")  # that check simulates policies, which few users may do
     trainer = ModelTrainer(
         sagemaker_session=session,
         role=job.role,
         base_job_name=job.base_name,
         training_image=image_of(job),
-        # exec: python takes the shell's place and gets SIGTERM, two minutes before a spot instance goes
+        # exec: python replaces the shell, and so gets SIGTERM two minutes before a spot instance is taken away
         source_code=configs.SourceCode(source_dir=str(source), requirements="requirements.txt",
                                        command=f"exec {job.entry_point}"),
         compute=configs.Compute(instance_type=job.instance, instance_count=1, volume_size_in_gb=job.volume_gb,
@@ -239,8 +236,8 @@ def _train(job: TrainingJob, session: Session, source: Path) -> str:
         stopping_condition=configs.StoppingCondition(**stopping),
         checkpoint_config=configs.CheckpointConfig(s3_uri=job.checkpoints),
         output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{job.bucket}/{job.base_name}"),
-        input_data_config=[configs.InputData(channel_name=name, data_source=place)
-                           for name, place in channels.items() if place],
+        input_data_config=[configs.InputData(channel_name=name, data_source=source)
+                           for name, source in channels.items() if source],
         hyperparameters=hyperparameters(job),
         environment=ENVIRONMENT | job.environment,
         tags=[configs.Tag(key=key, value=value) for key, value in job.all_tags().items()],
@@ -252,48 +249,45 @@ def _train(job: TrainingJob, session: Session, source: Path) -> str:
 
 
 def hyperparameters(job: Job) -> dict[str, str]:
-    """What the console and search show of a job. The container goes by job.yaml."""
+    """Return the settings that the console shows of a job. The container reads job.yaml instead."""
     given = {"stages": ",".join(getattr(job, "stages", None) or ()), "limit": job.limit}
     given = {name: str(value) for name, value in given.items() if value}
-    # SageMaker's start script makes a shell variable of every name, and a dot in one ends the job
+    # SageMaker's start script makes each name a shell variable, and a dot in one ends the job
     overrides = {key.replace(".", "-"): value for key, _, value in (text.partition("=") for text in job.overrides)}
     return {"recipe": job.recipe_name, "hardware": job.hardware, **given, **overrides}
 
 
 def _evaluate(job: EvaluationJob, session: Session, source: Path) -> str:
-    from sagemaker.core.processing import Processor
-    from sagemaker.core.shapes import ProcessingInput, ProcessingOutput, ProcessingS3Input, ProcessingS3Output
-
-    def s3_input(name: str, place: str) -> ProcessingInput:
-        return ProcessingInput(input_name=name, s3_input=ProcessingS3Input(
-            s3_uri=place, local_path=f"/opt/ml/processing/input/{name}", s3_data_type="S3Prefix", s3_input_mode="File"))
-
-    command = f"cd /opt/ml/processing/input/code && pip install -q -r requirements.txt && exec {CONTAINER} evaluate"
-    processor = Processor(
-        sagemaker_session=session,
-        role=job.role,
-        base_job_name=f"{job.base_name}-eval",
-        image_uri=image_of(job),
-        entrypoint=["/bin/bash", "-c", command],
-        instance_type=job.instance,
-        instance_count=1,
-        volume_size_in_gb=job.volume_gb,
-        max_runtime_in_seconds=round(job.max_run_hours * 3600),
-        env=ENVIRONMENT | job.environment,
-        tags=[{"Key": key, "Value": value} for key, value in job.all_tags().items()],
-    )
     name = f"{job.base_name}-eval-{time.strftime('%Y%m%d%H%M%S')}"
-    folder = f"s3://{job.bucket}/{job.base_name}/{name}"
+    folder = f"{job.base_name}/{name}"
     inputs = {"code": str(source), "model": job.model, "data": job.data}
-    for key, place in inputs.items():
-        if place and not place.startswith("s3://"):
-            inputs[key] = session.upload_data(place, key_prefix=f"{job.base_name}/{name}/input/{key}")
-    output = ProcessingS3Output(s3_uri=f"{folder}/output", local_path="/opt/ml/processing/output",
-                                s3_upload_mode="EndOfJob")
-    processor.run(inputs=[s3_input(key, place) for key, place in inputs.items() if place],
-                  outputs=[ProcessingOutput(output_name="results", s3_output=output)],
-                  job_name=name, wait=False, logs=False)
+    for key, uri in inputs.items():
+        if uri and not uri.startswith("s3://"):
+            inputs[key] = session.upload_data(uri, key_prefix=f"{folder}/input/{key}")
+    command = f"cd /opt/ml/processing/input/code && pip install -q -r requirements.txt && exec {CONTAINER} evaluate"
+    s3_input = {"S3DataType": "S3Prefix", "S3InputMode": "File"}
+    s3_output = {"S3Uri": f"s3://{job.bucket}/{folder}/output", "LocalPath": "/opt/ml/processing/output",
+                 "S3UploadMode": "EndOfJob"}
+    session.sagemaker_client.create_processing_job(
+        ProcessingJobName=name,
+        RoleArn=job.role,
+        AppSpecification={"ImageUri": image_of(job), "ContainerEntrypoint": ["/bin/bash", "-c", command]},
+        ProcessingResources={"ClusterConfig": {"InstanceType": job.instance, "InstanceCount": 1,
+                                               "VolumeSizeInGB": job.volume_gb}},
+        StoppingCondition={"MaxRuntimeInSeconds": round(job.max_run_hours * 3600)},
+        ProcessingInputs=[
+            {"InputName": key, "S3Input": {"S3Uri": uri, "LocalPath": f"/opt/ml/processing/input/{key}", **s3_input}}
+            for key, uri in inputs.items() if uri],
+        ProcessingOutputConfig={"Outputs": [{"OutputName": "results", "S3Output": s3_output}]},
+        Environment=ENVIRONMENT | job.environment,
+        Tags=as_tags(job.all_tags()),
+    )
     return name
+
+
+def as_tags(tags: dict[str, str]) -> list[dict[str, str]]:
+    """Return tags as AWS writes them."""
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
 # --- Following a job --------------------------------------------------------------------------------------------------
@@ -308,7 +302,7 @@ class JobStatus:
     name: str
     kind: str  # "training" or "processing"
     status: str  # InProgress, Completed, Failed, Stopping, Stopped
-    detail: str  # what it is doing, or why it failed
+    detail: str  # the current step, or the reason of the failure
     billable_seconds: int | None
     model: str | None  # S3 URI of model.tar.gz
     outputs: tuple[str, ...]  # S3 URIs
@@ -320,7 +314,7 @@ class JobStatus:
 
 
 def status(name: str, session: Session) -> JobStatus:
-    """Look up a job; raises SageMakerError where there is none of that name."""
+    """Look up a job; raise SageMakerError if none has this name."""
     client = session.sagemaker_client
     for kind, describe, argument in (("training", client.describe_training_job, "TrainingJobName"),
                                      ("processing", client.describe_processing_job, "ProcessingJobName")):
@@ -346,12 +340,12 @@ def status(name: str, session: Session) -> JobStatus:
         state = answer["TrainingJobStatus" if kind == "training" else "ProcessingJobStatus"]
         checkpoints = answer.get("CheckpointConfig", {}).get("S3Uri")
         return JobStatus(name, kind, state, "" if detail == state else detail, seconds, model, outputs, checkpoints)
-    raise SageMakerError(f"There is no training or processing job {name!r} in {session.boto_region_name}. "
-                         "`launch_sagemaker.py status` lists those of the workshop; another region needs --region.")
+    raise SageMakerError(f"There is no training or processing job {name!r} in {session.boto_region_name}: check the "
+                         "name, or give its --region. `launch_sagemaker.py status` lists the running jobs.")
 
 
 def follow(name: str, session: Session, on_line: Callable[[str], None] = print, poll: float = 10.0) -> JobStatus:
-    """Wait until a job has ended and hand every line of its log to `on_line` as it comes.
+    """Wait until a job has ended, and pass every new line of its log to `on_line`.
 
     Interrupting this (Ctrl-C) does not stop the job.
     """
@@ -366,12 +360,12 @@ def follow(name: str, session: Session, on_line: Callable[[str], None] = print, 
 
 
 def log_lines(name: str, session: Session) -> list[str]:
-    """The whole log of a job so far."""
+    """Return the log of a job so far."""
     return _new_log_lines(status(name, session), session, {})
 
 
 def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> list[str]:
-    """The log lines of a job since the last call; `tokens` remembers where each stream stands."""
+    """Return the log lines of a job since the last call; `tokens` keeps the position in each stream."""
     logs = session.boto_session.client("logs")
     group = f"/aws/sagemaker/{job.kind.capitalize()}Jobs"
     lines = []
@@ -382,7 +376,7 @@ def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> 
                 token = {"nextToken": tokens[stream]} if stream in tokens else {}
                 page = logs.get_log_events(logGroupName=group, logStreamName=stream, startFromHead=True, **token)
                 lines += [event["message"].rstrip() for event in page["events"]]
-                if page["nextForwardToken"] == tokens.get(stream):  # a page may be empty before the end
+                if page["nextForwardToken"] == tokens.get(stream):  # an empty page is not always the end
                     break
                 tokens[stream] = page["nextForwardToken"]
     except logs.exceptions.ResourceNotFoundException:  # nothing has been logged yet
@@ -394,36 +388,27 @@ def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> 
 
 
 def download(name: str, session: Session, directory: Path) -> list[Path]:
-    """Fetch what a job has written and unpack it; returns the run directories (training) or result files (evaluation).
+    """Fetch and unpack the outputs of a job; return its run directories (training) or result files (evaluation).
 
-    The model of a training job comes only as part of its run directories; model.tar.gz stays in S3, for endpoints.
+    A training job's model comes with its run directories. Its model.tar.gz stays in S3, for endpoints.
     """
     job = status(name, session)
-    directory = Path(directory)
     if directory.exists() and any(directory.iterdir()):
-        raise SageMakerError(f"The directory {directory} is not empty, and outputs of two jobs must not be mixed. "
-                             "Choose another --output-dir.")
-    directory.mkdir(parents=True, exist_ok=True)
-    s3 = session.boto_session.client("s3")
+        raise SageMakerError(f"The directory {directory} is not empty: choose another --output-dir, so that the "
+                             "outputs of two jobs do not mix.")
     for uri in job.outputs:
-        bucket, key = bucket_and_key(uri)
-        found = s3.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", [])
-        if not found:
-            raise SageMakerError(f"{uri} is not there: the {job.kind} job is {job.status}. Only a job that has ended "
-                                 f"leaves outputs; its log says more: `launch_sagemaker.py status {name} --logs`.")
-        for entry in found:
-            target = directory / (entry["Key"].removeprefix(key).lstrip("/") or Path(key).name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            s3.download_file(bucket, entry["Key"], str(target))
-            if target.name.endswith(".tar.gz"):
-                with tarfile.open(target) as archive:
-                    archive.extractall(directory, filter="data")
-                target.unlink()
+        if not session.download_data(str(directory), *bucket_and_key(uri)):
+            raise SageMakerError(f"The {job.kind} job {name} is {job.status} and has no {uri}: wait until it has "
+                                 f"ended, and read its log with launch_sagemaker.py status {name} --logs.")
+    for packed in directory.glob("*.tar.gz"):
+        with tarfile.open(packed) as archive:
+            archive.extractall(directory, filter="data")
+        packed.unlink()
     runs = sorted(path.parent for path in directory.rglob("config.yaml"))
     return runs or sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """The two parts of an S3 URI."""
+    """Split an S3 URI into bucket and key."""
     parts = urlparse(uri)
     return parts.netloc, parts.path.lstrip("/")

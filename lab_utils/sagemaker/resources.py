@@ -1,4 +1,4 @@
-"""What runs in the account and costs money, and how to stop and delete what the workshop has created."""
+"""List what costs money in the account; stop and delete what the workshop has created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Running:
-    """One thing that costs money by the hour."""
+    """A resource that costs money by the hour."""
 
     kind: str
     name: str
@@ -26,16 +26,16 @@ class Running:
     instances: str  # "1 × ml.g5.xlarge"
     hours: float  # since it was created
     usd_per_hour: float | None
-    end_it: str  # how
+    end_it: str  # the command or action that ends it
 
     def __str__(self) -> str:
-        usd = "price not known" if self.usd_per_hour is None else f"{self.usd_per_hour:.2f} USD an hour"
+        usd = "price unknown" if self.usd_per_hour is None else f"{self.usd_per_hour:.2f} USD an hour"
         return (f"{self.kind} {self.name}: {self.state}, {self.instances}, for {self.hours:.1f} hours, {usd}\n"
                 f"    {self.end_it}")
 
 
 def running(session: Session) -> list[Running]:
-    """Everything on SageMaker in this region that costs money by the hour, the workshop's or not."""
+    """Return everything on SageMaker in this region that costs money by the hour, the workshop's or not."""
     client, region = session.sagemaker_client, session.boto_region_name
 
     def pages(operation: str, key: str, **arguments: Any) -> Iterator[dict]:
@@ -55,7 +55,7 @@ def running(session: Session) -> list[Running]:
             continue
         used = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
         if state in FINAL:
-            state, end_it = "warm pool", "ends by itself after --keep-alive-minutes"
+            state, end_it = "warm pool", "ends automatically after --keep-alive-minutes"
         else:
             end_it = f"launch_sagemaker.py stop {name}"
         found.append(row("training job", name, state, job["CreationTime"],
@@ -74,7 +74,7 @@ def running(session: Session) -> list[Running]:
         except client.exceptions.ClientError as error:
             if not _is_missing(error):
                 raise
-            variants = []  # deleted before its endpoint, which runs on
+            variants = []  # deleted before its endpoint, which keeps running
         used = {v["InstanceType"]: v["InitialInstanceCount"] for v in variants if "InstanceType" in v}  # not serverless
         found.append(row("endpoint", name, endpoint["EndpointStatus"], endpoint["CreationTime"], used,
                          f"launch_sagemaker.py delete {name}"))
@@ -93,10 +93,10 @@ def running(session: Session) -> list[Running]:
 
 
 def stop(name: str, session: Session) -> JobStatus:
-    """Ask a job to stop: training writes a checkpoint first, and its outputs are kept."""
+    """Ask a job to stop: training saves a checkpoint first, and its outputs are kept."""
     job = status(name, session)
     if job.status in FINAL:
-        raise SageMakerError(f"{job}. There is nothing to stop.")
+        raise SageMakerError(f"{job}: it has already ended, so there is nothing to stop.")
     if job.kind == "training":
         session.sagemaker_client.stop_training_job(TrainingJobName=name)
     else:
@@ -105,27 +105,24 @@ def stop(name: str, session: Session) -> JobStatus:
 
 
 def delete(name: str, session: Session, poll: float = 15.0) -> list[str]:
-    """Delete an endpoint with its configuration and model, or a job with all that it has in S3 and its log.
+    """Delete an endpoint with its configuration and model, or a job with its files in S3 and its log.
 
-    SageMaker deletes no endpoint while it is being created or updated, so this waits until it is.
+    SageMaker cannot delete an endpoint that is being created or updated; this waits for the end of that.
 
     Returns:
-        What was deleted, in words.
+        A description of each deleted resource.
 
     Raises:
-        SageMakerError: there is nothing of that name, or it is a job that has not ended or that another one needs.
+        SageMakerError: the name does not exist, or it is a job that still runs or that another job needs.
     """
-    done = _delete_endpoint(name, session, poll)
-    if not done:
-        done = _delete_job(status(name, session), session)
-    return done
+    return _delete_endpoint(name, session, poll) or _delete_job(status(name, session), session)
 
 
 def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -> list[str]:
-    """Names of the endpoints and jobs that the workshop has created: called PREFIX-..., tagged project=rl-workshop.
+    """Return the names PREFIX-... of the endpoints and jobs with the tag project=rl-workshop.
 
     Args:
-        owner: only what has this tag `owner`; everybody's where it is None.
+        owner: only those with this tag `owner`; None means those of all users.
     """
     client, names = session.sagemaker_client, []
     wanted = {"project": PROJECT} | ({"owner": owner} if owner else {})
@@ -143,7 +140,7 @@ def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -
 
 
 def _is_missing(error: Any) -> bool:
-    """Whether SageMaker refused because there is no such thing: it has one code for that and for much else."""
+    """Return whether an error means that a resource does not exist; SageMaker uses the same code for other errors."""
     return error.response["Error"]["Code"] == "ResourceNotFound" or "could not find" in str(error).lower()
 
 
@@ -170,9 +167,9 @@ def _delete_endpoint(name: str, session: Session, poll: float) -> list[str]:
 
 def _delete_job(job: JobStatus, session: Session) -> list[str]:
     if job.status not in FINAL:
-        raise SageMakerError(f"{job}. Stop it first: launch_sagemaker.py stop {job.name}")
+        raise SageMakerError(f"{job}: stop it first with launch_sagemaker.py stop {job.name}")
     folders = sorted({uri.split(f"/{job.name}/")[0] + f"/{job.name}/" for uri in (*job.outputs, job.checkpoints)
-                      if uri and f"/{job.name}/" in uri})  # checkpoints of another job stay
+                      if uri and f"/{job.name}/" in uri})  # not the checkpoints of another job
     _check_deletable(job, folders, session)
     done = []
     s3 = session.boto_session.resource("s3")
@@ -180,8 +177,8 @@ def _delete_job(job: JobStatus, session: Session) -> list[str]:
         bucket, prefix = bucket_and_key(folder)
         answers = s3.Bucket(bucket).objects.filter(Prefix=prefix).delete()
         if errors := [error for answer in answers for error in answer.get("Errors", [])]:
-            raise SageMakerError(f"{len(errors)} files in {folder} could not be deleted, such as {errors[0]['Key']}: "
-                                 f"{errors[0]['Message']}. The job is still there: delete it again when you may.")
+            raise SageMakerError(f"{len(errors)} files in {folder} were not deleted, such as {errors[0]['Key']} "
+                                 f"({errors[0]['Message']}): get the permission, and delete the job again.")
         done.append(f"{sum(len(answer.get('Deleted', [])) for answer in answers)} files in {folder}")
     done += _delete_log(f"/aws/sagemaker/{job.kind.capitalize()}Jobs", f"{job.name}/", session)
     if job.kind == "training":
@@ -192,24 +189,24 @@ def _delete_job(job: JobStatus, session: Session) -> list[str]:
 
 
 def _check_deletable(job: JobStatus, folders: list[str], session: Session) -> None:
-    """Raise SageMakerError where a warm pool keeps the job, or a running one (--resume) keeps its checkpoints there."""
+    """Raise SageMakerError if the job has a warm pool, or a running job (--resume) keeps its checkpoints there."""
     client = session.sagemaker_client
     if job.kind != "training":
         return
     if client.describe_training_job(TrainingJobName=job.name).get("WarmPoolStatus", {}).get("Status") == "Available":
-        raise SageMakerError(f"{job}. Its machine is kept warm for --keep-alive-minutes, and SageMaker deletes no job "
-                             "with a warm pool. Try again when that has ended.")
+        raise SageMakerError(f"{job}: its instance is kept warm, and SageMaker deletes no job with a warm pool. Try "
+                             "again after its --keep-alive-minutes.")
     for page in client.get_paginator("list_training_jobs").paginate(StatusEquals="InProgress"):
         for other in page["TrainingJobSummaries"]:
             found = client.describe_training_job(TrainingJobName=other["TrainingJobName"])
             uri = found.get("CheckpointConfig", {}).get("S3Uri", "")
             if any(uri.startswith(folder) for folder in folders):
-                raise SageMakerError(f"The job {other['TrainingJobName']} is running and keeps its checkpoints in {uri}"
-                                     f", which belongs to {job.name}. Delete it when that one has ended.")
+                raise SageMakerError(f"The running job {other['TrainingJobName']} keeps its checkpoints in {uri}, "
+                                     f"which belongs to {job.name}: delete {job.name} after it has ended.")
 
 
 def _delete_log(group: str, prefix: str, session: Session) -> list[str]:
-    """Delete the log streams that begin with `prefix`, or the whole group where it is empty."""
+    """Delete the log streams that begin with `prefix`, or the whole group if it is empty."""
     logs = session.boto_session.client("logs")
     try:
         if not prefix:

@@ -1,96 +1,107 @@
-"""The connection to AWS: a real one, or a recorder in its place, which needs neither credentials nor a network.
+"""The connection to AWS, or a recorder that needs neither credentials nor a network.
 
-Both are the SDK's Session, so that a dry run goes through exactly the code that a launch goes through.
+Both are the SDK's Session: a dry run takes the same path as a launch.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import WorkshopError
+
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
-INSTALL = "pip install -r setup/requirements/sagemaker.txt"
 # Without this the SDK reports every call to AWS.
 CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
 
-class SageMakerError(ValueError):
-    """Something that only you can mend: a package, a region, credentials, a name. The message says what to do."""
+class SageMakerError(WorkshopError):
+    """A problem with a job, an endpoint or the connection to AWS that the user can fix."""
 
 
-def connect(region: str | None, bucket: str) -> Session:
+def connect(region: str | None, bucket: str = "") -> Session:
     """Connect to AWS with the credentials that boto3 finds (environment, ~/.aws, or the role of a Studio space).
 
     Args:
-        region: such as "us-east-1"; None takes the one that AWS_DEFAULT_REGION or ~/.aws/config names.
-        bucket: where the SDK puts what it uploads.
+        region: such as "us-east-1"; None takes the configured one.
+        bucket: where the SDK uploads to.
 
     Raises:
         SageMakerError: the SDK, a region or credentials are missing.
     """
-    require_sdk()
+    region = known_region(region)
     import boto3
 
-    boto_session = boto3.Session(region_name=known_region(region))
+    boto_session = boto3.Session(region_name=region)
     if boto_session.get_credentials() is None:
-        raise SageMakerError("No AWS credentials were found. Run 'aws configure' or 'aws sso login', or set "
-                             "AWS_PROFILE. Without an account, --dry-run shows every request.")
+        raise SageMakerError("No AWS credentials found: run 'aws configure' or 'aws sso login', or set AWS_PROFILE. "
+                             "--dry-run shows every request without an account.")
     return _session_class()(boto_session, bucket)
 
 
 def caller(session: Session) -> str:
-    """Who you are, by your credentials: the last part of the ARN. It is the tag `owner` of what you create."""
+    """Return the last part of the caller's ARN, the tag `owner` of everything that the workshop creates."""
     if session.folder is not None:  # a recorder, which needs no account
         return "you"
     return session.boto_session.client("sts").get_caller_identity()["Arn"].rsplit("/", 1)[-1]
 
 
 def record(region: str | None, bucket: str, folder: Path) -> Session:
-    """A session that sends nothing. What would be uploaded is copied to folder/s3/BUCKET/KEY, and `session.requests`
-    lists (operation, body) of every call to SageMaker, the body as AWS would get it."""
-    require_sdk()
+    """Return a session that sends nothing.
+
+    Uploads are copied to folder/s3/BUCKET/KEY. `session.requests` lists (operation, body) of every call to SageMaker,
+    with the body that AWS would get.
+    """
+    region = known_region(region)
     import boto3
 
-    boto_session = boto3.Session("dry-run", "dry-run", region_name=known_region(region))
+    boto_session = boto3.Session("dry-run", "dry-run", region_name=region)
     session = _session_class()(boto_session, bucket)
     session.folder, session.requests = folder, []
-    for client in (session.sagemaker_client, boto_session):
-        client = client if client is boto_session else client.meta
-        client.events.register("before-call", functools.partial(_answer, session.requests))
+    for events in (session.sagemaker_client.meta.events, boto_session.events):
+        events.register("before-call", functools.partial(_answer, session.requests))
     return session
 
 
 def known_region(region: str | None) -> str:
-    """`region`, or the one that boto3 is configured with; raises SageMakerError where there is none."""
+    """Return `region`, or the one that boto3 is configured with; raise SageMakerError without either."""
     require_sdk()
     import boto3
 
     found = region or boto3.Session().region_name
     if not found:
-        raise SageMakerError("No AWS region is set. Give --region us-east-1, or set AWS_DEFAULT_REGION.")
+        raise SageMakerError("No AWS region is set: give --region us-east-1, or set AWS_DEFAULT_REGION.")
     return found
 
 
 def require_sdk() -> None:
-    """Raise SageMakerError where the SageMaker SDK is not installed."""
-    for module in ("boto3", "sagemaker.train"):
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise SageMakerError(f"The SageMaker SDK 3 is not installed (there is no module {module}). Run: {INSTALL}")
+    """Raise SageMakerError if the SageMaker SDK 3 is missing."""
+    try:
+        importlib.metadata.version("sagemaker-train")
+    except importlib.metadata.PackageNotFoundError:
+        raise SageMakerError("The SageMaker SDK 3 is not installed: run "
+                             "pip install -r setup/requirements/sagemaker.txt") from None
+
+
+def aws_errors() -> tuple[type[Exception], ...]:
+    """Return what boto3 raises when AWS refuses a call or cannot be reached; nothing without boto3."""
+    if importlib.util.find_spec("botocore") is None:
+        return ()
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError
 
 
 @functools.cache
 def _session_class() -> type:
-    """The SDK's Session with two changes: it never creates a bucket, and a recorder copies in place of uploading."""
+    """Return the SDK's Session with two changes: it never creates a bucket, and a recorder copies its uploads."""
     from sagemaker.core.helper.session_helper import Session
 
     class WorkshopSession(Session):
@@ -119,12 +130,12 @@ def _session_class() -> type:
 
 
 def local_copy(folder: Path, uri: str) -> Path:
-    """Where a recorder keeps what would be uploaded to `uri`."""
+    """Return the path at which a recorder keeps what would be uploaded to `uri`."""
     return folder / "s3" / uri.removeprefix("s3://")
 
 
 def _answer(requests: list[tuple[str, dict]], model: Any, params: dict, **kwargs: Any) -> tuple:
-    """Take a call before it is sent, as botocore's event before-call allows, and answer it with next to nothing."""
+    """Answer a call before it is sent (botocore's event before-call), and record it if it is SageMaker's."""
     from botocore.awsrequest import AWSResponse
 
     answer = {}

@@ -18,9 +18,9 @@ RECIPE = "countdown-grpo"
 HARDWARE = "cpu"  # or "auto", or one of the GPU tiers
 OUTPUT_DIR = "outputs"
 SEED = 0
-LAUNCH = False  # True starts jobs on AWS, which cost money. ROLE and BUCKET are then needed.
-ROLE = ""  # ARN of the execution role, and the bucket: the outputs of setup/sagemaker/class.yaml
-BUCKET = ""
+LAUNCH = False  # True starts jobs on AWS, which cost money and need ROLE and BUCKET
+ROLE = ""  # ARN of the execution role, an output of setup/sagemaker/class.yaml
+BUCKET = ""  # the bucket, another output
 REGION = "us-east-1"
 
 # %%
@@ -43,11 +43,11 @@ from lab_utils.training.stages import start_model
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 task = load_task(config.task.name, config.task.response_format)
 stage = config.stages[-1]
-start_folder = None  # on AWS the job trains all stages itself; here it starts from notebook 04's model
+start_folder = None  # on AWS the job trains all stages; here it starts from notebook 04's model
 if not LAUNCH and len(config.stages) > 1:
     start_folder = start_model(config, Path(OUTPUT_DIR) / task.name, stage)
 work = Path(OUTPUT_DIR) / "sagemaker"
-if not LAUNCH:  # what a real job has left costs money to make again
+if not LAUNCH:  # the outputs of a real job cost money to make again
     shutil.rmtree(work, ignore_errors=True)
 figures = Path(OUTPUT_DIR) / "figures"
 print(f"Task {task.name}, tier {config.hardware}, start: {start_folder or config.model.name}")
@@ -55,27 +55,26 @@ print(f"Task {task.name}, tier {config.hardware}, start: {start_folder or config
 # %% [markdown]
 # ## What a training job is
 #
-# You send SageMaker one request. It rents a machine, starts a **container** on it, copies your inputs into it, runs
-# one command, copies what the command leaves to S3, and gives the machine back. You pay for the seconds in between.
-# Inside, everything has its place:
+# You send SageMaker one request. SageMaker rents a machine, starts a **container** on it, copies your inputs into the
+# container, runs one command, copies the outputs to S3, and returns the machine. You pay by the second. Each input and
+# output has its path:
 #
-# | in the container | what it is |
+# | in the container | content |
 # |---|---|
 # | `/opt/ml/input/data/NAME` | a **channel**: a folder of S3, copied before the start; here `code` and `model` |
-# | `/opt/ml/checkpoints` | copied to S3 *while* it changes, and back when the job starts again |
-# | `/opt/ml/output/data` | copied to S3 at the end: the run directories |
-# | `/opt/ml/model` | the same, as `model.tar.gz`: the merged model, ready to serve |
-# | `/opt/ml/output/failure` | why it failed |
+# | `/opt/ml/checkpoints` | copied to S3 *while* it changes, and back when the job restarts |
+# | `/opt/ml/output/data` | the run directories, copied to S3 at the end |
+# | `/opt/ml/model` | the merged model, ready to serve, copied to S3 as `model.tar.gz` |
+# | `/opt/ml/output/failure` | the reason of a failure |
 #
-# **Script mode** means that the container is AWS's and the code is yours. It comes through the channel `code`: the
-# package `lab_utils` and the same `scripts/train.py` as on your machine. What to run stands in a file there,
-# `job.yaml`. Command-line hyperparameters would be quoted by a shell on the way; a single apostrophe in one ends the
-# job.
+# **Script mode** means that AWS provides the container and you provide the code. The channel `code` holds the package
+# `lab_utils` and the same `scripts/train.py` as on your machine. Its file `job.yaml` says what to run. Hyperparameters
+# would pass through a shell, where a single apostrophe ends the job.
 
 # %%
 from lab_utils.sagemaker.job import TrainingJob, package_source, training_request
 
-# A short job, so that you need not wait; a GPU tier trains in full.
+# A short job on the CPU; a GPU tier trains in full.
 short = {"smoke": (f"{stage}.max_steps=4", f"{stage}.max_completion_length=48"), "cpu": (f"{stage}.max_steps=8",)}
 job = TrainingJob(
     recipe=RECIPE, hardware=config.hardware, evaluate=False,
@@ -92,8 +91,8 @@ print("\njob.yaml:\n" + (source / "job.yaml").read_text())
 # %% [markdown]
 # ## The request, before anything is sent
 #
-# A **dry run** builds exactly the request that AWS would get, and keeps it. Look at four parts of it: the machine, the
-# channels, when it stops, and where the checkpoints go.
+# A **dry run** builds the exact request and sends nothing. Look at four parts: the machine, the channels, the time
+# limit, and the place of the checkpoints.
 
 # %%
 import json
@@ -107,9 +106,9 @@ for channel in request["InputDataConfig"]:
 # %% [markdown]
 # ## Preflight: what would go wrong?
 #
-# A mistake in a job is found by AWS after you have waited for a machine, or not at all: a spot job without a longest
-# waiting time is refused, an instance type that does not fit the tier runs and fails. The preflight knows SageMaker's
-# rules and the workshop's, and needs no account.
+# AWS finds some mistakes at once, some after you have waited for a machine, and some never: it refuses a spot job
+# without a maximum waiting time, and an instance type that does not fit the tier starts and fails. The preflight knows
+# the rules of SageMaker and of the workshop, and needs no account.
 
 # %%
 import dataclasses
@@ -117,24 +116,23 @@ import dataclasses
 from lab_utils.sagemaker.preflight import job_problems, request_problems
 
 wrong = {
-    "as it is": {},
-    "an instance that is mistyped": {"instance_type": "ml.g5.2xlrage"},
-    "spot without a longest wait": {"max_wait_hours": None},
-    "a tier that does not fit": {"hardware": "a10g", "instance_type": "ml.m5.xlarge"},
-    "a setting that is mistyped": {"overrides": ("grpo.learning_rat=1e-4",)},
+    "The job as it is": {},
+    "A mistyped instance": {"instance_type": "ml.g5.2xlrage"},
+    "Spot without a maximum wait": {"max_wait_hours": None},
+    "A GPU tier on a machine without a GPU": {"hardware": "a10g", "instance_type": "ml.m5.xlarge"},
+    "A mistyped setting": {"overrides": ("grpo.learning_rat=1e-4",)},
 }
 for what, changes in wrong.items():
-    problems = job_problems(dataclasses.replace(job, **changes))
-    print(f"{what}: {'no problem' if not problems else ''}", *problems, sep="\n")
+    print(what, *(job_problems(dataclasses.replace(job, **changes)) or ["no problem"]), sep="\n  - ")
 assert not request_problems("CreateTrainingJob", request)
 
 # %% [markdown]
 # ## What does it cost?
 #
-# The **ceiling** is what you pay if everything goes wrong and the job runs until SageMaker stops it: price × longest
-# run. Set `max_run_hours` to little more than what you expect. A limit that is too short costs as well: SageMaker
-# stops the job, and you pay for a model that is not finished. **Spot** instances are machines that nobody else wants
-# just now. They cost up to 90% less, and AWS may take them back with two minutes' warning.
+# The **ceiling** is the highest possible cost: price × `max_run_hours`, after which SageMaker stops the job. Set it a
+# little above the expected duration. A limit that is too low costs money as well: you pay for an unfinished model.
+# **Spot** instances are AWS's spare machines. They cost up to 90% less, and AWS may take them back with two minutes'
+# warning.
 
 # %%
 from lab_utils.sagemaker.cost import cost_of
@@ -145,15 +143,15 @@ for tier in (config.hardware, "a10g", "a10g-x4"):
 # %% [markdown]
 # ## Metrics come from the log
 #
-# SageMaker does not know your metrics. It reads the log of the job: a **metric definition** is a name and a regular
-# expression, and in every line that matches, group 1 is the value. Each logged step prints one such line:
+# SageMaker does not know your metrics. It reads them from the job's log. A **metric definition** is a name and a
+# regular expression; in each matching line, group 1 is the value. Each logged step prints one such line:
 #
 # ```text
 # metrics grpo step=1 of=12 loss=-0.01 reward=0.125 accuracy=0.0625 completions/mean_length=31.2
 # ```
 #
-# By hand: what does `metrics grpo .* reward=([-+0-9.e]+)` find there? And why is there a space before `reward`? (There
-# are `rewards/equation_reward/mean=` and others on the line, too.)
+# By hand: what does `metrics grpo .* reward=([-+0-9.e]+)` find in this line? Why does it have a space before `reward`?
+# (The line also holds `rewards/equation_reward/mean=` and others.)
 
 # %%
 definitions = {d["Name"]: d["Regex"] for d in request["AlgorithmSpecification"]["MetricDefinitions"]}
@@ -166,8 +164,8 @@ for name in list(definitions)[:3]:
 #
 # *Difficulty: easy · importance: medium · spend up to 10 minutes*
 #
-# Return the values of one metric: go through the lines of the log, and where the regular expression is found, take
-# group 1 as a number. At most one value a line.
+# Return the values of one metric: search each line of the log for the regular expression, and take group 1 as a number.
+# A line has at most one value.
 
 # %%
 import re
@@ -192,21 +190,17 @@ checks.check_logged_values(logged_values)
 # %% [markdown]
 # ## The real run, with an interruption
 #
-# With `LAUNCH = True` the job goes to AWS. Without, the **emulated container** runs the recorded request here: its
-# channels are laid under an `/opt/ml` that only the job can see (Linux lets every user mount in a namespace of their
-# own), and its own command starts. It is no docker image: the job uses the packages of this environment and installs
-# none. Where namespaces are blocked, as in Colab, the same program runs with its paths redirected, and the cell says
-# so.
+# With `LAUNCH = True` the job runs on AWS. Otherwise the **emulated container** runs the recorded request on this
+# machine. A folder stands for `/opt/ml`; the channels are copied into it, and the job's own entry point starts. It is
+# not a docker image: the job uses the packages of this environment and installs none.
 #
-# Here you can also see what spot means. After a few steps the first machine is "taken back": the job gets SIGTERM,
-# saves a checkpoint and ends. A second one starts with `/opt/ml/checkpoints` as it was left.
+# The emulation also shows a spot interruption. After a few steps the first machine is "taken back": the job gets
+# SIGTERM, saves a checkpoint and ends. A second job starts with the same `/opt/ml/checkpoints`.
 
 # %%
-from lab_utils.sagemaker.emulation import namespaces_blocked, start
+from lab_utils.sagemaker.emulation import start
 
 if not LAUNCH:
-    blocked = namespaces_blocked()
-    print("The job sees its own /opt/ml." if blocked is None else f"Redirected paths, no /opt/ml: {blocked}")
     first = start(request, work, work / "first-machine").watch(until=f"metrics {stage} step=2 ")
     first.interrupt()
     first.watch()
@@ -220,25 +214,23 @@ if not LAUNCH:
 # %%
 if LAUNCH:
     from lab_utils.sagemaker.job import download, follow, launch
-    from lab_utils.sagemaker.preflight import account_problems
+    from lab_utils.sagemaker.preflight import account_problems, stop_at
     from lab_utils.sagemaker.session import connect
 
     session = connect(REGION, BUCKET)
-    problems = job_problems(job) + account_problems(job, session)
-    if problems:
-        raise SystemExit("\n".join(map(str, problems)))
+    stop_at(job_problems(job) + account_problems(job, session))
     name, lines = launch(job, session), []
     finished = follow(name, session, on_line=lambda line: (print(line), lines.append(line)))
     print(finished)
     if finished.status != "Completed":
-        raise SystemExit("The job left no model. Its log, above, says more.")
+        raise SystemExit("The job has no model: read its log above.")
     download(name, session, work / "outputs")
     log, outputs, model = "\n".join(lines), work / "outputs", finished.model
 
 # %% [markdown]
-# ## What the log says
+# ## The metrics in the log
 #
-# Your function and the job's own metric definitions, on the job's own log.
+# Apply your function and the job's metric definitions to the job's log.
 
 # %%
 from lab_utils.figures import plot_log
@@ -247,17 +239,17 @@ shown = [f"{stage}:{name}" for name in ("reward", "accuracy", "completions/mean_
 plot_log({name: logged_values(definitions[name], log) for name in shown}, figures / "10_metrics_from_the_log.png")
 
 # %% [markdown]
-# The run directory that came back has the same numbers, and more: it is the same as that of any other run.
+# The job's run directory has the same numbers and more. It has the same files as that of any other run.
 
 # %%
 from lab_utils.runs import RunDirectory
 
 run = RunDirectory(outputs / stage)
 metrics = run.metrics()
-print("steps in metrics.csv:", metrics["step"].tolist())
+print("steps in the metrics:", metrics["step"].tolist())
 rewards = logged_values(definitions[f"{stage}:reward"], log)
-print(f"last reward in the log: {rewards[-1]:.4f}, in metrics.csv: {metrics['reward'].iloc[-1]:.4f}")
-print("in the run directory:  ", ", ".join(sorted(path.name for path in run.path.iterdir())))
+print(f"last reward in the log: {rewards[-1]:.4f}, in the run directory: {metrics['reward'].iloc[-1]:.4f}")
+print("files:", ", ".join(sorted(path.name for path in run.path.iterdir())))
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
@@ -265,24 +257,24 @@ print("in the run directory:  ", ", ".join(sorted(path.name for path in run.path
 # %%
 steps = [int(step) for step in re.findall(rf"metrics {stage} step=(\d+) ", log)]
 for claim, holds in (
-    ("metrics.csv has every step once", metrics["step"].tolist() == list(range(1, len(metrics) + 1))),
-    ("no step was done twice", steps == sorted(set(steps))),
-    ("log and metrics.csv agree", abs(rewards[-1] - metrics["reward"].iloc[-1]) < 1e-4),
+    ("the metrics have every step once", metrics["step"].tolist() == list(range(1, len(metrics) + 1))),
+    ("no step was trained twice", steps == sorted(set(steps))),
+    ("log and metrics agree", abs(rewards[-1] - metrics["reward"].iloc[-1]) < 1e-4),
 ):
     print(f"  {'yes    ' if holds else 'NOT YET'}  {claim}")
 
 # %% [markdown]
-# The interruption leaves no trace in the metrics: the second machine goes on with the step after the last one saved,
-# with the same data order and random numbers. If a step is missing, the job was killed before it could save; it then
-# went on from the last regular checkpoint (`save_steps`), and the steps after that are in the log twice.
+# The interruption leaves no trace in the metrics: the second machine resumes after the last saved step, with the same
+# data order and random numbers. A repeated step means that the job was killed before it could save. It then resumed
+# from the last regular checkpoint (`save_steps`), and the log holds the steps after that checkpoint twice.
 #
-# Two minutes are not long. A job stops at the end of a rollout; where one takes longer than that, only the regular
-# checkpoints count, so choose `save_steps` by what you can bear to lose.
+# Two minutes are not long. A job stops at the end of a rollout. If a rollout takes longer than two minutes, only the
+# regular checkpoints remain, so choose `save_steps` by how much work you can afford to lose.
 #
 # ## Evaluation as a processing job
 #
-# A **processing job** is the same idea with other folders: inputs and outputs under `/opt/ml/processing`. It runs
-# `scripts/evaluate.py` on the job's model and leaves `eval.json`, with every example.
+# A **processing job** is the same with other folders: inputs and outputs are under `/opt/ml/processing`. It runs
+# `scripts/evaluate.py` on the job's model and writes `eval.json`, with every example.
 
 # %%
 from lab_utils.evaluation import Evaluation
@@ -305,8 +297,8 @@ evaluation = Evaluation.load(results / "eval.json")
 print(evaluation)
 
 # %% [markdown]
-# One number hides much. How long are the responses, and which lengths are right? And are they the same questions that
-# are answered right every time?
+# One number hides much. How long are the responses, and which lengths are correct? Does the model answer the same
+# questions correctly every time?
 
 # %%
 from lab_utils.figures import plot_attempts
@@ -319,34 +311,34 @@ from lab_utils.figures import plot_problem_accuracy
 plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
 
 # %% [markdown]
-# Questions in the middle are those that GRPO can learn from: sometimes right, sometimes wrong. Those at 0 and at the
-# right end give no signal (notebook 06).
+# GRPO can learn from the questions in the middle: sometimes correct, sometimes wrong. Questions at 0 and at 1 give no
+# signal (notebook 06).
 #
 # ## From the command line, and cleaning up
 #
 # ```bash
 # export SAGEMAKER_ROLE=arn:aws:iam::...:role/... SAGEMAKER_BUCKET=... AWS_DEFAULT_REGION=us-east-1
 # python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware a10g --spot --max-wait-hours 8 --dry-run
-# python scripts/launch_sagemaker.py status      # what runs and costs money
+# python scripts/launch_sagemaker.py status      # everything that costs money
 # python scripts/launch_sagemaker.py stop NAME
 # ```
 #
-# A training job ends by itself, and so does its cost. What stays is in S3. Endpoints (notebook 11) do not end by
-# themselves. [setup/sagemaker](../setup/sagemaker/README.md) has the account, the quotas to ask for, and an image
+# A training job ends by itself, and so does its cost. Its outputs stay in S3. An endpoint (notebook 11) runs until you
+# delete it. [setup/sagemaker](../setup/sagemaker/README.md) describes the account, the quotas to request, and an image
 # that starts faster.
 #
 # ## Summary
 # - A job is one request: container, channels, command, machine, limits. Build it, check it, price it, then send it.
-# - The code in the job is the code on your machine; a run directory comes back.
-# - Spot is cheap because it can end at any time. SIGTERM, a checkpoint, a restart: nothing is lost.
-# - Metrics are regular expressions on a log. Print one line a step, and make it easy to read.
+# - The job runs the code of your machine and returns a run directory.
+# - Spot is cheap because it can end at any time. With SIGTERM, a checkpoint and a restart nothing is lost.
+# - SageMaker reads metrics from the log by regular expressions. Print one line per step that is easy to parse.
 #
 # ## Questions
 # 1. Your job has 8 GPUs, and the recipe uses one. What do you pay for? What would you change?
 # 2. A spot job was interrupted five times and took 10 hours instead of 2. When is it still cheaper? Which setting
-#    bounds the 10 hours?
-# 3. Which of the channels would you need to train on your own problems, and what would lie in it?
-# 4. Why is it a bad idea to print the environment of a job into its log?
+#    limits the 10 hours?
+# 3. Which channel do you need to train on your own problems, and which files does it hold?
+# 4. Why should a job not print its environment to its log?
 #
 # Next: [11 · Serving and sharing](11_serving_and_sharing.ipynb) puts the model behind an endpoint, and deletes it
 # again.

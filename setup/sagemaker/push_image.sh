@@ -4,7 +4,7 @@
 #   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1
 #   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1 --dry-run    prints the commands only
 #
-# --repository NAME and --tag TAG name the image (rl-workshop, pytorch2.13); --base IMAGE takes another one to build on.
+# --repository NAME and --tag TAG name the image (rl-workshop, pytorch2.13); --base IMAGE builds on another image.
 # Needs docker, the AWS CLI with credentials, and about 40 GB of free disk; no GPU.
 set -euo pipefail
 
@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
         --help | -h) usage; exit 0 ;;
         --dry-run) dry_run=yes; shift ;;
         --account | --region | --repository | --tag | --base)
-            [ $# -ge 2 ] || fail "$1 needs a value."
+            [ $# -ge 2 ] || fail "$1 has no value: give one after it."
             case $1 in
                 --account) account=$2 ;;
                 --region) region=$2 ;;
@@ -33,20 +33,20 @@ while [ $# -gt 0 ]; do
                 --base) base=$2 ;;
             esac
             shift 2 ;;
-        *) fail "unknown option '$1'. --help lists them." ;;
+        *) fail "unknown option '$1': --help lists the options." ;;
     esac
 done
 
-[ -n "$account" ] || fail "give --account: 12 digits, 'aws sts get-caller-identity --query Account' prints yours."
-[ -n "$region" ] || fail "give --region, such as us-east-1: the one in which the jobs will run."
-[[ $account =~ ^[0-9]{12}$ ]] || fail "--account '$account' is no AWS account: it has 12 digits, without dashes."
-[[ $region =~ ^[a-z]{2}(-[a-z]+)+-[0-9]$ ]] || fail "--region '$region' is no AWS region, such as us-east-1."
+[ -n "$account" ] || fail "--account is missing: give 12 digits, which 'aws sts get-caller-identity --query Account' prints."
+[ -n "$region" ] || fail "--region is missing: give the region of the jobs, such as us-east-1."
+[[ $account =~ ^[0-9]{12}$ ]] || fail "--account '$account' is not an AWS account: give 12 digits, without dashes."
+[[ $region =~ ^[a-z]{2}(-[a-z]+)+-[0-9]$ ]] || fail "--region '$region' is not an AWS region: give one such as us-east-1."
 
 run() {
     printf '+ %s\n' "$*"
     if [ $dry_run = no ]; then "$@"; fi
 }
-login() { # to a registry: the password goes from pipe to pipe and is never shown
+login() { # to a registry; the password passes through a pipe and is never shown
     printf '+ aws ecr get-login-password --region %s | docker login --username AWS --password-stdin %s\n' "$2" "$1"
     if [ $dry_run = no ]; then
         aws ecr get-login-password --region "$2" | docker login --username AWS --password-stdin "$1"
@@ -55,7 +55,7 @@ login() { # to a registry: the password goes from pipe to pipe and is never show
 
 if [ $dry_run = no ]; then
     for program in docker aws; do
-        command -v "$program" >/dev/null || fail "there is no program '$program'. Install it, or look with --dry-run."
+        command -v "$program" >/dev/null || fail "'$program' is not installed: install it, or use --dry-run."
     done
 fi
 
@@ -63,7 +63,7 @@ registry=$account.dkr.ecr.$region.amazonaws.com
 image=$registry/$repository:$tag
 base=${base:-763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13-gpu-amzn2023-sagemaker}
 
-# Step 1: AWS's container lies in a registry that wants a login, with any AWS credentials.
+# Step 1: AWS's registry requires a login, with any AWS credentials.
 base_registry=${base%%/*}
 case $base_registry in
     *.dkr.ecr.*.amazonaws.com)
@@ -71,11 +71,11 @@ case $base_registry in
         login "$base_registry" "${base_region%%.amazonaws.com}" ;;
 esac
 
-# Step 2: build. linux/amd64, whatever this machine is.
+# Step 2: build for linux/amd64, on any machine.
 run docker build --platform linux/amd64 --build-arg "BASE=$base" --tag "$image" \
     --file "$repo/setup/sagemaker/Dockerfile" "$repo"
 
-# Step 3: a repository for it, which scans what is pushed; then push.
+# Step 3: create a repository that scans images, and push.
 printf '+ aws ecr describe-repositories ... || aws ecr create-repository --repository-name %s\n' "$repository"
 if [ $dry_run = no ]; then
     aws ecr describe-repositories --region "$region" --repository-names "$repository" >/dev/null 2>&1 \
@@ -86,5 +86,5 @@ login "$registry" "$region"
 run docker push "$image"
 
 printf '\nThe image: %s\nUse it: python scripts/launch_sagemaker.py train --image %s ...\n' "$image" "$image"
-printf 'It costs about 0.10 USD a GB and month. Delete it after the course:\n'
+printf 'It costs about 0.10 USD per GB and month. Delete it after the course:\n'
 printf '  aws ecr delete-repository --region %s --repository-name %s --force\n' "$region" "$repository"

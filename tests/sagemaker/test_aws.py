@@ -1,4 +1,4 @@
-"""Jobs and endpoints against an account in memory: what is sent, what comes back, and that nothing is left over."""
+"""Jobs and endpoints against an account in memory: requests, answers, and that nothing is left over."""
 
 import datetime
 import io
@@ -201,13 +201,12 @@ def finish(aws, name: str, state: str, files: dict[str, str], **details) -> None
 def test_a_completed_job_is_followed_and_becomes_run_directories(aws, tmp_path, little_source):
     name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
     log(aws, "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1", ["hello", "metrics sft step=1 of=3 loss=2.5"])
-    finish(aws, name, "Completed", {"sft/config.yaml": "a: 1", "sft/metrics.csv": "step,loss\n1,2.5\n",
-                                    "grpo/config.yaml": "a: 1", "grpo/metrics.csv": "step,loss\n1,0.5\n"})
+    finish(aws, name, "Completed", {"sft/config.yaml": "a: 1", "grpo/config.yaml": "a: 1", "grpo/metrics.jsonl": "{}"})
     lines = []
     ended = job.follow(name, aws.session, lines.append, poll=0)
     assert ended.status == "Completed" and lines == ["hello", "metrics sft step=1 of=3 loss=2.5"]
     assert job.download(name, aws.session, tmp_path / "out") == [tmp_path / "out/grpo", tmp_path / "out/sft"]
-    assert (tmp_path / "out/grpo/metrics.csv").read_text() == "step,loss\n1,0.5\n"
+    assert (tmp_path / "out/grpo/metrics.jsonl").read_text() == "{}"
     assert not list((tmp_path / "out").glob("*.tar.gz"))
     with pytest.raises(SageMakerError, match="not empty"):
         job.download(name, aws.session, tmp_path / "out")
@@ -219,7 +218,7 @@ def test_a_failed_job_says_why(aws, tmp_path, little_source):
     aws.backend.training_jobs[name].failure_reason = "AlgorithmError: CUDA out of memory"
     ended = job.follow(name, aws.session, poll=0)
     assert ended.status == "Failed" and "out of memory" in str(ended)
-    with pytest.raises(SageMakerError, match="is not there: the training job is Failed"):
+    with pytest.raises(SageMakerError, match="is Failed and has no s3://.*output.tar.gz: wait until"):
         job.download(name, aws.session, tmp_path / "out")
 
 
@@ -227,7 +226,7 @@ def test_a_running_job_is_stopped_and_can_be_continued(aws, request_of, little_s
     described = TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE)
     name = launch(described, aws.session)
     aws.backend.training_jobs[name].training_job_status = "InProgress"
-    with pytest.raises(SageMakerError, match="Stop it first"):
+    with pytest.raises(SageMakerError, match="stop it first"):
         resources.delete(name, aws.session)
     assert resources.stop(name, aws.session).status == "Stopped"
     assert request_of("StopTrainingJob") == {"TrainingJobName": name}
@@ -236,16 +235,26 @@ def test_a_running_job_is_stopped_and_can_be_continued(aws, request_of, little_s
     assert job.follow(name, aws.session, poll=0).checkpoints.endswith(f"/{name}/checkpoints")
 
 
-def test_lines_come_once_and_in_order(aws, little_source):
+def test_every_log_line_comes_once_and_in_order(aws, monkeypatch, little_source):
+    """An empty page is not the end of a log: the end repeats its token."""
     name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    log(aws, "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1", ["one", "two"])
+    pages = {None: (["a"], "1"), "1": ([], "2"), "2": (["b"], "3"), "3": ([], "3")}
+
+    class Logs:
+        exceptions = aws.session.boto_session.client("logs").exceptions
+
+        def describe_log_streams(self, **arguments):
+            return {"logStreams": [{"logStreamName": f"{name}/algo-1-1"}]}
+
+        def get_log_events(self, nextToken=None, **arguments):
+            lines, token = pages[nextToken]
+            return {"events": [{"message": line} for line in lines], "nextForwardToken": token}
+
     now, tokens = job.status(name, aws.session), {}
-    assert job._new_log_lines(now, aws.session, tokens) == ["one", "two"]
-    assert job._new_log_lines(now, aws.session, tokens) == []
-    logs = aws.session.boto_session.client("logs")
-    logs.put_log_events(logGroupName="/aws/sagemaker/TrainingJobs", logStreamName=f"{name}/algo-1-1",
-                        logEvents=[{"timestamp": int(datetime.datetime.now().timestamp() * 1000), "message": "three"}])
-    assert job._new_log_lines(now, aws.session, tokens) == ["three"]
+    monkeypatch.setattr(aws.session.boto_session, "client", lambda service: Logs())
+    assert job._new_log_lines(now, aws.session, tokens) == ["a", "b"]
+    pages["3"] = (["c"], "3")
+    assert job._new_log_lines(now, aws.session, tokens) == ["c"]
 
 
 def test_results_of_an_evaluation_are_fetched(aws, tmp_path, little_source):
@@ -308,7 +317,7 @@ def test_an_endpoint_that_fails_says_why(aws):
     endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
     aws.backend.endpoints["demo"].endpoint_status = "Failed"
     aws.backend.endpoints["demo"].failure_reason = "CannotStartContainerError"
-    with pytest.raises(SageMakerError, match=r"demo is Failed.*launch_sagemaker.py delete demo"):
+    with pytest.raises(SageMakerError, match=r"demo is Failed \(CannotStart.*launch_sagemaker.py delete demo"):
         endpoint.wait_until_in_service("demo", aws.session, poll=0)
 
 
@@ -326,12 +335,10 @@ def test_an_endpoint_that_is_being_created_is_deleted_when_it_is_up(aws, monkeyp
 
 
 def test_a_refused_endpoint_leaves_nothing_behind(aws, monkeypatch):
-    from sagemaker.core.resources import Endpoint
-
     def refused(**request):
         raise RuntimeError("ResourceLimitExceeded")
 
-    monkeypatch.setattr(Endpoint, "create", refused)
+    monkeypatch.setattr(aws.session.sagemaker_client, "create_endpoint", refused)
     with pytest.raises(RuntimeError, match="ResourceLimitExceeded"):
         endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
     assert not aws.session.sagemaker_client.list_models()["Models"]
@@ -342,7 +349,7 @@ def test_an_endpoint_whose_configuration_is_gone_is_still_listed(aws):
     endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
     aws.session.sagemaker_client.delete_endpoint_config(EndpointConfigName="demo")
     [running] = resources.running(aws.session)
-    assert running.name == "demo" and "price not known" in str(running)
+    assert running.name == "demo" and "price unknown" in str(running)
 
 
 def test_a_job_that_another_one_needs_is_not_deleted(aws, little_source, monkeypatch):
@@ -352,7 +359,7 @@ def test_a_job_that_another_one_needs_is_not_deleted(aws, little_source, monkeyp
     second = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE, prefix="rl-workshop-second",
                                 checkpoints=checkpoints), aws.session)
     aws.backend.training_jobs[second].training_job_status = "InProgress"
-    with pytest.raises(SageMakerError, match=f"{second} is running and keeps its checkpoints"):
+    with pytest.raises(SageMakerError, match=f"{second} keeps its checkpoints"):
         resources.delete(first, aws.session)
     assert first in aws.backend.training_jobs
     assert aws.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"rl-workshop-countdown-grpo/{first}/checkpoints")["KeyCount"]
@@ -364,25 +371,6 @@ def test_what_others_have_created_is_left_alone(aws, little_source):
     assert resources.created(aws.session, owner=caller(aws.session)) == [mine]
     assert set(resources.created(aws.session)) == {mine, other}
     assert resources.created(aws.session, "rl-workshop-count") == [], "a prefix ends at a hyphen"
-
-
-def test_an_empty_page_is_not_the_end_of_a_log(aws, monkeypatch, little_source):
-    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    pages = {None: (["a"], "1"), "1": ([], "2"), "2": (["b"], "3"), "3": ([], "3")}
-
-    class Logs:
-        exceptions = aws.session.boto_session.client("logs").exceptions
-
-        def describe_log_streams(self, **arguments):
-            return {"logStreams": [{"logStreamName": f"{name}/algo-1-1"}]}
-
-        def get_log_events(self, nextToken=None, **arguments):
-            lines, token = pages[nextToken]
-            return {"events": [{"message": line} for line in lines], "nextForwardToken": token}
-
-    now = job.status(name, aws.session)
-    monkeypatch.setattr(aws.session.boto_session, "client", lambda service: Logs())
-    assert job._new_log_lines(now, aws.session, {}) == ["a", "b"]
 
 
 def test_what_costs_money_is_listed(aws, little_source):
@@ -426,9 +414,9 @@ def test_nothing_is_left_over(aws, little_source):
 
 
 def test_without_a_region_or_credentials_one_message_says_so(monkeypatch, tmp_path):
-    with pytest.raises(SageMakerError, match="No AWS region is set. Give --region"):
+    with pytest.raises(SageMakerError, match="No AWS region is set: give --region"):
         record(None, BUCKET, tmp_path)
-    with pytest.raises(SageMakerError, match="No AWS credentials were found.*aws configure"):
+    with pytest.raises(SageMakerError, match="No AWS credentials found: .*aws configure"):
         connect(REGION, BUCKET)
 
 

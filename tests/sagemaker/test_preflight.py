@@ -1,4 +1,4 @@
-"""Wrong jobs, each stopped before a cent is spent, with its remedy."""
+"""Wrong jobs, each stopped with its fix before it costs anything."""
 
 import json
 import re
@@ -12,85 +12,67 @@ from lab_utils.machine import memory as estimate
 from lab_utils.sagemaker import cost, preflight
 from lab_utils.sagemaker.endpoint import Deployment, deployment_problems, endpoint_requests
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, training_request
+from lab_utils.sagemaker.session import SageMakerError
 
 GOOD = {"recipe": "countdown-grpo", "hardware": "a10g", **PLACE}
 ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
 
-# what is wrong · what is said · the remedy
+# what is wrong: the changed field, a part of the problem, a part of the fix
 WRONG = {
-    "no role": ({"role": ""}, "No execution role", "SAGEMAKER_ROLE"),
+    "no role": ({"role": ""}, "--role '' is not the ARN", "set SAGEMAKER_ROLE"),
     "a role's name": ({"role": "rl-workshop"}, "'rl-workshop' is not the ARN", "aws iam get-role"),
     "a user's ARN": ({"role": f"arn:aws:iam::{ACCOUNT}:user/me"}, "is not the ARN of an IAM role", "aws iam get-role"),
-    "no bucket": ({"bucket": ""}, "No bucket", "SAGEMAKER_BUCKET"),
-    "a bucket with s3://": ({"bucket": "s3://mine"}, "not a bucket's name", "without s3://"),
-    "an unknown region": ({"region": "us-est-1"}, "'us-est-1' is none", "us-east-1"),
-    "an unknown recipe": (
-        {"recipe": "countdown-gpro"}, "no recipe 'countdown-gpro'. Did you mean countdown-grpo", "--recipe"),
-    "an unknown tier": ({"hardware": "a10"}, "no hardware tier 'a10'", "--hardware"),
-    "the tier auto": ({"hardware": "auto"}, "'auto' looks at this machine", "Name the tier"),
-    "an unknown setting": ({"overrides": ("grpo.betta=1",)}, "Did you mean grpo.beta", "--set"),
-    "no value in a setting": ({"overrides": ("grpo.beta",)}, "must have the form KEY=VALUE", "--set"),
-    "groups that do not divide the batch": ({"overrides": ("grpo.num_generations=7",)}, "num_generations = 7", "--set"),
+    "no bucket": ({"bucket": ""}, "--bucket '' is not", "set SAGEMAKER_BUCKET"),
+    "a bucket with s3://": ({"bucket": "s3://mine"}, "'s3://mine' is not the name of a bucket", "without s3://"),
+    "an unknown region": ({"region": "us-est-1"}, "'us-est-1' is not", "us-east-1"),
+    "an unknown recipe": ({"recipe": "countdown-gpro"}, "'countdown-gpro'", "countdown-grpo"),
+    "an unknown tier": ({"hardware": "a10"}, "'a10'", "a10g"),
+    "the tier auto": ({"hardware": "auto"}, "looks at this machine", "give one of a100"),
+    "an unknown setting": ({"overrides": ("grpo.betta=1",)}, "grpo.betta", "Did you mean grpo.beta"),
     "an instance typo": (
-        {"instance_type": "ml.g5.2xlrage"}, "no instance type 'ml.g5.2xlrage'", "Did you mean ml.g5.2xlarge"),
-    "an instance of EC2": ({"instance_type": "g5.2xlarge"}, "no instance type 'g5.2xlarge'", "ml.g5.2xlarge"),
+        {"instance_type": "ml.g5.2xlrage"}, "'ml.g5.2xlrage' does not exist", "did you mean ml.g5.2xlarge"),
+    "an instance of EC2": ({"instance_type": "g5.2xlarge"}, "'g5.2xlarge' does not exist", "ml.g5.2xlarge"),
     "a GPU tier without a GPU": (
         {"instance_type": "ml.m5.xlarge"}, "needs 1 GPU(s), and ml.m5.xlarge has none", "ml.g5.2xlarge"),
-    "four GPUs wanted, one there": (
-        {"hardware": "a10g-x4", "instance_type": "ml.g5.xlarge"}, "needs 4 GPU(s)", "ml.g5.12xlarge"),
-    "one GPU used, four paid": ({"instance_type": "ml.g5.12xlarge"}, "pay for all", "CUDA_VISIBLE_DEVICES=0"),
-    "a GPU that is too small": (
-        {"hardware": "a100", "instance_type": "ml.g5.xlarge"}, "made for 40 GB", "ml.p5.4xlarge"),
-    "a GPU for the tiny model": ({"hardware": "cpu", "instance_type": "ml.g5.xlarge"}, "leave it idle", "ml.m5.xlarge"),
-    "a tier without an instance": ({"hardware": "h200"}, "only by eight", "cost"),
-    "a limit of nothing": ({"limit": 0}, "leaves nothing to train on", "at least 1"),
-    "an unknown instance without a GPU": (
-        {"instance_type": "ml.c5.xlarge"}, "needs 1 GPU(s), and ml.c5.xlarge has none", "ml.g5.2xlarge"),
-    "eight GPUs for one": ({"instance_type": "ml.g5.48xlarge"}, "pay for all", "CUDA_VISIBLE_DEVICES=0"),
-    "spot without a longest wait": ({"spot": True}, "needs a longest wait", "--max-wait-hours, such as 12"),
-    "a wait shorter than the run": (
-        {"spot": True, "max_wait_hours": 2}, "cannot be less than the longest run", "--max-wait-hours 12"),
-    "a wait without spot": ({"max_wait_hours": 9}, "spot jobs only", "--spot"),
+    "too few GPUs": ({"hardware": "a10g-x4", "instance_type": "ml.g5.xlarge"}, "needs 4 GPU(s)", "ml.g5.12xlarge"),
+    "unused GPUs": ({"instance_type": "ml.g5.12xlarge"}, "pay for all 4", "CUDA_VISIBLE_DEVICES=0"),
+    "too small a GPU": ({"hardware": "a100", "instance_type": "ml.g5.xlarge"}, "needs 40 GB", "ml.p5.4xlarge"),
+    "a GPU for the tiny model": ({"hardware": "cpu", "instance_type": "ml.g5.xlarge"}, "idle GPU", "ml.m5.xlarge"),
+    "a tier without an instance": ({"hardware": "h200"}, "only by eight", "--hardware a100"),
+    "a limit of nothing": ({"limit": 0}, "--limit 0", "at least 1"),
+    "an unknown instance without a GPU": ({"instance_type": "ml.c5.xlarge"}, "ml.c5.xlarge has none", "ml.g5.2xlarge"),
+    "spot without a longest wait": ({"spot": True}, "needs a --max-wait-hours", "(given: none): give 12"),
+    "a wait shorter than the run": ({"spot": True, "max_wait_hours": 2}, "at least --max-run-hours 6", "give 12"),
+    "a wait without spot": ({"max_wait_hours": 9}, "only for spot jobs", "add --spot"),
     "spot kept warm": (
-        {"spot": True, "max_wait_hours": 9, "keep_alive_minutes": 9}, "cannot be kept warm", "Leave out"),
-    "kept warm for a day": ({"keep_alive_minutes": 1440}, "0 to 60 minutes", "--keep-alive-minutes"),
-    "no time to run": ({"max_run_hours": 0}, "more than 0", "--max-run-hours"),
-    "a run of two months": ({"max_run_hours": 1440}, "at most 672 hours", "--max-run-hours"),
+        {"spot": True, "max_wait_hours": 9, "keep_alive_minutes": 9}, "does not work with --spot", "leave out"),
+    "kept warm for a day": ({"keep_alive_minutes": 1440}, "--keep-alive-minutes 1440", "give 0 to 60"),
+    "no time to run": ({"max_run_hours": 0}, "--max-run-hours 0", "more than 0"),
+    "a run of two months": ({"max_run_hours": 1440}, "--max-run-hours 1440", "at most 672 hours"),
     "less time than is expected": (
-        {"recipe": "gsm8k-sft-ppo", "max_run_hours": 2}, "expected to take 3 to 5", "--max-run-hours 5"),
-    "a start model that is nowhere": (
-        {"model": "outputs/nothing"}, "neither an S3 URI nor a local folder", "is uploaded"),
+        {"recipe": "gsm8k-sft-ppo", "max_run_hours": 2}, "too short for a job of about 3 to 5", "--max-run-hours 5"),
+    "a missing start model": ({"model": "outputs/nothing"}, "neither an S3 URI nor a local folder", "to upload"),
     "a start model of the Hub": ({"model": "Qwen/Qwen2.5-0.5B"}, "neither an S3 URI nor a local", "model.name"),
-    "a start model on the web": ({"model": "https://x.org/model"}, "not a place in S3", "s3://"),
-    "a folder without a model": ({"model": "."}, "neither a config.json", "`model` of a run directory"),
+    "a start model on the web": ({"model": "https://x.org/model"}, "neither an S3 URI", "s3://"),
+    "a folder without a model": ({"model": "."}, "neither config.json", "`model` of a run directory"),
     "a folder without data": ({"data": "."}, "train.jsonl and test.jsonl", "one JSON object a line"),
     "checkpoints on this machine": ({"checkpoints": "outputs/a"}, "not in S3", "--resume"),
-    "a container elsewhere": ({"image": "docker.io/library/python:3.12"}, "not in Amazon ECR", "Push it"),
-    "a container of another region": (
-        {"image": ECR.format("eu-west-1")}, "container is in eu-west-1", "--region eu-west-1"),
-    "too small a disk": ({"volume_gb": 5}, "5 GB is too small", "--volume-gb 30 to 1000"),
-    "an underscore in the name": ({"prefix": "my_class"}, "only letters, digits and hyphens", "--job-prefix"),
-    "too long a name": ({"prefix": "a-very-long-prefix-for-the-jobs"}, "63 are allowed", "Take 3 characters off"),
+    "a container elsewhere": ({"image": "docker.io/library/python:3.12"}, "not in Amazon ECR", "push it"),
+    "a container of another region": ({"image": ECR.format("eu-west-1")}, "is in eu-west-1", "--region eu-west-1"),
+    "too small a disk": ({"volume_gb": 5}, "--volume-gb 5", "give 30 to 1000"),
+    "an underscore in the name": ({"prefix": "my_class"}, "'my_class-countdown-grpo'", "letters, digits and hyphens"),
+    "too long a name": ({"prefix": "a-very-long-prefix-for-the-jobs"}, "63 are allowed", "take 3 characters off"),
     "an apostrophe": ({"overrides": ("task.source='s3'",)}, "has an apostrophe", "--recipe my-recipe.yaml"),
-    "an over-long value": ({"overrides": (f"task.source={'x' * 2600}",)}, "2600 characters long", "recipe file"),
-    "too many settings": ({"overrides": tuple(f"seed={i}" for i in range(9)) + tuple(
-        f"task.source-{i}=x" for i in range(100))}, "100 hyperparameters, not 103", "recipe file"),
-    "a secret": ({"environment": {"HF_TOKEN": "hf_x"}}, "HF_TOKEN looks like a secret", "need none"),
-    "a tag of AWS": ({"tags": {"aws:owner": "me"}}, "begin with aws:", "another name"),
+    "a secret": ({"environment": {"HF_TOKEN": "hf_x"}}, "HF_TOKEN looks like a secret", "leave it out"),
+    "a tag of AWS": ({"tags": {"aws:owner": "me"}}, "begins with aws:", "another name"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_job_is_stopped_with_its_remedy(kind):
-    changes, said, remedy = WRONG[kind]
-    problems = preflight.job_problems(TrainingJob(**GOOD | changes))
-    found = [problem for problem in problems if said in problem.what]
-    assert len(found) == 1, problems
-    assert remedy in found[0].what + found[0].remedy and found[0].remedy
-
-
-def test_at_least_twenty_five_kinds():
-    assert len(WRONG) >= 25
+def test_a_wrong_job_is_stopped_with_its_fix(kind):
+    changes, problem, fix = WRONG[kind]
+    found = preflight.job_problems(TrainingJob(**GOOD | changes))
+    assert len(found) == 1 and problem in found[0] and fix in found[0]
 
 
 @pytest.mark.parametrize("changes", [
@@ -106,20 +88,21 @@ def test_a_right_job_passes(changes):
 
 
 def test_an_evaluation_has_rules_of_its_own():
-    def said(**changes):
-        return " ".join(map(str, preflight.job_problems(EvaluationJob(**GOOD | changes))))
+    def problems(**changes):
+        return " ".join(preflight.job_problems(EvaluationJob(**GOOD | changes)))
 
-    assert "no model to evaluate" in said()
-    assert said(model="s3://b/model.tar.gz") == ""
-    assert "at most 120 hours" in said(model="s3://b/m.tar.gz", max_run_hours=200)
-    assert "for training jobs only" in said(
+    assert "No model to evaluate" in problems()
+    assert problems(model="s3://b/model.tar.gz") == ""
+    assert "at most 120 hours" in problems(model="s3://b/m.tar.gz", max_run_hours=200)
+    assert "does not exist for processing jobs" in problems(
         hardware="a100", instance_type="ml.p4d.24xlarge", model="s3://b/m.tar.gz")
+    assert "--hardware a10g, the same settings on one GPU" in problems(hardware="a10g-x4", model="s3://b/m.tar.gz")
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     problems = preflight.job_problems(TrainingJob(**GOOD | {"role": "", "spot": True, "volume_gb": 1}))
-    message = str(preflight.PreflightError(problems))
-    assert "3 problem(s)" in message and message.count("\n- ") == 3
+    with pytest.raises(SageMakerError, match=r"3 problem\(s\):\n- --role .*\n- --spot .*\n- --volume-gb"):
+        preflight.stop_at(problems)
 
 
 # Against the service model
@@ -132,21 +115,24 @@ def test_the_requests_pass_and_broken_ones_do_not(little_source):
     evaluation = evaluation_request(EvaluationJob(**GOOD, model="s3://b/model.tar.gz"))
     assert preflight.request_problems("CreateProcessingJob", evaluation) == []
 
-    def said(**changes):
-        return " ".join(map(str, preflight.request_problems("CreateTrainingJob", request | changes)))
+    def problems(**changes):
+        return " ".join(preflight.request_problems("CreateTrainingJob", request | changes))
 
-    assert "InstanceType = 'ml.g5.huge' is none of the values" in said(
+    assert "InstanceType = 'ml.g5.huge': did you mean" in problems(
         ResourceConfig=request["ResourceConfig"] | {"InstanceType": "ml.g5.huge"})
-    assert "MaxRuntimeInSeconds = 0 is out of range" in said(StoppingCondition={"MaxRuntimeInSeconds": 0})
-    assert "TrainingJobName = 'a_b' does not have the form" in said(TrainingJobName="a_b")
-    assert "TrainingJobName has 80 characters" in said(TrainingJobName="a" * 80)
-    assert "Environment.A has 600 characters" in said(Environment={"A": "x" * 600})
-    assert "Environment.(name) = '1A' does not have the form" in said(Environment={"1A": "x"})
-    assert "HyperParameters has 101 entries" in said(HyperParameters={str(i): "" for i in range(101)})
-    assert "Tags has 51 entries" in said(Tags=[{"Key": str(i), "Value": ""} for i in range(51)])
-    assert "Spot is unknown to SageMaker" in said(Spot=True)
+    assert "StoppingCondition.MaxRuntimeInSeconds, value: 0" in problems(StoppingCondition={"MaxRuntimeInSeconds": 0})
+    assert "TrainingJobName = 'a_b': write it as [a-zA-Z0-9]" in problems(TrainingJobName="a_b")
+    assert "TrainingJobName has the length 80: at most 63" in problems(TrainingJobName="a" * 80)
+    assert "Environment.A has the length 600" in problems(Environment={"A": "x" * 600})
+    assert "the name '1A' in CreateTrainingJob.Environment" in problems(Environment={"1A": "x"})
+    assert "HyperParameters.a has the length 2600: at most 2500" in problems(HyperParameters={"a": "x" * 2600})
+    assert "HyperParameters has the length 101" in problems(HyperParameters={str(i): "" for i in range(101)})
+    assert "Tags has the length 51" in problems(Tags=[{"Key": str(i), "Value": ""} for i in range(51)])
+    assert "KeepAlivePeriodInSeconds has the value 99999" in problems(
+        ResourceConfig=request["ResourceConfig"] | {"KeepAlivePeriodInSeconds": 99999})
+    assert 'Unknown parameter in input: "Spot"' in problems(Spot=True)
     del request["RoleArn"]
-    assert "RoleArn is missing" in said()
+    assert 'Missing required parameter in input: "RoleArn"' in problems()
 
 
 # Against the account
@@ -157,24 +143,24 @@ def test_the_account(aws):
     described = TrainingJob(**GOOD)
     assert preflight.account_problems(described, aws.session) == []
 
-    def said(**changes):
-        return " ".join(map(str, preflight.account_problems(TrainingJob(**GOOD | changes), aws.session)))
+    def problems(**changes):
+        return " ".join(preflight.account_problems(TrainingJob(**GOOD | changes), aws.session))
 
     aws.s3.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
-    assert "far-away is in eu-west-1, and the job would run in us-east-1" in said(bucket="far-away")
-    assert "There is no bucket nowhere-to-be-found" in said(bucket="nowhere-to-be-found")
-    assert "belongs to the account 999999999999" in said(role="arn:aws:iam::999999999999:role/x")
-    assert "There is no role" in said(role=f"{ROLE}-2")
+    assert "far-away is in eu-west-1, and the job would run in us-east-1" in problems(bucket="far-away")
+    assert "The bucket nowhere-to-be-found does not exist" in problems(bucket="nowhere-to-be-found")
+    assert "belongs to the account 999999999999" in problems(role="arn:aws:iam::999999999999:role/x")
+    assert "-2 does not exist" in problems(role=f"{ROLE}-2")
     boto3.client("iam").create_role(RoleName="human", AssumeRolePolicyDocument='{"Version": "2012-10-17", "Statement": '
                                     '[{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": "*"}}]}')
-    assert "trust policy lacks sagemaker.amazonaws.com" in said(role=f"arn:aws:iam::{ACCOUNT}:role/human")
-    assert "there is nothing in S3 at that place" in said(model=f"s3://{BUCKET}/job/output/model.tar.gz")
+    assert "trust policy lacks sagemaker.amazonaws.com" in problems(role=f"arn:aws:iam::{ACCOUNT}:role/human")
+    assert "model.tar.gz does not exist in S3" in problems(model=f"s3://{BUCKET}/job/output/model.tar.gz")
     aws.s3.put_object(Bucket=BUCKET, Key="job/output/model.tar.gz", Body=b"x")
-    assert said(model=f"s3://{BUCKET}/job/output/model.tar.gz") == ""
+    assert problems(model=f"s3://{BUCKET}/job/output/model.tar.gz") == ""
 
     aws.quotas |= {"ml.g5.2xlarge for training job usage": 0.0, "ml.g5.2xlarge for spot training job usage": 1.0}
-    assert "'ml.g5.2xlarge for training job usage' of this account is 0" in said()
-    assert said(spot=True, max_wait_hours=9) == ""
+    assert "'ml.g5.2xlarge for training job usage' of this account is 0" in problems()
+    assert problems(spot=True, max_wait_hours=9) == ""
 
 
 # Endpoints
@@ -183,17 +169,17 @@ SERVED = {"name": "rl-workshop-demo", "model": "s3://b/job/output/model.tar.gz",
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"name": "my_endpoint"}, "letters, digits and hyphens"),
+    ({"name": "my_endpoint"}, "'my_endpoint' is not allowed"),
     ({"model": "outputs/grpo/model"}, "is not a model.tar.gz or folder"),
-    ({"instance_type": "ml.g5.huge"}, "no instance type 'ml.g5.huge' for endpoints"),
-    ({"instance_type": "ml.m5.xlarge"}, "vLLM needs a GPU"),
+    ({"instance_type": "ml.g5.huge"}, "'ml.g5.huge' does not exist for endpoints"),
+    ({"instance_type": "ml.m5.xlarge"}, "ml.m5.xlarge has no GPU"),
     ({"instance_type": "ml.g4dn.xlarge"}, "without bfloat16"),
     ({"role": "me"}, "not the ARN"),
     ({"max_model_len": 10}, "cannot hold a question"),
 ])
 def test_a_wrong_deployment_is_stopped(changes, said):
     [problem] = deployment_problems(Deployment(**SERVED | changes))
-    assert said in problem.what and problem.remedy
+    assert said in problem and ": give" in problem
 
 
 @pytest.mark.component
@@ -219,7 +205,7 @@ def test_the_cost_of_a_job_is_estimate_and_ceiling():
     shorter = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}, stages=("sft",)))
     assert shorter.hours[1] < estimated.hours[1]
     unknown = cost.cost_of(TrainingJob(**GOOD | {"region": "eu-west-1"}))
-    assert unknown.ceiling is None and "not known" in str(unknown)
+    assert unknown.ceiling is None and "is unknown" in str(unknown)
 
 
 def test_the_prices_have_a_date_and_a_source():

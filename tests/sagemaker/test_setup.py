@@ -51,15 +51,6 @@ def test_cfn_lint_passes():
     assert lint_file(TEMPLATE) == []
 
 
-@pytest.mark.component
-def test_cfn_lint_would_find_a_mistake(tmp_path):
-    from cfnlint.api import lint_file
-
-    broken = tmp_path / "class.yaml"
-    broken.write_text(TEMPLATE.read_text(encoding="utf-8").replace("AbortIncompleteMultipartUpload", "AbortUpload"))
-    assert any("AbortUpload" in match.message for match in lint_file(broken))
-
-
 def test_no_statement_allows_every_action(resources):
     for name in ("ExecutionRole", "LearnerPolicy"):
         for statement in statements(resources[name]):
@@ -148,15 +139,15 @@ def test_help_and_unknown_options(script):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--region", "us-east-1"], "give --account"),
-        (["--account", "123456789012"], "give --region"),
+        (["--region", "us-east-1"], "--account is missing"),
+        (["--account", "123456789012"], "--region is missing"),
         (["--account", "1234-5678-9012", "--region", "us-east-1"], "12 digits, without dashes"),
-        (["--account", "123456789012", "--region", "useast1"], "is no AWS region"),
-        (["--account", "123456789012", "--region"], "--region needs a value"),
+        (["--account", "123456789012", "--region", "useast1"], "is not an AWS region"),
+        (["--account", "123456789012", "--region"], "--region has no value"),
     ],
 )
 def test_the_push_script_refuses(arguments, part):
-    result = run("push_image.sh", *arguments, "--dry-run") if part[-5:] != "value" else run("push_image.sh", *arguments)
+    result = run("push_image.sh", *arguments)
     assert (result.returncode, result.stdout) == (2, "") and part in result.stderr
 
 
