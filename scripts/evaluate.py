@@ -38,7 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def labelled_models(arguments: list[str]) -> dict[str, str]:
+def labeled_models(arguments: list[str]) -> dict[str, str]:
     """Return model by label, from LABEL=MODEL or MODEL; a directory of stages stands for each of them."""
     stages, models = get_args(Stage), {}
     for argument in arguments:
@@ -72,7 +72,7 @@ def load_config(arguments: argparse.Namespace, models: dict[str, str]) -> RunCon
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    models = labelled_models(arguments.models)
+    models = labeled_models(arguments.models)
     config = load_config(arguments, models)
     folder = arguments.output_dir
     if folder:

@@ -1,7 +1,7 @@
 """Every figure of the workshop, drawn from run directories and evaluations.
 
 Importing this package sets the workshop's matplotlib style. Each `plot_*` function returns the Figure, which a
-notebook shows when the call ends a cell, and saves it if `path` is given. A method has the same colour in all figures.
+notebook shows when the call ends a cell, and saves it if `path` is given. A method has the same color in all figures.
 """
 
 from .evaluation import (
@@ -13,13 +13,13 @@ from .evaluation import (
     plot_story,
 )
 from .lessons import plot_advantages, plot_overview, plot_side_by_side, plot_token_values
-from .style import INK, METHOD_COLOURS, OTHER_COLOURS
+from .style import INK, METHOD_COLORS, OTHER_COLORS
 from .training import plot_against_tokens, plot_log, plot_reward_components, plot_sft, plot_training
 
 __all__ = [
     "INK",
-    "METHOD_COLOURS",
-    "OTHER_COLOURS",
+    "METHOD_COLORS",
+    "OTHER_COLORS",
     "plot_accuracy_bars",
     "plot_advantages",
     "plot_against_tokens",

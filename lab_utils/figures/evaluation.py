@@ -11,20 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation import Evaluation
-from .style import INK, OTHER_COLOURS, colours, finish, label_ends, percent_axis
+from .style import INK, OTHER_COLORS, colors, finish, label_ends, percent_axis
 from .training import Runs, draw_metric, metrics_of
 
 
 def plot_accuracy_bars(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
     """Draw each model's accuracy with its 95% interval: strict (filled) and lenient (outlined, the format forgiven)."""
     figure, ax = plt.subplots(figsize=(max(8.0, 2.2 * len(evaluations) + 1.5), 5.5))
-    for index, (label, colour) in enumerate(zip(evaluations, colours(list(evaluations)), strict=True)):
+    for index, (label, color) in enumerate(zip(evaluations, colors(list(evaluations)), strict=True)):
         evaluation = evaluations[label]
         for offset, value, (low, high), fill in (
-            (-0.2, evaluation.accuracy, evaluation.accuracy_interval, colour),
+            (-0.2, evaluation.accuracy, evaluation.accuracy_interval, color),
             (0.2, evaluation.accuracy_lenient, evaluation.accuracy_lenient_interval, "white"),
         ):
-            ax.bar(index + offset, value, 0.36, color=fill, edgecolor=colour, linewidth=2.5)
+            ax.bar(index + offset, value, 0.36, color=fill, edgecolor=color, linewidth=2.5)
             ax.vlines(index + offset, low, high, color=INK, linewidth=2)
             ax.annotate(f"{value:.0%}", (index + offset, high), xytext=(0, 5), textcoords="offset points",
                         ha="center", va="bottom", fontweight="bold")
@@ -45,12 +45,12 @@ def plot_pass_at_k(evaluations: Mapping[str, Evaluation], path: str | Path | Non
     """Draw pass@k over k with 95% bands. Does a model solve more problems, or the same ones more reliably?"""
     figure, ax = plt.subplots(figsize=(9, 5.5))
     ends = []
-    for (label, evaluation), colour in zip(evaluations.items(), colours(list(evaluations)), strict=True):
+    for (label, evaluation), color in zip(evaluations.items(), colors(list(evaluations)), strict=True):
         values = list(evaluation.pass_at.values())
         low, high = zip(*evaluation.pass_at_intervals.values(), strict=True)
-        ax.fill_between(evaluation.ks, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(evaluation.ks, values, color=colour, marker="o", markersize=8)
-        ends.append((values[-1], label, colour))
+        ax.fill_between(evaluation.ks, low, high, color=color, alpha=0.15, linewidth=0)
+        ax.plot(evaluation.ks, values, color=color, marker="o", markersize=8)
+        ends.append((values[-1], label, color))
     ks = max((evaluation.ks for evaluation in evaluations.values()), key=len)
     ax.set_xscale("log", base=2)
     ax.set_xticks(ks, [str(k) for k in ks])
@@ -79,15 +79,15 @@ def plot_attempts(
     figure, axes = plt.subplots(
         len(values), 1, figsize=(9, 2.6 * len(values) + 0.8), sharex=True, sharey=True, squeeze=False
     )
-    for ax, (label, counts), colour in zip(axes.flat, values.items(), colours(list(values)), strict=True):
+    for ax, (label, counts), color in zip(axes.flat, values.items(), colors(list(values)), strict=True):
         correct = evaluations[label].scores().ravel() > 0
         weight = np.full(len(counts), 1 / len(counts))
-        ax.hist(counts, bins, weights=weight, color=colour, alpha=0.35, rwidth=0.9)
-        ax.hist(counts[correct], bins, weights=weight[correct], color=colour, rwidth=0.9)
+        ax.hist(counts, bins, weights=weight, color=color, alpha=0.35, rwidth=0.9)
+        ax.hist(counts[correct], bins, weights=weight[correct], color=color, rwidth=0.9)
         percent_axis(ax)
         ax.text(
             0.99, 0.92, f"{label}: mean {counts.mean():.1f}, {correct.mean():.0%} correct",
-            transform=ax.transAxes, ha="right", va="top", color=colour, fontweight="bold",
+            transform=ax.transAxes, ha="right", va="top", color=color, fontweight="bold",
         )
     what = "Attempts" if name == "attempts" else "Tokens"
     axes[0, 0].set_title(f"{what} per response (dark: the correct ones)")
@@ -103,7 +103,7 @@ def plot_problem_accuracy(evaluation: Evaluation, path: str | Path | None = None
     n = evaluation.num_samples
     correct = np.round(evaluation.per_problem * n).astype(int)
     share = np.bincount(correct, minlength=n + 1) / len(correct)
-    ax.bar(range(n + 1), share, 0.8, color=OTHER_COLOURS[0])
+    ax.bar(range(n + 1), share, 0.8, color=OTHER_COLORS[0])
     ax.axvline(correct.mean(), color=INK, linestyle="--", linewidth=2)
     ax.annotate(f" mean {correct.mean() / n:.0%}", (correct.mean(), 1.0), xycoords=("data", "axes fraction"), va="top")
     ax.set_xticks(range(n + 1))
@@ -123,9 +123,9 @@ def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = 
     }
     figure, ax = plt.subplots(figsize=(9, 5.5))
     ends = []
-    for (label, values), colour in zip(rates.items(), OTHER_COLOURS, strict=False):
-        ax.plot(range(len(values)), values, color=colour, marker="o", markersize=8)
-        ends.append((values[-1], label, colour))
+    for (label, values), color in zip(rates.items(), OTHER_COLORS, strict=False):
+        ax.plot(range(len(values)), values, color=color, marker="o", markersize=8)
+        ends.append((values[-1], label, color))
     ax.set_xticks(range(len(evaluations)), list(evaluations))
     ax.set(title="What the warm-up teaches", ylabel="% of responses (or of questions)")
     ax.set_ylim(-0.02, 1.03)
@@ -143,9 +143,9 @@ def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Pa
     draw_metric(middle, groups, "attempts", "minutes", label_gap=0.09)
     middle.set(title="Attempts per response", xlabel="minutes of training")
     labels = list(evaluations)
-    for index, (label, colour) in enumerate(zip(labels, colours(labels), strict=True)):
+    for index, (label, color) in enumerate(zip(labels, colors(labels), strict=True)):
         accuracy, (low, high) = evaluations[label].accuracy, evaluations[label].accuracy_interval
-        right.bar(index, accuracy, 0.7, color=colour)
+        right.bar(index, accuracy, 0.7, color=color)
         right.vlines(index, low, high, color=INK, linewidth=2)
         right.text(index, high + 0.015, f"{accuracy:.0%}", ha="center", va="bottom", fontweight="bold")
     right.set_xticks(range(len(labels)), labels)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..runs import RunDirectory
-from .style import INK, METHOD_COLOURS, OTHER_COLOURS, finish, panels
+from .style import INK, METHOD_COLORS, OTHER_COLORS, finish, panels
 from .training import METRICS, draw_functions, draw_metric, metrics_of, x_label
 
 # The panels of the overview, row by row; None is the panel with every reward function.
@@ -26,12 +26,12 @@ def plot_advantages(
     rewards, advantages = np.asarray(rewards, dtype=float), np.asarray(advantages, dtype=float)
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
     x = np.arange(1, len(rewards) + 1)
-    left.bar(x, rewards, 0.7, color=METHOD_COLOURS["base"])
+    left.bar(x, rewards, 0.7, color=METHOD_COLORS["base"])
     left.axhline(rewards.mean(), color=INK, linestyle="--", linewidth=2)
     at_right = left.get_yaxis_transform()
     left.text(1.02, rewards.mean(), f"mean\n{rewards.mean():.2f}", transform=at_right, va="center", color=INK)
     left.set(title="Rewards of one group", ylabel="reward", xlabel="completion")
-    right.bar(x, advantages, 0.7, color=np.where(advantages >= 0, OTHER_COLOURS[1], OTHER_COLOURS[2]))
+    right.bar(x, advantages, 0.7, color=np.where(advantages >= 0, OTHER_COLORS[1], OTHER_COLORS[2]))
     right.axhline(0, color=INK, linewidth=1.5)
     right.set(title="Their advantages", ylabel="advantage", xlabel="completion")
     for ax, heights in ((left, rewards), (right, advantages)):
@@ -60,10 +60,10 @@ def plot_token_values(
         titles: one per completion.
     """
     figure, axes = plt.subplots(len(tokens), 1, figsize=(14, 3.9 * len(tokens)), sharey=True, squeeze=False)
-    shades = ["#7F7F7F", METHOD_COLOURS["ppo"]] if len(values) == 2 else OTHER_COLOURS
+    shades = ["#7F7F7F", METHOD_COLORS["ppo"]] if len(values) == 2 else OTHER_COLORS
     for index, (ax, words, title) in enumerate(zip(axes.flat, tokens, titles, strict=True)):
-        for (label, lines), colour in zip(values.items(), shades, strict=False):
-            ax.plot(lines[index], color=colour, label=label, drawstyle="steps-post")
+        for (label, lines), color in zip(values.items(), shades, strict=False):
+            ax.plot(lines[index], color=color, label=label, drawstyle="steps-post")
         ax.set_title(title)
         ax.set_xticks(range(len(words)), [word.strip() or "⏎" for word in words], rotation=90, fontsize=11)
         ax.set_ylabel("expected return")
@@ -84,7 +84,7 @@ def plot_overview(run: RunDirectory, healthy: RunDirectory, path: str | Path | N
         else:
             functions = [name for name in frame if name.startswith("rewards/") and name.endswith("/mean")]
             series = {name.split("/")[1].removesuffix("_reward"): frame[name] for name in functions}
-            draw_functions(ax, frame["step"], series, OTHER_COLOURS[1:], label_gap=0.13)
+            draw_functions(ax, frame["step"], series, OTHER_COLORS[1:], label_gap=0.13)
             ax.set(title="Each reward function", ylabel="mean per response")
         _lift_from_axis(ax)
     figure.suptitle(f"Run {run.path.name}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)

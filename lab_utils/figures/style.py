@@ -1,4 +1,4 @@
-"""The look of every figure: matplotlib's settings, one colour per method, labels at the ends of curves."""
+"""The look of every figure: matplotlib's settings, one color per method, labels at the ends of curves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Okabe and Ito's colours, which colour-blind people can tell apart. The first name found in a label decides.
-METHOD_COLOURS = {
+# Okabe and Ito's colors, which color-blind people can tell apart. The first name found in a label decides.
+METHOD_COLORS = {
     "random": "#D55E00",
     "extra sft": "#CC79A7",
     "ppo": "#009E73",
@@ -24,7 +24,7 @@ METHOD_COLOURS = {
     "healthy": "#7F7F7F",
 }
 # For everything that is not a method (Paul Tol's "muted" scheme).
-OTHER_COLOURS = ["#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#88CCEE", "#117733"]
+OTHER_COLORS = ["#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#88CCEE", "#117733"]
 INK = "#222222"
 
 plt.rcParams.update({
@@ -52,10 +52,10 @@ plt.rcParams.update({
 })
 
 
-def colours(labels: Sequence[str]) -> list[str]:
-    """Return the colour of each label: its method's colour, or one of the others."""
-    spare = itertools.cycle(OTHER_COLOURS)
-    return [next((c for m, c in METHOD_COLOURS.items() if m in label.lower()), None) or next(spare) for label in labels]
+def colors(labels: Sequence[str]) -> list[str]:
+    """Return the color of each label: its method's color, or one of the others."""
+    spare = itertools.cycle(OTHER_COLORS)
+    return [next((c for m, c in METHOD_COLORS.items() if m in label.lower()), None) or next(spare) for label in labels]
 
 
 def panels(count: int, columns: int, width: float, height: float, **share: bool) -> tuple[Figure, list[Axes]]:
@@ -77,15 +77,15 @@ def finish(figure: Figure, path: str | Path | None) -> Figure:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -> None:
-    """Write labels right of the axes at heights (y, label, colour), at least `gap` apart (a share of the axes)."""
+    """Write labels right of the axes at heights (y, label, color), at least `gap` apart (a share of the axes)."""
     low, high = ax.get_ylim()
     heights = [(y - low) / (high - low) for y, _, _ in ends]
     order = np.argsort(heights)
     for below, above in zip(order, order[1:], strict=False):
         heights[above] = max(heights[above], heights[below] + gap)
     overshoot = max(0.0, heights[order[-1]] - 1.0)
-    for height, (_, label, colour) in zip(heights, ends, strict=True):
-        ax.text(1.02, height - overshoot, label, transform=ax.transAxes, color=colour, va="center", fontweight="bold")
+    for height, (_, label, color) in zip(heights, ends, strict=True):
+        ax.text(1.02, height - overshoot, label, transform=ax.transAxes, color=color, va="center", fontweight="bold")
 
 
 def smooth(values: pd.Series) -> pd.Series:

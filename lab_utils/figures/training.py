@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..runs import RunDirectory
-from .style import INK, OTHER_COLOURS, colours, finish, label_ends, panels, percent_axis, smooth, tidy_axes
+from .style import INK, OTHER_COLORS, colors, finish, label_ends, panels, percent_axis, smooth, tidy_axes
 
 # metric -> title, unit of the axis
 METRICS = {
@@ -49,23 +49,23 @@ def metrics_of(runs: Runs) -> Frames:
 def draw_metric(ax: Axes, groups: Frames, metric: str, x: str = "step", label_gap: float | None = None) -> None:
     """Draw a thin line per run and a thick smoothed one for their mean; with `label_gap`, labels at their ends."""
     ends = []
-    for (label, frames), colour in zip(groups.items(), colours(list(groups)), strict=True):
+    for (label, frames), color in zip(groups.items(), colors(list(groups)), strict=True):
         frames = [frame.assign(minutes=frame["seconds"] / 60).set_index("step", drop=False) for frame in frames]
         frames = [frame[frame[metric].notna()] for frame in frames if metric in frame and frame[metric].notna().any()]
         if not frames:
             continue
         for frame in frames:
-            ax.plot(frame[x], frame[metric], color=colour, linewidth=1.2, alpha=0.4)
+            ax.plot(frame[x], frame[metric], color=color, linewidth=1.2, alpha=0.4)
         together = pd.concat([frame[[x, metric]] for frame in frames], keys=range(len(frames)))
         mean = together.groupby(level="step").mean()[together.groupby(level="step").size() == len(frames)]
         thick = smooth(mean[metric])
-        ax.plot(mean[x], thick, color=colour)
-        ends.append((thick.iloc[-1], label, colour))
+        ax.plot(mean[x], thick, color=color)
+        ends.append((thick.iloc[-1], label, color))
     title, unit = METRICS.get(metric, (metric, ""))
     ax.set(title=title, ylabel=unit)
     tidy_axes(ax, whole_x=x == "step")
     if metric in PERCENT:
-        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # 2.5% would be labelled 2
+        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # 2.5% would be labeled 2
         percent_axis(ax)
     if label_gap and len(groups) > 1:
         label_ends(ax, ends, label_gap)
@@ -76,11 +76,11 @@ def draw_functions(
 ) -> None:
     """Draw several series of one run, each a thin line and a thick smoothed one with its label at the end."""
     ends = []
-    for (label, values), colour in zip(series.items(), shades, strict=False):
+    for (label, values), color in zip(series.items(), shades, strict=False):
         thick = smooth(values)
-        ax.plot(steps, values, color=colour, linewidth=1.2, alpha=0.4)
-        ax.plot(steps, thick, color=colour)
-        ends.append((thick.iloc[-1], label, colour))
+        ax.plot(steps, values, color=color, linewidth=1.2, alpha=0.4)
+        ax.plot(steps, thick, color=color)
+        ends.append((thick.iloc[-1], label, color))
     tidy_axes(ax)
     label_ends(ax, ends, label_gap)
 
@@ -132,7 +132,7 @@ def plot_reward_components(run: RunDirectory, path: str | Path | None = None) ->
     for name, weight in run.config().rewards.items():
         label = f"{name.removesuffix('_reward').replace('_', ' ')} × {weight:g}"
         series[label] = weight * frame[f"rewards/{name}/mean"]
-    draw_functions(ax, frame["step"], series, [INK, *OTHER_COLOURS], label_gap=0.075)
+    draw_functions(ax, frame["step"], series, [INK, *OTHER_COLORS], label_gap=0.075)
     ax.set(title="Where the reward comes from", ylabel="mean per response", xlabel="training step")
     return finish(figure, path)
 
@@ -147,7 +147,7 @@ def plot_log(values: Mapping[str, Sequence[float]], path: str | Path | None = No
     for ax, (name, series) in zip(axes, values.items(), strict=True):
         stage, metric = name.split(":")
         title, unit = METRICS.get(metric, (metric, ""))
-        ax.plot(range(1, len(series) + 1), series, color=colours([stage])[0], marker="o", markersize=5)
+        ax.plot(range(1, len(series) + 1), series, color=colors([stage])[0], marker="o", markersize=5)
         ax.set(title=title, ylabel=unit)
         if metric in PERCENT:
             percent_axis(ax)
@@ -161,18 +161,18 @@ def plot_against_tokens(curves: Sequence[Mapping], path: str | Path | None = Non
 
     Args:
         curves: one mapping per run, as scripts/measure_learning.py writes them: model, tokens and accuracy, with one
-            value per rollout. Runs of one model share a colour; the thick line is one seed's moving average.
+            value per rollout. Runs of one model share a color; the thick line is one seed's moving average.
     """
     labels = list(dict.fromkeys(curve["model"] for curve in curves))
     figure, ax = plt.subplots(figsize=(9, 5))
     ends = []
-    for label, colour in zip(labels, colours(labels), strict=True):
+    for label, color in zip(labels, colors(labels), strict=True):
         group = [curve for curve in curves if curve["model"] == label]
         for curve in group:
             thousands = np.array(curve["tokens"]) / 1000
-            ax.plot(thousands, 100 * np.array(curve["accuracy"]), color=colour, linewidth=1, alpha=0.3)
-            ax.plot(thousands, 100 * smooth(pd.Series(curve["accuracy"])), color=colour)
-        ends.append((100 * np.mean([np.mean(curve["accuracy"][-3:]) for curve in group]), label, colour))
+            ax.plot(thousands, 100 * np.array(curve["accuracy"]), color=color, linewidth=1, alpha=0.3)
+            ax.plot(thousands, 100 * smooth(pd.Series(curve["accuracy"])), color=color)
+        ends.append((100 * np.mean([np.mean(curve["accuracy"][-3:]) for curve in group]), label, color))
     ax.set(title="Accuracy on training problems", xlabel="thousand tokens generated", ylabel="% of responses correct")
     tidy_axes(ax, whole_x=False)
     label_ends(ax, ends, gap=0.08)

@@ -207,17 +207,17 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from lab_utils.evaluation import wilson_interval
-from lab_utils.figures import INK, METHOD_COLOURS
+from lab_utils.figures import INK, METHOD_COLORS
 
 figure, ax = plt.subplots(figsize=(10, 5))
 for x, answers in enumerate(right.values()):
     share, (low, high) = sum(answers) / len(answers), wilson_interval(sum(answers), len(answers))
-    ax.bar(x, share, 0.7, color=METHOD_COLOURS["base"])
+    ax.bar(x, share, 0.7, color=METHOD_COLORS["base"])
     ax.vlines(x, low, high, color=INK, linewidth=2)
     ax.text(x, high + 0.02, f"{share:.0%}", ha="center", fontweight="bold")
 for x, method in ((3, "sft"), (4, "grpo")):
-    ax.bar(x, 0.97, 0.7, fill=False, edgecolor=METHOD_COLOURS[method], linestyle="--", linewidth=2)
-    ax.text(x, 0.5, "?", ha="center", va="center", fontsize=40, color=METHOD_COLOURS[method])
+    ax.bar(x, 0.97, 0.7, fill=False, edgecolor=METHOD_COLORS[method], linestyle="--", linewidth=2)
+    ax.text(x, 0.5, "?", ha="center", va="center", fontsize=40, color=METHOD_COLORS[method])
 ax.set_xticks(range(5), [f"base\n{how}" for how in right] + ["SFT\nnotebook 04", "GRPO\nnotebook 06"])
 ax.tick_params(axis="x", length=0)
 ax.set(title="Where you start", ylim=(0, 1), ylabel="correct answers (%)")

@@ -156,8 +156,8 @@ checks.check_make_labels(make_labels)
 
 # %% [markdown]
 # Now the same for a real demonstration. `demonstration` writes the text that the model will imitate in notebook 04. The
-# figure shows every token of the chat: the model only reads the grey ones and learns to write the coloured ones. Note
-# the last coloured ones: the model also has to learn to end its turn.
+# figure shows every token of the chat: the model only reads the grey ones and learns to write the colored ones. Note
+# the last colored ones: the model also has to learn to end its turn.
 
 # %%
 demonstration = {"role": "assistant", "content": countdown.demonstration(countdown_rows[0])}
@@ -175,7 +175,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from lab_utils.figures import METHOD_COLOURS
+from lab_utils.figures import METHOD_COLORS
 
 tokens = [tokenizer.decode([token]).strip(" ").replace("\n", "↵") or "·" for token in all_ids]
 figure, ax = plt.subplots(figsize=(13, 4))
@@ -183,10 +183,10 @@ x, y, width = 0.0, 0.0, 112  # in characters
 for token, label in zip(tokens, labels, strict=True):
     if x + len(token) > width:
         x, y = 0.0, y - 1.0
-    colour, ink = ("#E3E3E3", "#333333") if label == -100 else (METHOD_COLOURS["sft"], "white")
-    ax.text(x, y, token, family="monospace", fontsize=13, color=ink, bbox={"pad": 3, "color": colour})
+    color, ink = ("#E3E3E3", "#333333") if label == -100 else (METHOD_COLORS["sft"], "white")
+    ax.text(x, y, token, family="monospace", fontsize=13, color=ink, bbox={"pad": 3, "color": color})
     x += len(token) + 1.4
-ax.set(xlim=(-1, width), ylim=(y - 0.7, 0.7), title="Read (grey) and learned (coloured)")
+ax.set(xlim=(-1, width), ylim=(y - 0.7, 0.7), title="Read (grey) and learned (colored)")
 ax.axis("off")
 figures = Path(OUTPUT_DIR) / "figures"
 figures.mkdir(parents=True, exist_ok=True)
@@ -314,14 +314,14 @@ for name, values in lengths.items():
 # %%
 from matplotlib.ticker import PercentFormatter
 
-from lab_utils.figures import INK, OTHER_COLOURS
+from lab_utils.figures import INK, OTHER_COLORS
 
 figure, axes = plt.subplots(2, 1, figsize=(10, 6), sharex=True)
 bins = range(0, max(limit, *map(max, lengths.values())) + 4, max(1, limit // 64))
-for ax, (name, values), colour in zip(axes, lengths.items(), OTHER_COLOURS, strict=False):
-    ax.hist(values, bins, weights=[1 / len(values)] * len(values), color=colour)
+for ax, (name, values), color in zip(axes, lengths.items(), OTHER_COLORS, strict=False):
+    ax.hist(values, bins, weights=[1 / len(values)] * len(values), color=color)
     ax.axvline(limit, color=INK, linestyle="--", linewidth=2)
-    ax.set_title(name, color=colour, fontweight="bold")
+    ax.set_title(name, color=color, fontweight="bold")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
 axes[0].text(limit, axes[0].get_ylim()[1] * 0.95, f"max_prompt_length = {limit} ", ha="right", va="top", color=INK)
 axes[1].set_xlabel("tokens per prompt, including the template's own")
@@ -331,7 +331,7 @@ figure.savefig(figures / "01_prompt_lengths.png")
 # %% [markdown]
 # ## What you should see, and what it means if you don't
 #
-# Both distributions lie left of the dashed line. The coloured tokens begin after `assistant` and include the end of the
+# Both distributions lie left of the dashed line. The colored tokens begin after `assistant` and include the end of the
 # turn.
 #
 # - Many prompts are beyond the line: raise `grpo.max_prompt_length`, or you train only on the short problems.

@@ -159,14 +159,14 @@ print(logps, "sum", logps.sum().item(), "probability", logps.sum().exp().item())
 # %%
 import matplotlib.pyplot as plt
 
-from lab_utils.figures import OTHER_COLOURS
+from lab_utils.figures import OTHER_COLORS
 
 ratio = torch.linspace(0, 2, 201)
 figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharex=True)
-for ax, advantage, word, colour in zip(axes, (1.0, -1.0), ("good", "bad"), OTHER_COLOURS[1:], strict=False):
+for ax, advantage, word, color in zip(axes, (1.0, -1.0), ("good", "bad"), OTHER_COLORS[1:], strict=False):
     objective = grpo_math.clipped_objective(ratio[:, None], torch.full((201,), advantage), epsilon=0.2)[:, 0]
     ax.plot(ratio, ratio * advantage, color="#BBBBBB", linestyle="--", linewidth=2)
-    ax.plot(ratio, objective, color=colour)
+    ax.plot(ratio, objective, color=color)
     flat = ratio > 1.2 if advantage > 0 else ratio < 0.8
     ax.axvspan(ratio[flat].min(), ratio[flat].max(), color="#EEEEEE")
     middle = (ratio[flat].mean(), 0.4 if advantage > 0 else -1.4)
@@ -337,15 +337,15 @@ with torch.no_grad():
 change = (((new_logps - old_logps) * mask).sum(dim=1) / mask.sum(dim=1)).cpu()  # (B,) per token
 sign = advantages.cpu().sign()
 means = {value: change[sign == value].mean().item() for value in sign.unique().tolist()}
-colours = {-1: OTHER_COLOURS[2], 0: "#999999", 1: OTHER_COLOURS[1]}
+colors = {-1: OTHER_COLORS[2], 0: "#999999", 1: OTHER_COLORS[1]}
 
 figure, ax = plt.subplots(figsize=(10, 5))
 for value, mean in means.items():
     x = advantages.cpu()[sign == value]
-    ax.scatter(x, change[sign == value], color=colours[value], alpha=0.6, s=50)
-    ax.hlines(mean, x.min() - 0.15, x.max() + 0.15, color=colours[value], linewidth=4)
+    ax.scatter(x, change[sign == value], color=colors[value], alpha=0.6, s=50)
+    ax.hlines(mean, x.min() - 0.15, x.max() + 0.15, color=colors[value], linewidth=4)
     label = f"mean\n{mean:+.3f}".replace("-", "−")
-    ax.text(1.3 * value, 0.9, label, color=colours[value], ha="center", va="center", fontweight="bold",
+    ax.text(1.3 * value, 0.9, label, color=colors[value], ha="center", va="center", fontweight="bold",
             transform=ax.get_xaxis_transform())
 ax.axhline(0, color="#222222", linewidth=1.5)
 low, high = change.quantile(torch.tensor([0.02, 0.98])).tolist()

@@ -1,4 +1,4 @@
-"""Every figure shows the numbers of its run directories and evaluations, and methods keep their colours."""
+"""Every figure shows the numbers of its run directories and evaluations, and methods keep their colors."""
 
 import importlib
 
@@ -11,7 +11,7 @@ from lab_utils import REPOSITORY, figures
 from lab_utils import config as configuration
 from lab_utils.evaluation import Evaluation
 from lab_utils.figures import style
-from lab_utils.figures.style import colours, label_ends
+from lab_utils.figures.style import colors, label_ends
 from lab_utils.runs import RunDirectory
 
 pytestmark = pytest.mark.unit
@@ -73,9 +73,9 @@ def test_importing_the_style_keeps_the_backend():
     assert after == "svg"
 
 
-def test_a_method_has_one_colour_and_others_differ():
-    first = colours(["base", "GRPO, seed 1", "extra SFT", "length reward", "honest reward"])
-    assert first[:3] == [figures.METHOD_COLOURS[name] for name in ("base", "grpo", "extra sft")]
+def test_a_method_has_one_color_and_others_differ():
+    first = colors(["base", "GRPO, seed 1", "extra SFT", "length reward", "honest reward"])
+    assert first[:3] == [figures.METHOD_COLORS[name] for name in ("base", "grpo", "extra sft")]
     assert len(set(first)) == 5
 
 
@@ -99,7 +99,7 @@ def test_training_of_one_run_and_of_several(runs, tmp_path):
     accuracy = several.axes[1]
     assert len(accuracy.lines) == 3 + 1 + 1 + 1  # a line per run and a mean per method
     assert {text.get_text(): text.get_color() for text in accuracy.texts} == {
-        "GRPO": figures.METHOD_COLOURS["grpo"], "random reward": figures.METHOD_COLOURS["random"]}
+        "GRPO": figures.METHOD_COLORS["grpo"], "random reward": figures.METHOD_COLORS["random"]}
     assert accuracy.get_xlim()[1] == pytest.approx(2.0, abs=0.05)  # 30 steps of 4 seconds
     mean = accuracy.lines[3].get_ydata()
     assert mean[15] == pytest.approx(0.55 * 16 / 30)  # the mean of 0.5, 0.55 and 0.6
@@ -126,7 +126,7 @@ def test_metrics_of_a_log_have_a_panel_each():
     figure = figures.plot_log(values)
     assert titles(figure) == ["Reward", "Accuracy", "Loss"]
     assert list(figure.axes[1].lines[0].get_ydata()) == [0.0, 0.1, 0.4]
-    assert figure.axes[0].lines[0].get_color() == figures.METHOD_COLOURS["grpo"]
+    assert figure.axes[0].lines[0].get_color() == figures.METHOD_COLORS["grpo"]
 
 
 # Evaluations
@@ -172,7 +172,7 @@ def test_the_overview_has_nine_panels_and_shows_curves_that_stay_at_zero():
     assert len(figure.axes) == 9 and all(ax.get_ylim()[0] < 0 for ax in figure.axes)
     assert {text.get_text() for text in figure.axes[2].texts} == {"format", "equation"}
     healthy, checked = figure.axes[1].lines[0], figure.axes[1].lines[2]
-    assert healthy.get_color() == figures.METHOD_COLOURS["healthy"] != checked.get_color()
+    assert healthy.get_color() == figures.METHOD_COLORS["healthy"] != checked.get_color()
     assert list(checked.get_ydata()) == list(run.metrics()["accuracy"])
 
 

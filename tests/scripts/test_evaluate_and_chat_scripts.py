@@ -32,15 +32,15 @@ def run(tmp_path):
 # --- evaluate.py -----------------------------------------------------------------------------------------------------
 
 
-def test_models_are_labelled_by_their_stage_or_name(tmp_path):
+def test_models_are_labeled_by_their_stage_or_name(tmp_path):
     for stage in ("sft", "grpo"):
         (tmp_path / "out" / stage / "model").mkdir(parents=True)
     sft, grpo = str(tmp_path / "out" / "sft"), str(tmp_path / "out" / "grpo")
-    assert evaluate_script.labelled_models([str(tmp_path / "out")]) == {"SFT": sft, "GRPO": grpo}
-    assert evaluate_script.labelled_models(["tiny", f"mine={sft}", grpo]) == {"tiny": "tiny", "mine": sft, "GRPO": grpo}
-    assert evaluate_script.labelled_models(["Qwen/Qwen3-0.6B"]) == {"Qwen3-0.6B": "Qwen/Qwen3-0.6B"}
+    assert evaluate_script.labeled_models([str(tmp_path / "out")]) == {"SFT": sft, "GRPO": grpo}
+    assert evaluate_script.labeled_models(["tiny", f"mine={sft}", grpo]) == {"tiny": "tiny", "mine": sft, "GRPO": grpo}
+    assert evaluate_script.labeled_models(["Qwen/Qwen3-0.6B"]) == {"Qwen3-0.6B": "Qwen/Qwen3-0.6B"}
     with pytest.raises(WorkshopError, match="both be called 'SFT'.*SFT-seed1="):
-        evaluate_script.labelled_models([sft, "elsewhere/sft"])
+        evaluate_script.labeled_models([sft, "elsewhere/sft"])
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ SOLUTIONS = {
 MISTAKES = {
     "check_completion_loss": [
         (without_shift, "Row t predicts"),
-        (over_all_tokens, "divide by the number of labelled"),
+        (over_all_tokens, "divide by the number of labeled"),
         (from_the_first_label_on, "choose by label"),
         (lambda logps, labels: -completion_loss(logps, labels), "Row t predicts"),
         (lambda logps, labels: logps, "Row t predicts"),

@@ -9,7 +9,7 @@ check_completion_loss = Check("{} examples, each token predicted by the row befo
     Case(probabilities=[HALF, QUARTER, SIXTH], labels=[-100, 0, 1], gives=0.6931,
          hint="Row t predicts token t + 1: rows 0 and 1 predict tokens 1 and 2, with a probability of 0.5 each."),
     Case(probabilities=[HALF, QUARTER, SIXTH], labels=[-100, -100, 2], gives=1.3863,
-         hint="One token has a label: divide by the number of labelled tokens, and leave -100 out."),
+         hint="One token has a label: divide by the number of labeled tokens, and leave -100 out."),
     Case(probabilities=[HALF, QUARTER, SIXTH], labels=[2, 2, 2], gives=1.3863,
          hint="Nothing predicts the first token, so its label does not count. Rows 0 and 1 give the others 0.25 each."),
     Case(probabilities=[HALF, HALF, HALF, HALF], labels=[-100, 1, -100, 0], gives=1.0397,
