@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from trl.chat_template_utils import qwen2_5_chat_template
 
+from lab_utils import exit_status
 from lab_utils.tasks import load_task
 from lab_utils.tasks.countdown import LARGEST_RESULT, demonstrate, generate_row
 from lab_utils.tasks.expressions import evaluate
@@ -210,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

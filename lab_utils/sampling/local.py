@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import WorkshopError
 from ..models import end_token_ids
 
 # Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
@@ -31,10 +32,10 @@ class Completion:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError for a number of samples, tokens or rows that is below 1."""
+    """Raise WorkshopError for a number of samples, tokens or rows that is below 1."""
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name} = {size} must be at least 1.")
+            raise WorkshopError(f"{name} = {size} must be at least 1.")
 
 
 def apply_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
