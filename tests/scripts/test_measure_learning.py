@@ -65,8 +65,8 @@ def test_a_reward_whose_value_depends_on_correctness_is_declared_to_do_so():
 
 @pytest.mark.component
 def test_a_seed_is_measured_with_its_controls_and_not_trained_twice(tmp_path):
-    arguments = ["--recipe", "countdown-ppo", "--hardware", "smoke", "--seeds", "3", "--controls", "--output-dir", str(tmp_path),
-                 "--set", "task.test_limit=4"]
+    arguments = ["--recipe", "countdown-ppo", "--hardware", "smoke", "--seeds", "3", "--controls", "--output-dir",
+                 str(tmp_path), "--set", "task.test_limit=4"]
     measure_learning.main(arguments)
     path = tmp_path / "learning-countdown-ppo.json"
     rows = json.loads(path.read_text())["rows"]
