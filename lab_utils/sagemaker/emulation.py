@@ -7,8 +7,8 @@
 The job's own entry point runs. A folder stands for /opt/ml: its path replaces /opt/ml in the command and in the scripts
 of the channels.
 
-Not emulated: the image and its packages (the job uses those of this environment, and its requirements.txt is emptied),
-GPUs that this machine does not have, and limits of time, memory and disk.
+Not emulated: the image (the job uses the packages of this environment, and its requirements.txt is emptied), GPUs that
+this machine does not have, and limits of time, memory and disk.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from .session import SageMakerError, local_copy
 
 NOTHING_TO_INSTALL = "# Emulated job: nothing is installed, the packages are those of the environment that runs it.\n"
+CODE = {True: "input/data/code", False: "processing/input/code"}  # of a training job, of a processing job
 STEP = re.compile(r"^metrics (\w+) step=(\d+) of=(\d+) ", re.MULTILINE)
 INHERITED = ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE",
              "OMP_NUM_THREADS")
@@ -119,7 +120,8 @@ class EmulatedJob:
         return self
 
 
-def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | None = None) -> EmulatedJob:
+def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | None = None,
+          python: Path | None = None) -> EmulatedJob:
     """Start a recorded training or processing job.
 
     Args:
@@ -128,6 +130,8 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
         ml: a new folder that stands for /opt/ml.
         checkpoints: the checkpoints of an earlier job, which this one finds in /opt/ml/checkpoints as after a spot
             interruption.
+        python: the interpreter of an environment that stands for the image, such as one with torch only; the job
+            installs its requirements.txt there. None: this environment, in which nothing is installed.
 
     Raises:
         SageMakerError: a channel is not in `folder`, or `ml` holds files.
@@ -137,6 +141,8 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
         raise SageMakerError(f"{ml} is not empty: choose a new folder, because a job starts with an empty /opt/ml.")
     training = "TrainingJobName" in request
     (lay_training_job if training else lay_processing_job)(request, Path(folder), ml)
+    if python is None:
+        (ml / CODE[training] / "requirements.txt").write_text(NOTHING_TO_INSTALL, encoding="utf-8")
     if checkpoints is not None:
         shutil.copytree(checkpoints, ml / "checkpoints", dirs_exist_ok=True)
     specification = request["AlgorithmSpecification" if training else "AppSpecification"]
@@ -148,9 +154,10 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
             path.write_text(path.read_text(encoding="utf-8").replace("/opt/ml", str(place)), encoding="utf-8")
     log_path = ml.with_name(f"{ml.name}.log")
     with open(log_path, "wb") as log:
-        process = subprocess.Popen([part.replace("/opt/ml", str(place)) for part in command], cwd=ml,
-                                   env=environment_of(request), stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [part.replace("/opt/ml", str(place)) for part in command], cwd=ml, stdin=subprocess.DEVNULL, stdout=log,
+            env=environment_of(request, python or Path(sys.executable)), stderr=subprocess.STDOUT,
+            start_new_session=True)
     return EmulatedJob(ml, process, log_path)
 
 
@@ -161,7 +168,6 @@ def lay_training_job(request: dict[str, Any], folder: Path, ml: Path) -> None:
     channels = [channel["ChannelName"] for channel in request["InputDataConfig"]]
     for channel in request["InputDataConfig"]:
         lay(channel["DataSource"]["S3DataSource"]["S3Uri"], folder, ml / "input" / "data" / channel["ChannelName"])
-    (ml / "input/data/code/requirements.txt").write_text(NOTHING_TO_INSTALL, encoding="utf-8")
     config = {
         "hyperparameters": request.get("HyperParameters", {}),
         "inputdataconfig": {name: {"TrainingInputMode": "File"} for name in channels},
@@ -179,7 +185,6 @@ def lay_processing_job(request: dict[str, Any], folder: Path, ml: Path) -> None:
         lay(item["S3Input"]["S3Uri"], folder, ml / Path(item["S3Input"]["LocalPath"]).relative_to("/opt/ml"))
     for item in request["ProcessingOutputConfig"]["Outputs"]:
         (ml / Path(item["S3Output"]["LocalPath"]).relative_to("/opt/ml")).mkdir(parents=True)
-    (ml / "processing/input/code/requirements.txt").write_text(NOTHING_TO_INSTALL, encoding="utf-8")
 
 
 def lay(uri: str, folder: Path, target: Path) -> None:
@@ -195,10 +200,10 @@ def lay(uri: str, folder: Path, target: Path) -> None:
                              "because the emulation cannot fetch from S3.")
 
 
-def environment_of(request: dict[str, Any]) -> dict[str, str]:
+def environment_of(request: dict[str, Any], python: Path) -> dict[str, str]:
     """Return the job's environment: that of a container and that of the request, without this machine's secrets."""
     own = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    own["PATH"] = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+    own["PATH"] = f"{python.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     if "TrainingJobName" in request:
         own["TRAINING_JOB_NAME"] = request["TrainingJobName"]
     return own | request.get("Environment", {})

@@ -117,7 +117,11 @@ def package_source(job: Job, directory: Path) -> Path:
     for name in ("scripts/train.py", "scripts/evaluate.py", "pyproject.toml"):
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copy2(REPOSITORY / name, directory / name)
-    shutil.copy2(REPOSITORY / "setup/requirements/sagemaker-container.txt", directory / "requirements.txt")
+    files = ["sagemaker-container.txt"]
+    if configuration.load_tier(job.hardware).gpus:
+        files += ["sagemaker-container-gpu.txt"]
+    requirements = [(REPOSITORY / "setup/requirements" / name).read_text(encoding="utf-8") for name in files]
+    (directory / "requirements.txt").write_text("".join(requirements), encoding="utf-8")
     if job.recipe != job.recipe_name:  # your own recipe
         shutil.copy2(job.recipe, directory / "lab_utils" / "config" / "recipes" / f"{job.recipe_name}.yaml")
     description = {

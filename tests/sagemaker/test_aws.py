@@ -11,6 +11,7 @@ import yaml
 from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
 
 from lab_utils import config as configuration
+from lab_utils.machine.environment import read_pins
 from lab_utils.sagemaker import endpoint, job, resources
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, launch, training_request
 from lab_utils.sagemaker.session import SageMakerError, caller, connect, local_copy, record
@@ -130,6 +131,17 @@ def test_a_warm_pool_and_a_job_without_a_gpu(little_source):
     assert request["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 900
     assert request["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
     assert request["AlgorithmSpecification"]["TrainingImage"] == f"{IMAGE}-cpu-amzn2023-sagemaker"
+
+
+def test_only_gpu_tiers_install_vllm(tmp_path):
+    """On a CPU container vllm's CUDA build of torchcodec makes importing TRL fail."""
+    packages = {}
+    for hardware in ("smoke", "cpu", "a10g"):
+        described = TrainingJob(recipe="countdown-grpo", hardware=hardware, **PLACE)
+        (tmp_path / hardware).mkdir()
+        packages[hardware] = read_pins(job.package_source(described, tmp_path / hardware) / "requirements.txt")
+    assert packages["smoke"] == packages["cpu"] and "trl" in packages["cpu"]
+    assert set(packages["a10g"]) - set(packages["cpu"]) == {"vllm", "bitsandbytes"}
 
 
 def test_your_own_recipe_travels_as_a_file(tmp_path):

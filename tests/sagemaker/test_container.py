@@ -6,6 +6,8 @@ One request is recorded and its job run to the end. The other tests look at its 
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import yaml
 from account import PLACE
 from safetensors import safe_open
 
+from lab_utils import REPOSITORY
 from lab_utils import config as configuration
 from lab_utils.evaluation import Evaluation
+from lab_utils.machine.environment import read_pins
 from lab_utils.runs import TIMING_COLUMNS, RunDirectory
 from lab_utils.sagemaker import container, emulation
 from lab_utils.sagemaker.session import SageMakerError
@@ -231,6 +235,22 @@ def test_two_ranks_by_torchrun(finished, recorded, tmp_path):
     one_rank = RunDirectory(finished.output_dir / "grpo").metrics()["num_tokens"]
     two_ranks = RunDirectory(run.output_dir / "grpo").metrics()["num_tokens"]
     assert two_ranks[1] > 1.5 * one_rank[1], "each rank samples its own rollouts"
+    assert (run.model_dir / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_job_installs_its_requirements_beside_torch_and_trains(recorded, tmp_path):
+    """In a new environment with torch only, like AWS's image. Needs the network and takes minutes."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "image"], check=True)
+    python = tmp_path / "image" / "bin" / "python"
+    torch = f"torch=={read_pins(REPOSITORY / 'setup/requirements/cpu.txt')['torch']}"
+    install = [python, "-m", "pip", "install", "-q", "--extra-index-url", "https://download.pytorch.org/whl/cpu", torch]
+    if subprocess.run(install).returncode:
+        pytest.skip("torch cannot be installed: no package index can be reached")
+    request, folder = changed(recorded, tmp_path, stages=["grpo"], evaluate=False)
+    run = emulation.start(request, folder, tmp_path / "ml", python=python).wait(1200)
+    assert run.exit_status == 0, run.failure or run.log[-3000:]
     assert (run.model_dir / "model.safetensors").exists()
 
 

@@ -173,6 +173,7 @@ def test_the_dockerfile_builds_on_the_container_that_jobs_run_in():
 
 def test_the_container_installs_what_the_code_imports_and_never_torch():
     pins = read_pins(REPOSITORY / "setup" / "requirements" / "sagemaker-container.txt")
+    pins |= read_pins(REPOSITORY / "setup" / "requirements" / "sagemaker-container-gpu.txt")
     assert not {"torch", "torchvision", "jupyterlab"} & {name.lower() for name in pins}
     project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     dependencies = re.findall(r'^    "([\w-]+)>=', project.split("[project.optional-dependencies]")[0], re.M)
