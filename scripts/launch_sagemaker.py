@@ -97,13 +97,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     deploy.add_argument("--name", help="of the endpoint; default: rl-workshop-DATE")
     deploy.add_argument("--instance-type", default="ml.g5.xlarge")
     deploy.add_argument("--image", help="your own container; default: AWS's vLLM container")
-    deploy.add_argument("--max-model-len", type=int, default=2048, help="tokens of prompt and completion")
+    deploy.add_argument("--max-model-len", type=int, help="tokens of prompt and answer; default: the model's length")
 
     invoke = command("invoke", "ask an endpoint")
     invoke.add_argument("name")
     invoke.add_argument("--recipe", required=True, help="the recipe that trained the model, for its prompt")
     invoke.add_argument("--question", required=True, help="a word problem; for Countdown the numbers and the target")
-    invoke.add_argument("--max-tokens", type=int, default=512)
+    invoke.add_argument("--max-tokens", type=int, help="of the answer; default: as many as the model can")
     invoke.add_argument("--temperature", type=float, default=0.0)
 
     status = command("status", "show one job, or everything that costs money")
@@ -216,7 +216,7 @@ def invoke(arguments: argparse.Namespace) -> int:
     answer = endpoint.invoke(arguments.name, as_prompt(task, arguments.question), connect(arguments.region),
                              max_tokens=arguments.max_tokens, temperature=arguments.temperature)
     print(answer.text)
-    cut = ", cut off by --max-tokens" if answer.finish_reason == "length" else ""
+    cut = ", cut off by its maximal length" if answer.finish_reason == "length" else ""
     print(f"\nextracted: {task.extract(answer.text)} ({answer.tokens} tokens{cut})")
     return 0
 

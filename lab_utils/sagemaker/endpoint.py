@@ -38,7 +38,7 @@ class Deployment:
     region: str
     instance_type: str = "ml.g5.xlarge"
     image: str | None = None  # None: AWS's vLLM container
-    max_model_len: int = 2048  # tokens of prompt and completion
+    max_model_len: int | None = None  # tokens of prompt and completion; None: as many as the model allows
     tags: dict[str, str] = field(default_factory=dict)
 
     def all_tags(self) -> dict[str, str]:
@@ -72,8 +72,9 @@ def deployment_problems(deployment: Deployment) -> list[str]:
         problems.append(f"--instance-type {instance} has a GPU without bfloat16, the data type of saved models: give "
                         "ml.g5.xlarge or ml.g6.xlarge.")
     problems += role_problems(deployment.role)
-    if deployment.max_model_len < 64:
-        problems.append(f"--max-model-len {deployment.max_model_len} cannot hold a question and an answer: give 2048.")
+    if deployment.max_model_len is not None and deployment.max_model_len < 64:
+        problems.append(f"--max-model-len {deployment.max_model_len} cannot hold a question and an answer: "
+                        "give more, or leave it out to use the model's length.")
     return problems
 
 
@@ -99,17 +100,14 @@ def deploy(deployment: Deployment, session: Session) -> None:
                "InitialInstanceCount": 1, "ContainerStartupHealthCheckTimeoutInSeconds": 900}
     if deployment.image is None:
         variant["InferenceAmiVersion"] = CUDA_13_AMI
+    environment = {"SM_VLLM_SERVED_MODEL_NAME": SERVED_NAME}  # SM_VLLM_X_Y=z becomes vLLM's option --x-y z
+    if deployment.max_model_len is not None:
+        environment["SM_VLLM_MAX_MODEL_LEN"] = str(deployment.max_model_len)
     client, name, tags = session.sagemaker_client, deployment.name, as_tags(deployment.all_tags())
     client.create_model(
         ModelName=name,
         ExecutionRoleArn=deployment.role,
-        PrimaryContainer={
-            "Image": image,
-            "ModelDataSource": {"S3DataSource": weights},
-            # The container serves the model in /opt/ml/model; SM_VLLM_X_Y=z becomes vLLM's option --x-y z.
-            "Environment": {"SM_VLLM_SERVED_MODEL_NAME": SERVED_NAME,
-                            "SM_VLLM_MAX_MODEL_LEN": str(deployment.max_model_len)},
-        },
+        PrimaryContainer={"Image": image, "ModelDataSource": {"S3DataSource": weights}, "Environment": environment},
         Tags=tags,
     )
     try:
@@ -133,11 +131,19 @@ def wait_until_in_service(name: str, session: Session, poll: float = 15.0) -> No
         time.sleep(poll)
 
 
-def invoke(name: str, messages: list[dict[str, str]], session: Session, *, max_tokens: int = 512,
+def invoke(name: str, messages: list[dict[str, str]], session: Session, *, max_tokens: int | None = None,
            temperature: float = 0.0) -> Answer:
-    """Ask an endpoint. `messages` is a chat prompt, as a task's `prompt(row)` returns; temperature 0 is greedy."""
+    """Ask an endpoint.
+
+    Args:
+        messages: a chat prompt, as a task's `prompt(row)` returns.
+        max_tokens: None allows as many as fit into the model's length.
+        temperature: 0 is greedy.
+    """
     client = session.sagemaker_runtime_client
-    body = {"model": SERVED_NAME, "messages": messages, "max_tokens": max_tokens, "temperature": temperature}
+    body = {"model": SERVED_NAME, "messages": messages, "temperature": temperature}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
     try:
         answer = client.invoke_endpoint(EndpointName=name, ContentType="application/json", Body=json.dumps(body))
     except client.exceptions.ClientError as error:

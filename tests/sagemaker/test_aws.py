@@ -295,6 +295,9 @@ def test_an_endpoint_is_created_asked_and_deleted(aws, request_of):
     assert container["ModelDataSource"]["S3DataSource"] == {
         "S3Uri": SERVED["model"], "S3DataType": "S3Object", "CompressionType": "Gzip"}
     assert container["Image"].endswith("vllm:server-sagemaker-cuda-v2.6")
+    assert container["Environment"] == {"SM_VLLM_SERVED_MODEL_NAME": "rl-workshop"}, "vLLM takes the model's own length"
+    shorter = endpoint.endpoint_requests(endpoint.Deployment(name="demo", max_model_len=512, **SERVED))["CreateModel"]
+    assert shorter["PrimaryContainer"]["Environment"]["SM_VLLM_MAX_MODEL_LEN"] == "512"
     [variant] = request_of("CreateEndpointConfig")["ProductionVariants"]
     assert variant["InferenceAmiVersion"] == "al2023-ami-sagemaker-inference-gpu-4-1"
     endpoint.wait_until_in_service("rl-workshop-demo", aws.session, poll=0)
@@ -311,9 +314,9 @@ def test_an_endpoint_is_created_asked_and_deleted(aws, request_of):
 
     sagemakerruntime_backends[ACCOUNT][REGION].results_queue.append((json.dumps(said), "application/json", "all", ""))
     messages = [{"role": "user", "content": "3 + 4?"}]
-    answer = endpoint.invoke("rl-workshop-demo", messages, aws.session, max_tokens=9)
+    answer = endpoint.invoke("rl-workshop-demo", messages, aws.session)
     assert answer == endpoint.Answer("#### 7", 4, "stop")
-    assert asked == [{"model": "rl-workshop", "messages": messages, "max_tokens": 9, "temperature": 0.0}]
+    assert asked == [{"model": "rl-workshop", "messages": messages, "temperature": 0.0}]
 
     [running] = resources.running(aws.session)
     assert (running.kind, running.instances, running.usd_per_hour) == ("endpoint", "1 × ml.g4dn.xlarge", 0.736)
