@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     stale = stale_files(files)
     for path in stale:
         if arguments.check:
-            print(f"{path} differs from its source: run python scripts/build_notebooks.py", file=sys.stderr)
+            print(f"{path} is out of date: run python scripts/build_notebooks.py", file=sys.stderr)
         else:
             path.parent.mkdir(exist_ok=True)
             path.write_text(files[path], encoding="utf-8", newline="\n")

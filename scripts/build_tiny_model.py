@@ -188,7 +188,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--output-dir", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights (default %(default)s)")
-    parser.add_argument("--start", type=Path, help="a folder that stage 1 has written: run stage 2 only")
+    parser.add_argument("--start", type=Path, help="the folder of a finished stage 1: run only stage 2")
     options = parser.parse_args()
 
     started = time.perf_counter()

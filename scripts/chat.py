@@ -1,7 +1,7 @@
 """Ask the base model and the trained model the same question, side by side.
 
     python scripts/chat.py outputs/countdown-grpo/grpo
-    python scripts/chat.py outputs/gsm8k-grpo/grpo --question "Anna has 3 pens and buys 4 more. How many has she?"
+    python scripts/chat.py outputs/gsm8k-grpo/grpo --question "Anna has 3 pens and buys 4 more. How many does she have?"
     python scripts/chat.py outputs/countdown-grpo/grpo --server http://127.0.0.1:8000     # started by scripts/serve.py
 
 For Countdown type the numbers and, last, the target: 3 7 25 46. Every answer is appended to a JSON Lines file: query,
@@ -33,12 +33,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="the run directory of a trained model")
-    parser.add_argument("--base", help="the model to compare with; default: the one that the run's configuration names")
+    parser.add_argument("--base", help="the model to compare with; default: the base model of the run")
     parser.add_argument("--server", metavar="URL", help="ask a server that scripts/serve.py started instead of loading "
                         "the trained model (and the base model, if the server has it)")
     parser.add_argument("--question", action="append", help="ask this and exit; may be repeated")
-    parser.add_argument("--output", type=Path, default=Path("chat.jsonl"), help="appended to; default: chat.jsonl")
-    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token; default: the evaluation's")
+    parser.add_argument("--output", type=Path, default=Path("chat.jsonl"),
+                        help="file to append to; default: chat.jsonl")
+    parser.add_argument("--temperature", type=float, help="0: always the most likely token; default: the evaluation's")
     parser.add_argument("--max-new-tokens", type=int, help="default: that of the run's evaluation")
     return parser.parse_args(argv)
 

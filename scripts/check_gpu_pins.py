@@ -46,10 +46,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", nargs="+", default=["3.11", "3.12", "3.13"], help="versions of Python")
     parser.add_argument("--glibc", default="2_34", help="oldest glibc")
-    parser.add_argument("--colab-torch", nargs="*", default=[], metavar="VERSION", help="an installed torch to keep")
+    parser.add_argument("--colab-torch", nargs="*", default=[], metavar="VERSION",
+                        help="torch versions that must not change")
     options = parser.parse_args()
     if shutil.which("uv") is None:
-        raise WorkshopError("uv, which resolves the pins, is missing: pip install uv")
+        raise WorkshopError("uv is missing: run pip install uv")
 
     wanted = {"gpu.txt": pins("gpu.txt"), "cpu.txt (= environment.yml)": pins("cpu.txt")}
     bitsandbytes = [line for line in pins("gpu.txt") if line.startswith("bitsandbytes==")]

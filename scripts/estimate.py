@@ -32,7 +32,7 @@ def table() -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--recipe", help="one run; without it, the table of all")
+    parser.add_argument("--recipe", help="one recipe; default: a table of all")
     parser.add_argument("--hardware", default="auto")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     parser.add_argument("--step-seconds", type=float, help="seconds of an optimizer step, if you timed one")

@@ -59,7 +59,7 @@ def load_config(arguments: argparse.Namespace, models: dict[str, str]) -> RunCon
     if arguments.recipe:
         config = configuration.load(arguments.recipe, arguments.hardware, arguments.settings)
     elif arguments.settings:
-        raise WorkshopError(f"--set {arguments.settings[0]} changes a recipe: name it with --recipe.")
+        raise WorkshopError(f"--set {arguments.settings[0]} needs a recipe: pass --recipe.")
     else:
         runs = [run for run in map(RunDirectory, models.values()) if run.config_path.exists()]
         if not runs:

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="with --push-to: only list what would be uploaded")
     options = parser.parse_args(argv)
     if options.dry_run and not options.push_to:
-        parser.error("--dry-run lists what --push-to would upload: add --push-to NAME/MODEL")
+        parser.error("--dry-run needs --push-to: add --push-to NAME/MODEL")
 
     folder = export_run(RunDirectory(options.run), options.output_dir)
     print(f"{folder}:")

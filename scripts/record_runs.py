@@ -173,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     names = arguments.only.split(",")
     if unknown := set(names) - set(RECORDINGS):
-        parser.error(f"--only: unknown recording {', '.join(sorted(unknown))}: choose from {', '.join(RECORDINGS)}")
+        parser.error(f"--only names unknown recordings {', '.join(sorted(unknown))}: "
+                     f"choose from {', '.join(RECORDINGS)}")
     for name in names:
         run = train(name, arguments.output_dir)
         ship(name, run, arguments.output_dir)

@@ -76,7 +76,7 @@ def select(notebooks: Path, only: str | None) -> list[Path]:
         raise WorkshopError(f"There are no numbered notebooks in {notebooks}: run python scripts/build_notebooks.py")
     numbers = sorted({number.strip().zfill(2) for number in only.split(",")}) if only else list(by_number)
     if unknown := [number for number in numbers if number not in by_number]:
-        raise WorkshopError(f"--only: no notebook has the number {', '.join(unknown)}; choose from "
+        raise WorkshopError(f"--only: no notebook has the number {', '.join(unknown)}: choose from "
                             f"{', '.join(by_number)}.")
     return [by_number[number] for number in numbers]
 
@@ -91,7 +91,7 @@ def execute(notebook: Path, copy: Path, parameters: dict[str, Any]) -> str | Non
         trace = "\n".join(ANSI.sub("", "\n".join(error.traceback)).splitlines()[-25:])
         return f"cell [{error.exec_count}]:\n\n{error.source}\n\nThe error ends:\n\n{trace}"
     except DeadKernelError:
-        return "a cell that ended its Python process, most often for lack of memory (see the last cell with output)."
+        return "a cell that ended its Python process, probably because memory ran out (see the last cell with output)."
     return None
 
 
@@ -162,7 +162,7 @@ def main() -> int:
     parser.add_argument("--only", help="numbers of notebooks, such as 04,06 (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notebooks", type=Path, default=REPOSITORY / "notebooks",
-                        help="their folder (default: notebooks)")
+                        help="folder of the notebooks (default: notebooks)")
     arguments = parser.parse_args()
 
     chosen = select(arguments.notebooks, arguments.only)
@@ -195,7 +195,7 @@ def main() -> int:
         times = f"{duration(seconds)}, {duration(time.monotonic() - started)} in all"
         print(f"[{i}/{len(chosen)}] {notebook.stem}: {'FAILED' if failure else 'ok'} after {times}", flush=True)
         if failure:
-            print(f"\n{notebook.stem} failed in {failure}\n\nExecuted up to there: {report / notebook.name}")
+            print(f"\n{notebook.stem} failed in {failure}\n\nThe notebook so far: {report / notebook.name}")
             break
     print(f"\nReport: {index}", flush=True)
     return 1 if failure else 0

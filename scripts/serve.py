@@ -24,9 +24,10 @@ def start(options: argparse.Namespace) -> None:
     """Serve a run's model until interrupted."""
     server = server_command(RunDirectory(options.run), options.port)
     if server.backend != "vLLM":
-        print("vLLM is not installed, so transformers serves: one question at a time, and no swapping of adapters.")
+        print("vLLM is not installed, so transformers serves the model: it answers one question at a time and "
+              "cannot swap adapters.")
     url = f"http://127.0.0.1:{options.port}"
-    print(f"Starting {server.backend}. When it is up, ask it in another terminal:\n\n"
+    print(f"Starting {server.backend}. When it is ready, ask it from another terminal:\n\n"
           f"    python scripts/chat.py {options.run} --server {url}\n\n"
           f"or use any client of the OpenAI API with the base URL {url}/v1 and the model 'trained'. Press Ctrl-C to "
           "stop.\n", flush=True)

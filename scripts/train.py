@@ -30,7 +30,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     recipes, tiers = ", ".join(configuration.recipe_names()), ", ".join(configuration.hardware_names())
     parser.add_argument("--recipe", required=True, help=f"what is learned: {recipes}, or your own .yaml file")
-    parser.add_argument("--hardware", default="auto", help=f"how it fits: auto (default), {tiers}")
+    parser.add_argument("--hardware", default="auto", help=f"the hardware tier: auto (default), {tiers}")
     parser.add_argument("--stages", help="only these stages, such as sft or sft,grpo; default: those of the recipe")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="change a setting, such as grpo.beta=0.04; may be repeated")
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in --output-dir")
     parser.add_argument("--model", help="start model: a RUN/model folder, a Hub id or 'tiny'; default: the recipe's")
     parser.add_argument("--export", type=Path, metavar="DIR",
-                        help="write the last stage's model there as servers load it: merged, with its tokenizer")
+                        help="also write the last stage's model to DIR for serving: merged, with its tokenizer")
     after = parser.add_mutually_exclusive_group()
     after.add_argument("--evaluate", action="store_true", help="after training, evaluate the model of every stage")
     after.add_argument("--evaluate-only", action="store_true",
@@ -67,8 +67,8 @@ def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise WorkshopError(f"Cannot write to the output directory {output_dir} ({error.strerror}): choose a directory "
-                            "that you may write to as --output-dir.") from None
+        raise WorkshopError(f"Cannot write to the output directory {output_dir} ({error.strerror}): set "
+                            "--output-dir to a writable directory.") from None
     others = set(get_args(Stage)) - set(stages)
     found = sorted(path.name for path in output_dir.iterdir() if path.name not in others)
     if found and not resume:
@@ -84,8 +84,8 @@ def evaluate(config: RunConfig, output_dir: Path, model: str | None, resume: boo
     if model:
         check_output(output_dir, [], resume)
     elif not (source / "model").is_dir():
-        raise WorkshopError(f"No trained model in {source}: give --output-dir (and --stages) of a finished run, or a "
-                            "model as --model.")
+        raise WorkshopError(f"No trained model in {source}: pass --output-dir (and --stages) of a finished run, "
+                            "or pass --model MODEL.")
     evaluation = evaluate_run(source, config)
     print(f"{source}: {evaluation}")
     if model:  # evaluate_run writes the eval.json of a run directory itself

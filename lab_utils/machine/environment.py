@@ -127,7 +127,7 @@ def format_table(checks: list[Check]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:{widths[2]}}  {row[3]}" for row in rows]
     missing = [check.what for check in checks if check.required and check.remedy]
-    closing = f"Needed and missing: {', '.join(missing)}." if missing else "Everything needed is here."
+    closing = f"Required but missing: {', '.join(missing)}." if missing else "Everything required is here."
     return "\n".join([*lines, "", closing])
 
 

@@ -31,40 +31,40 @@ def check_machine(config: RunConfig) -> None:
         raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), but {_why_no_gpu()}")
     visible = torch.cuda.device_count()
     if visible < tier.gpus:
-        raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), and torch sees {visible}: "
+        raise ConfigError(f"The hardware tier {tier.name} needs {tier.gpus} CUDA GPU(s), but torch sees {visible}: "
                           "choose --hardware auto, or check CUDA_VISIBLE_DEVICES and nvidia-smi.")
     if visible > 1 == tier.gpus:  # transformers would split every batch over all of them
-        raise ConfigError(f"The hardware tier {tier.name} trains on 1 GPU, and torch sees {visible}: put "
+        raise ConfigError(f"The hardware tier {tier.name} trains on 1 GPU, but torch sees {visible}: put "
                           "CUDA_VISIBLE_DEVICES=0 before the command.")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != tier.processes:
         start = launch_command(tier.name) if tier.gpus > 1 else "python scripts/train.py"
         raise ConfigError(f"The hardware tier {tier.name} trains with {tier.processes} process(es), not {processes}: "
                           f"start with {start} ... A notebook is one process and trains on one GPU: put "
-                          "%env CUDA_VISIBLE_DEVICES=0 in its first cell, and HARDWARE = \"auto\".")
+                          "%env CUDA_VISIBLE_DEVICES=0 in its first cell and set HARDWARE = \"auto\".")
 
     properties = torch.cuda.get_device_properties(local_gpu())
     total, free = properties.total_memory / 1e9, _free_gb()
     if total < REPORTED * tier.memory_gb:
-        raise ConfigError(f"The hardware tier {tier.name} is for GPUs of {tier.memory_gb:g} GB, and the "
+        raise ConfigError(f"The hardware tier {tier.name} is for GPUs of {tier.memory_gb:g} GB, but the "
                           f"{properties.name} here has {total:.1f} GB: choose --hardware auto.")
     if config.model.dtype == "bfloat16" and properties.major < 8:
-        raise ConfigError("model.dtype = 'bfloat16' needs a GPU of the Ampere generation or newer, and the "
+        raise ConfigError("model.dtype = 'bfloat16' needs a GPU of the Ampere generation or newer, but the "
                           f"{properties.name} here has compute capability {properties.major}.{properties.minor}: "
                           "choose --hardware t4.")
     for stage in config.stages:
         if stage != "sft" and getattr(config, stage).use_vllm and not is_vllm_available():
             raise ConfigError(f"{stage}.use_vllm = True, but vLLM is not installed: run bash setup/create_env.sh "
-                              f"(Linux with an NVIDIA GPU), or sample without it by --set {stage}.use_vllm=false.")
+                              f"(Linux with an NVIDIA GPU), or sample without it: pass --set {stage}.use_vllm=false.")
     if config.model.load_in_4bit and not is_bitsandbytes_available():
         pin = read_pins(REPOSITORY / "setup" / "requirements" / "gpu.txt")["bitsandbytes"]
         raise ConfigError("model.load_in_4bit = True, but bitsandbytes is not installed: run pip install "
-                          f"bitsandbytes=={pin}, or give --set model.load_in_4bit=false.")
+                          f"bitsandbytes=={pin}, or pass --set model.load_in_4bit=false.")
     check_memory(config)
     for stage in config.stages:
         needed = memory(config, stage)
         if free < needed.least:
-            raise ConfigError(f"{stage} must hold {needed}, and the {properties.name} here has {free:.1f} of "
+            raise ConfigError(f"{stage} needs {needed}, but the {properties.name} here has {free:.1f} of "
                               f"{total:.1f} GB free: stop the other processes that nvidia-smi shows.")
 
 

@@ -28,10 +28,10 @@ GB = 1e9
 FOUR_BIT = 4.127 / 8  # bytes of a weight: NF4 and doubly quantized constants (QLoRA, arXiv 2305.14314, section 3)
 TRAIN_ROWS = {"gsm8k": 7473, "countdown": 1000}  # openai/gsm8k, predibase/countdown
 FIXES = {  # by the largest part of what a stage must hold
-    "weights": "give --set model.load_in_4bit=true (without vLLM), or take a smaller model",
-    "optimizer": "give --set model.lora='{{r: 16, alpha: 32}}', or take a smaller model",
+    "weights": "pass --set model.load_in_4bit=true (without vLLM), or take a smaller model",
+    "optimizer": "pass --set model.lora='{{r: 16, alpha: 32}}', or take a smaller model",
     "KV cache": "lower {stage}.max_completion_length or {stage}.per_device_train_batch_size",
-    "vLLM": "lower {stage}.vllm_gpu_memory_utilization, or give --set {stage}.use_vllm=false",
+    "vLLM": "lower {stage}.vllm_gpu_memory_utilization, or pass --set {stage}.use_vllm=false",
 }
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads from each config.json on
 # the Hub (Qwen2.5: arXiv 2412.15115, Qwen3: arXiv 2505.09388); the -Instruct and -Base versions have the same.
@@ -141,7 +141,7 @@ def check_memory(config: RunConfig) -> None:
         needed, settings = memory(config, stage), getattr(config, stage)
         if needed.least > tier.memory_gb:
             fix = FIXES[max(needed.held, key=needed.held.get)].format(stage=stage)
-            raise ConfigError(f"{stage} with {name} must hold {needed}, and the tier {tier.name} has "
+            raise ConfigError(f"{stage} with {name} needs {needed}, but the tier {tier.name} has "
                               f"{tier.memory_gb:g} GB: {fix}.")
         if stage != "sft" and settings.use_vllm:
             share = settings.vllm_gpu_memory_utilization
@@ -149,7 +149,7 @@ def check_memory(config: RunConfig) -> None:
             if share < least:
                 raise ConfigError(
                     f"{stage}.vllm_gpu_memory_utilization = {share} leaves no room for {name} and one completion: "
-                    f"raise it well above {least:.2f}, or give --set {stage}.use_vllm=false.")
+                    f"raise it well above {least:.2f}, or pass --set {stage}.use_vllm=false.")
 
 
 def optimizer_steps(config: RunConfig, stage: str) -> int | None:
@@ -199,5 +199,5 @@ def in_words(config: RunConfig, stage: str) -> str:
 
 def describe(config: RunConfig) -> str:
     """Return a line for each stage: the ranges, and what it must hold."""
-    lines = [f"{stage}: {in_words(config, stage)}; it must hold {memory(config, stage)}" for stage in config.stages]
+    lines = [f"{stage}: {in_words(config, stage)}; needs at least {memory(config, stage)}" for stage in config.stages]
     return "\n".join(lines)

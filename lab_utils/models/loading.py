@@ -206,7 +206,7 @@ def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError
         step = ("The GPU has no room for it: free what another process or an earlier model holds (nvidia-smi "
                 "shows which; restart the notebook's kernel), or use a smaller model.")
     elif caused_by(ImportError):
-        step = ("Weights in 4 bits need bitsandbytes and an NVIDIA GPU: pip install -r setup/requirements/gpu.txt, or "
+        step = ("4-bit weights need bitsandbytes and an NVIDIA GPU: pip install -r setup/requirements/gpu.txt, or "
                 "set model.load_in_4bit to false.")
     elif caused_by(GatedRepoError):
         step = (f"Its owner grants access on request: ask on https://huggingface.co/{name}, then run `hf auth login` "

@@ -173,8 +173,8 @@ class RunDirectory:
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         except OSError as error:
             raise RunDirectoryError(
-                f"Cannot write to the output directory {run.path} ({error.strerror}): choose a directory with free "
-                "space that you may write to as --output-dir."
+                f"Cannot write to the output directory {run.path} ({error.strerror}): set --output-dir to a "
+                "writable directory with free space."
             ) from error
         return run
 

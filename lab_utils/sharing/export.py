@@ -71,7 +71,7 @@ def model_card(run: RunDirectory) -> str:
     stages = config.stages[: config.stages.index(stage) + 1]
     name = config.recipe if config.recipe.endswith(stage) else f"{config.recipe}-{stage}"
     tiny, base_on_hub = config.model.name == "tiny", config.model.name.count("/") == 1
-    data = {"hub": task.hub_id, "synthetic": SYNTHETIC[task.name]}.get(config.task.source, "a local data set")
+    data = {"hub": task.hub_id, "synthetic": SYNTHETIC[task.name]}.get(config.task.source, "a local dataset")
     evaluation = Evaluation.load(run.evaluation_path) if run.evaluation_path.exists() else None
     results = evaluation and [EvalResult(
         task_type="text-generation", dataset_type=data if from_hub else config.task.source, dataset_name=data,
@@ -92,7 +92,7 @@ def model_card(run: RunDirectory) -> str:
         data=data,
         response_format=FORMATS[task.response_format],
         example=task.prompt({"nums": [3, 7, 25], "target": 46,
-                             "question": "Anna has 3 pens and buys 4 more. How many pens has she?"}),
+                             "question": "Anna has 3 pens and buys 4 more. How many pens does she have now?"}),
         is_adapter=adapter_base(str(run.model_dir)) is not None,
         packages=", ".join(f"{name} {version}" for name, version in run.environment()["packages"].items() if version),
         settings=yaml.safe_dump(config.model_dump()[stage], sort_keys=False),
@@ -117,9 +117,10 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True, dry_r
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ExportError(f"{repo_id!r} is not a valid name of a Hub repository: {error}") from None
+        raise ExportError(f"{repo_id!r} is not a valid name of a Hub repository ({error}): use "
+                          "YOUR-NAME/MODEL-NAME.") from None
     if repo_id.count("/") != 1:
-        raise ExportError(f"{repo_id!r} must have the form YOUR-NAME/MODEL-NAME.")
+        raise ExportError(f"{repo_id!r} is not a Hub repository: use YOUR-NAME/MODEL-NAME.")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not any(path.suffix == ".safetensors" for path in files):
         raise ExportError(f"There is no model in {folder}: export a run to it first.")
@@ -160,8 +161,8 @@ FILES = {
     "optimizer.pt": "Adam's two running means of every trained weight: needed to resume, not to use the model",
     "scheduler.pt": "the position in the learning rate's schedule",
     "scaler.pt": "float16 only: how the loss is scaled",
-    "rng_state.pth": "the state of the random numbers, so that a resumed run draws the same ones",
+    "rng_state.pth": "the state of the random number generators, so that a resumed run draws the same ones",
     "trainer_state.json": "the step, and everything logged so far",
-    "training_args.bin": "the Trainer's arguments, as a Python pickle: it can run code, so never load a stranger's",
+    "training_args.bin": "the Trainer's arguments, a Python pickle that can run code: load only files that you trust",
     "README.md": "the model card",
 }

@@ -30,8 +30,8 @@ from ..sampling.vllm import free_share
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank (vllm/config/lora.py)
 NO_ANSWER = (httpx.TransportError, httpx.InvalidURL)
-NO_SERVER = ("Neither vLLM nor the packages of `transformers serve` are installed. On Linux with an NVIDIA GPU run "
-             "bash setup/create_env.sh, elsewhere pip install -r setup/requirements/serve.txt.")
+NO_SERVER = ("Neither vLLM nor the packages of `transformers serve` is installed: on Linux with an NVIDIA GPU run "
+             "bash setup/create_env.sh, elsewhere run pip install -r setup/requirements/serve.txt.")
 
 # `transformers serve` removes what Qwen models put between <think> tags. Here that is part of the response.
 WHOLE_RESPONSE = {

@@ -63,24 +63,25 @@ PROBLEMS = {
         lambda m, healthy: m["accuracy"].max() > 0 and any(m[name].max() == 0 for name in reward_means(m)),
     ),
     "hacked reward": Problem(
-        "the reward rises and the accuracy does not",
+        "the reward rises, but the accuracy does not",
         ("reward", "accuracy"),
         lambda m, healthy: change(m, "reward") > 0.1 and change(m, "accuracy") < 0.02,
     ),
     "KL coefficient too high": Problem(
-        "the groups have a signal, and the KL stays far below the healthy one although the gradient norm is higher",
+        "the groups have a signal, but the KL stays far below that of the healthy run "
+        "although the gradient norm is higher",
         ("kl", "grad_norm"),
         lambda m, healthy: _has_signal(m)
         and end(m, "kl") < end(healthy, "kl") / 5
         and end(m, "grad_norm") > 1.5 * end(healthy, "grad_norm"),
     ),
     "learning rate too high": Problem(
-        "KL and gradient norm are a multiple of the healthy ones, and the model loses what it had learned",
+        "KL and gradient norm are several times as high as in the healthy run, and the model loses what it had learned",
         ("kl", "grad_norm", "accuracy"),
         lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max() and change(m, "accuracy") < -0.05,
     ),
     "learning rate too low": Problem(
-        "the groups have a signal, and still the KL stays at 0: the policy does not move",
+        "the groups have a signal, but the KL stays at 0: the policy does not move",
         ("frac_reward_zero_std", "kl"),
         lambda m, healthy: _has_signal(m) and m["kl"].max() < healthy["kl"].max() / 100,
     ),
@@ -95,14 +96,14 @@ PROBLEMS = {
         lambda m, healthy: not _has_signal(m) and begin(m, "accuracy") > 0.9,
     ),
     "random reward": Problem(
-        "the groups have a signal, and yet the reward stays flat and does not follow the accuracy",
+        "the groups have a signal, but the reward stays flat and does not follow the accuracy",
         ("frac_reward_zero_std", "reward", "accuracy"),
         lambda m, healthy: _has_signal(m)
         and abs(m["reward"].corr(m["accuracy"])) < 0.3
         and abs(change(m, "reward")) < 0.1,
     ),
     "sampler not updated": Problem(
-        "the KL is a multiple of the healthy one, and neither the samples nor their rewards change",
+        "the KL is several times as high as in the healthy run, but neither the samples nor their rewards change",
         ("kl", "completions/mean_length", "reward"),
         lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max()
         and abs(change(m, "completions/mean_length")) < 0.05 * begin(m, "completions/mean_length")

@@ -82,7 +82,7 @@ def aggregate(per_token_loss: Tensor, mask: Tensor, loss_type: str, max_completi
         return (per_token_loss * mask).sum() / mask.sum()
     if loss_type == "dr_grpo":
         return (per_token_loss * mask).sum() / (len(mask) * max_completion_length)
-    raise ValueError(f"loss_type={loss_type!r} is not written out here: choose 'grpo', 'dapo' or 'dr_grpo'.")
+    raise ValueError(f"loss_type={loss_type!r} is not implemented here: choose 'grpo', 'dapo' or 'dr_grpo'.")
 
 
 def grpo_loss(

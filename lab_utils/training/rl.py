@@ -145,8 +145,8 @@ def rewards_of(config: RunConfig, own: Sequence[Callable] | None, max_length: in
                 return function(*args, **kwargs, **scale)
             except Exception as error:
                 raise WorkshopError(
-                    f"The reward function {function.__name__!r} raised {type(error).__name__}: {error}. Make it return "
-                    "a number for any completion, however broken the text is.") from error
+                    f"The reward function {function.__name__!r} raised {type(error).__name__}: {error}. Return a "
+                    "number for every completion, even for broken text.") from error
         return call
 
     return list(map(named, own or [getattr(reward_functions, name) for name in config.rewards]))
@@ -158,8 +158,8 @@ def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, ma
                for prompt in dataset["prompt"]]
     kept = dataset.select([i for i, length in enumerate(lengths) if length <= max_prompt_length])
     if len(kept) == 0:
-        raise ConfigError(f"max_prompt_length = {max_prompt_length} leaves no prompt: the shortest has {min(lengths)} "
-                          f"tokens. Set it to {max(lengths)} to keep all of them.")
+        raise ConfigError(f"max_prompt_length = {max_prompt_length} leaves no prompt (the shortest has {min(lengths)} "
+                          f"tokens): set it to {max(lengths)} to keep all.")
     return kept
 
 
@@ -324,7 +324,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
         trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
     if stop.stopped:
         raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
-                              f"{state.max_steps}. That step is saved in {run.checkpoints_dir}: resume with --resume.")
+                              f"{state.max_steps}. Its checkpoint is in {run.checkpoints_dir}: resume with --resume.")
     return run
 
 
@@ -362,4 +362,4 @@ def out_of_memory_explained(stage: str) -> Iterator[None]:
         raise WorkshopError(
             f"{stage} ran out of GPU memory: {str(error).split('. ')[0]}. Halve {batch} and double "
             f"{stage}.gradient_accumulation_steps, set {stage}.gradient_checkpointing=true, or shorten completions; "
-            "python scripts/estimate.py shows what takes the memory. Then resume with --resume.") from error
+            "python scripts/estimate.py shows what uses the memory. Then resume with --resume.") from error

@@ -20,7 +20,7 @@ def finished_run(config: RunConfig, folder: str | Path, stage: str) -> RunDirect
     """
     run = RunDirectory(Path(folder) / stage)
     if not run.has_model:
-        print(f"There is no trained model in {run.path} yet, so it is trained now.")
+        print(f"No trained model in {run.path} yet: training it now.")
         TRAIN[stage](config, run.path, model=start_model(config, folder, stage), resume=True)
     return run
 

@@ -70,8 +70,8 @@ def test_a_driver_that_is_too_old(machine):
 
 def test_too_few_too_many_and_too_small_gpus(machine):
     machine([A10G])
-    assert "needs 4 CUDA GPU(s), and torch sees 1" in message("a10g-x4")
-    assert "GPUs of 40 GB, and the NVIDIA A10G here has 23.7 GB: choose --hardware auto" in message("a100")
+    assert "needs 4 CUDA GPU(s), but torch sees 1" in message("a10g-x4")
+    assert "GPUs of 40 GB, but the NVIDIA A10G here has 23.7 GB: choose --hardware auto" in message("a100")
     machine([A10G] * 4)
     assert "CUDA_VISIBLE_DEVICES=0" in message("a10g")
     assert "accelerate launch --config_file setup/accelerate/a10g-x4.yaml scripts/train.py" in message("a10g-x4")
@@ -82,13 +82,13 @@ def test_too_few_too_many_and_too_small_gpus(machine):
 def test_memory_that_another_process_holds(machine):
     machine([A10G], free=6e9)
     found = message("a10g")
-    assert "must hold 13.1 GB" in found and "A10G here has 6.0 of 23.7 GB free: stop the other processes that" in found
+    assert "needs 13.1 GB" in found and "A10G here has 6.0 of 23.7 GB free: stop the other processes that" in found
 
 
 def test_a_run_that_cannot_fit(machine):
     machine([A10G])
     found = message("a10g", overrides={"model.name": "Qwen/Qwen2.5-3B-Instruct"})
-    assert "must hold 49.4 GB" in found and "give --set model.lora=" in found
+    assert "needs 49.4 GB" in found and "pass --set model.lora=" in found
 
 
 @pytest.mark.parametrize("package, recipe, hardware, expected", [

@@ -160,7 +160,7 @@ def test_the_other_models_of_the_workshop_are_not_refused(name, hardware):
 
 @pytest.mark.parametrize("recipe, hardware, changes, parts", [
     ("gsm8k-grpo", "a10g", {"model.name": "Qwen/Qwen2.5-3B-Instruct"},
-     ["must hold 49.4 GB (optimizer 24.7, ", "a10g has 24 GB: give --set model.lora='{r: 16, alpha: 32}'"]),
+     ["needs 49.4 GB (optimizer 24.7, ", "a10g has 24 GB: pass --set model.lora='{r: 16, alpha: 32}'"]),
     ("countdown-grpo", "t4", {"grpo.max_completion_length": 32768}, ["(KV cache ", "lower grpo.max_completion_length"]),
     ("gsm8k-grpo", "a10g", {"grpo.vllm_gpu_memory_utilization": 0.9}, ["lower grpo.vllm_gpu_memory_utilization"]),
     ("countdown-grpo", "a10g", {"grpo.vllm_gpu_memory_utilization": 0.1}, ["leaves no room", "well above 0.13,"])])
@@ -187,4 +187,4 @@ def test_the_script_prints_a_table_and_one_run(capsys):
     assert "1,869 steps of 10 s: 5.2 h" in capsys.readouterr().out
     too_large = ["--recipe", "gsm8k-grpo", "--hardware", "a10g", "--set", "model.name=Qwen/Qwen2.5-3B"]
     assert exit_status(lambda: script.main(too_large)) == 2
-    assert "must hold" in capsys.readouterr().err
+    assert "needs" in capsys.readouterr().err

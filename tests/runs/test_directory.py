@@ -57,7 +57,7 @@ def test_create_refuses_a_directory_that_holds_something_and_leaves_it_alone(con
 
 def test_create_says_why_it_cannot_write(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirectoryError, match="Cannot write to the output directory .*choose"):
+    with pytest.raises(RunDirectoryError, match="Cannot write to the output directory .*: set --output-dir"):
         RunDirectory.create(config, tmp_path / "file" / "run")
 
 

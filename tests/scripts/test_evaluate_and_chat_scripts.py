@@ -47,7 +47,7 @@ def test_models_are_labeled_by_their_stage_or_name(tmp_path):
     "arguments, message",
     [
         (["tiny"], "name the task with --recipe"),
-        (["tiny", "--set", "evaluation.seed=1"], "name it with --recipe"),
+        (["tiny", "--set", "evaluation.seed=1"], "needs a recipe: pass --recipe"),
         (["tiny", "--recipe", "countdown-grpo", "--hardware", "cpu", "--limit", "0"], "task.test_limit = 0"),
     ],
 )

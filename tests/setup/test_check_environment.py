@@ -33,8 +33,8 @@ def test_a_folder_without_write_permission_is_reported(tmp_path):
 
 def test_the_table_closes_with_what_is_missing():
     fine, advice = Check("a", "1", "1"), Check("b", "0", "1", "get b", required=False)
-    assert environment.format_table([fine, advice]).endswith("Everything needed is here.")
-    assert environment.format_table([fine, Check("c", "no", "yes", "get c")]).endswith("Needed and missing: c.")
+    assert environment.format_table([fine, advice]).endswith("Everything required is here.")
+    assert environment.format_table([fine, Check("c", "no", "yes", "get c")]).endswith("Required but missing: c.")
 
 
 def test_the_check_works_without_any_package():

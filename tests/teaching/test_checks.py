@@ -118,8 +118,8 @@ MISTAKES = {
     ],
     "check_strict_format_reward": [
         (strict_format(flags=0), "several lines"),
-        (strict_format(), "count each of the four"),
-        (one_answer_tag, "count each of the four"),
+        (strict_format(), "count each tag"),
+        (one_answer_tag, "count each tag"),
         (strict_format(STRICT.replace(".*?", "[^<]*")), "not a tag"),
         (strict_format(match=re.search), "before the first tag"),
         (strict_format(match=re.match), "after the last tag"),

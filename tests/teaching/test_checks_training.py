@@ -182,13 +182,13 @@ MISTAKES = {
         (lambda r, v, gamma, lam: gae(r, v, gamma, lam)[:-1], "every token gets 1"),
     ],
     "check_pass_at_k": [
-        (lambda n, c, k: 1 - (1 - c / n) ** k, "without putting back"),
+        (lambda n, c, k: 1 - (1 - c / n) ** k, "without replacement"),
         (lambda n, c, k: float(c > 0), "One draw"),
-        (lambda n, c, k: c / n, "without putting back"),
+        (lambda n, c, k: c / n, "without replacement"),
         (lambda n, c, k: pass_at_k(n, c, k) if n < 100 else 1.0, "Large n"),
     ],
     "check_first_verdict": [
-        (lambda text: (re.search("yes|no", text) or [None])[0], "A word of its own"),
+        (lambda text: (re.search("yes|no", text) or [None])[0], "Match whole words"),
         (lambda text: "yes" if "yes" in text else first_verdict(text), "first one counts"),
         (lambda text: first_verdict(text) or "no", "nothing was checked"),
     ],
@@ -224,7 +224,7 @@ MISTAKES = {
     "check_conclude": [
         (lambda what, d, low, high, n, s: conclude(what, d, d, d, n, s), "one decimal|0 lies"),
         (lambda what, d, low, high, n, s: conclude(what, d, low or 1e-9, high, n, s), "touches 0"),
-        (lambda *facts: conclude(*facts) + " This proves it.", "proves nothing"),
+        (lambda *facts: conclude(*facts) + " This proves it.", "cannot prove anything"),
         (lambda *facts: conclude(*facts).split("(")[0], "both ends of its interval"),
         (lambda *facts: conclude(*facts).replace("-1.1", "1.1"), "with its minus sign"),
         (lambda *facts: None, "Return a string"),
@@ -262,7 +262,7 @@ def test_the_correct_diagnosis_passes(capsys):
 @pytest.mark.parametrize("letter", DIAGNOSIS)
 def test_every_other_diagnosis_is_rejected_with_numbers_and_without_the_answer(letter):
     for name in set(PROBLEMS) - {DIAGNOSIS[letter]}:
-        with pytest.raises(CheckFailed, match=rf"Run {letter} is not a case of '{name}'.*\nHint: .* → ") as failure:
+        with pytest.raises(CheckFailed, match=rf"Run {letter} does not show '{name}'.*\nHint: .* → ") as failure:
             checks.check_diagnosis(DIAGNOSIS | {letter: name}, RUNS, HEALTHY)
         assert DIAGNOSIS[letter] not in str(failure.value)
 

@@ -207,7 +207,7 @@ def test_a_broken_reward_stops_the_run_and_is_named(tmp_path, reward, message):
 
 def test_prompts_that_are_all_too_long_say_what_length_would_do(tmp_path):
     config = configuration.load("gsm8k-grpo", "smoke", {"grpo.max_prompt_length": 32})
-    with pytest.raises(ValueError, match="max_prompt_length = 32 leaves no prompt.*Set it to"):
+    with pytest.raises(ValueError, match="max_prompt_length = 32 leaves no prompt .*: set it to"):
         grpo.train(config, tmp_path / "run")
 
 

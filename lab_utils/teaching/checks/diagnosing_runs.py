@@ -24,7 +24,7 @@ def check_diagnosis(diagnosis: Mapping[str, str], runs: Mapping[str, RunDirector
         if not problem.is_seen(metrics, well):
             here = ", ".join(f"{column} {begin(metrics, column):.3g} → {end(metrics, column):.3g} (healthy "
                              f"{begin(well, column):.3g} → {end(well, column):.3g})" for column in problem.columns)
-            raise CheckFailed(f"Run {letter} is not a case of {name!r}: with that you would see that {problem.shows}."
+            raise CheckFailed(f"Run {letter} does not show {name!r}: its sign would be that {problem.shows}."
                               f"\nHint: in the first and the last {SPAN} steps it has {here}.")
     missing = [letter for letter in "BCDEFGH" if letter not in diagnosis]
     if missing:
@@ -43,9 +43,9 @@ def _call_first_alarm(first_alarm: Callable, steps: list[dict], patience: int, e
     return first_alarm(pd.DataFrame(rows), patience)
 
 
-check_first_alarm = Check("{} courses of training.", [
+check_first_alarm = Check("{} training runs.", [
     Case([{}] * 5, 3, gives=None, hint="Nothing is wrong in any step. A run without an alarm gives None."),
-    Case([CUT, {}, CUT, CUT, CUT], 3, gives=5, hint="The third step *in a row*: step 1 does not count any more."),
+    Case([CUT, {}, CUT, CUT, CUT], 3, gives=5, hint="The third step *in a row*: step 1 no longer counts."),
     Case([SILENT] * 4, 3, gives=3, hint="Most groups have no signal from step 1 on: the alarm is in step 3."),
     Case([{}, FAR, FAR, FAR], 3, gives=4, hint="The KL is above 0.15 from step 2 on."),
     Case([{}, {}, DEAD, DEAD, DEAD], 3, gives=5, hint="A reward function pays 0: look at every rewards/NAME/mean."),

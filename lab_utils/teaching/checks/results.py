@@ -15,9 +15,10 @@ def _same_conclusion(got: Any, wanted: list[str]) -> bool | str:
     missing = [part for part in parts if part.lower() not in sentence]
     if said == [verdict] and missing:
         return (f"{missing[0]} is missing. Name what was compared, the difference and both ends of its interval in "
-                "points with one decimal (33.1, or -1.1 with its minus sign), the number of problems and of seeds.")
+                "percentage points with one decimal (33.1, or -1.1 with its minus sign), "
+                "the number of problems and of seeds.")
     if re.search(r"\b(proves?|proved|proven|proof|always)\b", sentence):
-        return "Leave out 'prove' and 'always': one experiment proves nothing for ever."
+        return "Leave out 'prove' and 'always': one experiment cannot prove anything."
     return said == [verdict]
 
 
@@ -25,7 +26,7 @@ check_conclude = Check("{} conclusions, none of them claims more than its interv
     Case("GRPO", 0.331, 0.282, 0.380, 500, 1, gives=["better", "GRPO", "33.1", "28.2", "38.0", "500", "1"],
          hint="The whole interval is above 0: say 'better'."),
     Case("extra SFT", 0.012, -0.011, 0.035, 250, 1, gives=["not shown", "extra SFT", "1.2", "-1.1", "3.5", "250", "1"],
-         hint="0 lies in the interval, so no difference fits the data as well. Say 'not shown', not 'the same'."),
+         hint="The interval contains 0, so the data also fit no difference. Say 'not shown', not 'the same'."),
     Case("random reward", -0.094, -0.121, -0.067, 500, 3,  # "worse by 9.4" is clear without a sign
          gives=["worse", "random reward", "9.4", "12.1", "6.7", "500", "3"],
          hint="The whole interval is below 0: say 'worse'."),

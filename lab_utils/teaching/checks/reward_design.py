@@ -51,7 +51,7 @@ check_strict_format_reward = Check(OK, with_messages([
     scored("Sure!\n" + GOOD, 0.0, "There is text before the first tag: match all of it (re.fullmatch)."),
     scored(GOOD + "\nI hope this helps.", 0.0, "There is text after the last tag: match all of it (re.fullmatch)."),
     scored(GOOD.replace("</reasoning>\n", ""), 0.0, "A tag is missing."),
-    scored("<reasoning>\na\n</reasoning>\n" + GOOD, 0.0, "Two reasonings, one answer: count each of the four tags."),
+    scored("<reasoning>\na\n</reasoning>\n" + GOOD, 0.0, "Two <reasoning> blocks, one answer: count each tag."),
     scored(GOOD.replace("9 * 8 = 72", "8 < 9, so 72"), 0.5, "A '<' in the text is not a tag."),
     scored(GOOD + "\n" + GOOD, 0.0, "With re.DOTALL, '.*?' can run across tags: check that each tag occurs once."),
 ], MESSAGES), same=same_rewards)
