@@ -184,7 +184,7 @@ def ppo_step(options: argparse.Namespace) -> None:
 
 
 def gpu(options: argparse.Namespace) -> None:
-    """Step time in rollout, scoring and update, tokens per second and peak memory, over back ends and batch sizes."""
+    """Compare step times, tokens per second and memory of back ends and batch sizes."""
     on_gpu = torch.cuda.is_available()
     hardware = options.hardware or (configuration.detect_hardware()[0] if on_gpu else "cpu")
     shape = options.shape or ("Qwen/Qwen2.5-0.5B" if on_gpu else "tiny")

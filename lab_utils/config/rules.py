@@ -42,7 +42,7 @@ def _problem(config: RunConfig, key: str, rule: str, works: Any) -> str:
 
 
 def _task_problems(config: RunConfig) -> Iterator[str]:
-    """Stages, response format, rewards and lengths."""
+    """Check stages, response format, rewards and lengths."""
     stages, task = config.stages, config.task
     ordered = [stage for stage in ("sft", "grpo", "ppo") if stage in stages]
     if len(stages) > len(ordered) or "sft" in stages[1:]:
@@ -82,7 +82,7 @@ def _task_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _batch_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
-    """Whole groups in a rollout (TRL's rule), and for PPO whole optimizer steps."""
+    """Check that a rollout holds whole groups (TRL's rule), and for PPO whole optimizer steps."""
     for stage in ("grpo", "ppo"):
         settings: RLSettings = getattr(config, stage)
         batches = settings.steps_per_generation or settings.gradient_accumulation_steps
@@ -108,7 +108,7 @@ def _batch_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
 
 
 def _model_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
-    """What the machine and the libraries can do with the model."""
+    """Check what the machine and the libraries can do with the model."""
     model, where = config.model, f"on the tier {tier.name!r}"
     if tier.gpus == 0 and model.dtype != "float32":
         yield _problem(config, "model.dtype", f"float32 {where}, because half precision needs a GPU", "float32")

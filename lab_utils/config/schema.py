@@ -23,7 +23,7 @@ class ConfigError(WorkshopError):
 
 
 def _number_in_text(value: Any) -> Any:
-    """YAML reads 1e-5 as text and only 1.0e-5 as a number; accept both."""
+    """Accept 1e-5, which YAML reads as text, as well as 1.0e-5."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -226,7 +226,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def validate(section: type[AnySection], values: Mapping[str, Any]) -> AnySection:
-    """Make a section from a mapping; raises ConfigError with one line per wrong key or value."""
+    """Make a section from a mapping; raise ConfigError with one line per wrong key or value."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -285,7 +285,7 @@ def _explain(section: type[Section], error: Mapping[str, Any]) -> tuple[str, str
 
 
 def _locate(section: type[Section], location: tuple) -> tuple[str, Any, Any]:
-    """Follow a pydantic location: the key in words, and the field and type there; members of a union are no keys."""
+    """Return the key at a pydantic location in words, and the field and type there; members of a union are no keys."""
     key, field, kind = "", None, section
     for part in location:
         if part in getattr(kind, "model_fields", {}):

@@ -59,7 +59,7 @@ def cosine_scaled_accuracy_reward(
 
 
 def reasoning_reward(completions: list[Completion], *, steps: int = 3, **columns: Any) -> list[float]:
-    """Grow from 0.0 to 1.0 with the number of visible steps; `steps` of them earn 1.0.
+    """Give 0.0 to 1.0 in proportion to the number of visible steps; `steps` of them earn 1.0.
 
     A step is a numbered or bulleted line, "Step 2", a word such as "First,", or an equation with its result. The reward
     sees only the marks of reasoning: "First, First, First," earns 1.0. After Open-R1's `reasoning_steps_reward`.
@@ -78,7 +78,7 @@ def conciseness_reward(
     max_length: int = 512,
     **columns: Any,
 ) -> list[float]:
-    """Fall linearly from 1.0 for an empty completion to 0.0 at `max_length` tokens and beyond.
+    """Give 1.0 to an empty completion, falling linearly to 0.0 at `max_length` tokens and beyond.
 
     Args:
         completion_ids: the tokens of each completion, passed by TRL; without them a token counts as 4 characters.

@@ -47,7 +47,7 @@ class RunDirectoryError(WorkshopError):
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write a file or folder to; it takes the place of `path` when the block ends.
+    """Yield a path beside `path` to write a file or folder to; it replaces `path` when the block ends.
 
     A process that is killed, or a full disk, leaves the old content, the new content or (a folder only) nothing.
     """

@@ -40,7 +40,7 @@ def chat_records(task: Task, query: str, responses: dict[str, str]) -> list[dict
 
 
 def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records to a JSON Lines file; raises WorkshopError if it cannot be written."""
+    """Append records to a JSON Lines file; raise WorkshopError if it cannot be written."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:

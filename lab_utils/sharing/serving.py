@@ -164,7 +164,7 @@ def served_models(url: str) -> list[str]:
 
 
 def swap_adapter(url: str, adapter: str | Path) -> None:
-    """Replace the adapter of the served model "trained" while the server runs. Takes milliseconds.
+    """Replace the adapter of the served model "trained" while the server runs, in milliseconds.
 
     Raises:
         ServingError: `adapter` is not an adapter, or the server has none to replace.

@@ -284,7 +284,7 @@ class PPOTrainer(RLTrainer):
 
     @contextmanager
     def _critic_taken_off(self) -> Iterator[None]:
-        """Take the critic off the model while it is saved, loaded or sent to vLLM."""
+        """Detach the critic while the model is saved, loaded or sent to vLLM."""
         model = self.accelerator.unwrap_model(self.model)
         del model.critic
         try:

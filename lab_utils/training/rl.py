@@ -209,7 +209,7 @@ class RLTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                            **kwargs):
-        """TRL's forward pass. On the CPU, completions of similar length go together, cut to the longest of them.
+        """Run TRL's forward pass; on the CPU, group completions of similar length, cut to the longest of them.
 
         TRL pads every completion to the longest of the rollout, which is most of the work while lengths vary. A GPU
         does not mind, and data parallelism wants one forward pass per step.

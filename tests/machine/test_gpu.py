@@ -15,7 +15,7 @@ T4 = SimpleNamespace(name="Tesla T4", total_memory=int(14.7 * 2**30), major=7, m
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with GPUs and packages of your choice."""
+    """Imitate a machine with GPUs and packages of your choice."""
 
     def build(gpus=(), *, free=None, packages=("vllm", "bitsandbytes"), cuda="13.0", init=None, processes=1):
         def fails():

@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def texts():
-    """Chat prompts and demonstrations of every format."""
+    """Return chat prompts and demonstrations of every format."""
     found = []
     for task in (load_task("countdown"), *(load_task("gsm8k", name) for name in ("reasoning", "think", "hash"))):
         for row in task.dataset("train", 50):

@@ -23,7 +23,7 @@ def run_notebooks(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> tuple[Path, str]:
-    """The output folder and the console output of one run of all notebooks at tier smoke."""
+    """Return the output folder and the console output of one run of all notebooks at tier smoke."""
     folder = tmp_path_factory.mktemp("smoke")
     return folder, run_notebooks("--hardware", "smoke", "--output-dir", str(folder)).stdout
 

@@ -18,7 +18,7 @@ TRUST = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s
 
 @pytest.fixture(scope="session", autouse=True)
 def one_check_of_a_schema_is_enough():
-    """The SDK checks the JSON schema of its own configuration at every look into it: a second a request."""
+    """Spare the SDK's check of its own configuration at every access: one second per request."""
     if not SDK:
         yield
         return
@@ -95,7 +95,7 @@ def connection(one_check_of_a_schema_is_enough):
 
 @pytest.fixture
 def aws(monkeypatch, no_account_of_yours, connection):
-    """A connected session in an account with a bucket and an execution role.
+    """Return a connected session in an account with a bucket and an execution role.
 
     `sent` lists (operation, body) of every request to SageMaker, `backend` is moto's state, `quotas` and `apps` are
     what the account shows of these.
@@ -119,7 +119,7 @@ def aws(monkeypatch, no_account_of_yours, connection):
 
 @pytest.fixture
 def request_of(aws):
-    """The last request of an operation that was sent to SageMaker."""
+    """Return the last request of an operation that was sent to SageMaker."""
     return lambda operation: [body for name, body in aws.sent if name == operation][-1]
 
 

@@ -28,7 +28,7 @@ METRICS_OF = {
 
 
 def without_time(request: dict) -> str:
-    """A request as text; the time in its names, and who sends it, are left out."""
+    """Return a request as text, without the time in its names and without its sender."""
     text = re.sub(r"\d{14}", "TIME", json.dumps(request, sort_keys=True))
     return re.sub(r'{"Key": "owner", "Value": "[^"]+"}', "OWNER", text)
 

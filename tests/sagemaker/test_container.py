@@ -47,7 +47,7 @@ def threads():
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> tuple[dict, Path]:
-    """The request of a small SFT → GRPO job with its own recipe, and the folder that stands for S3."""
+    """Return the request of a small SFT → GRPO job with its own recipe, and the folder that stands for S3."""
     folder = tmp_path_factory.mktemp("recorded")
     recipe = folder / "mine.yaml"
     recipe.write_text((configuration.RECIPES / "countdown-grpo.yaml").read_text())
@@ -57,12 +57,12 @@ def recorded(tmp_path_factory) -> tuple[dict, Path]:
 
 @pytest.fixture(scope="module")
 def finished(recorded, tmp_path_factory) -> emulation.EmulatedJob:
-    """The job, run to its end."""
+    """Return the job, run to its end."""
     return emulation.start(*recorded, tmp_path_factory.mktemp("finished with spaces") / "ml").wait()
 
 
 def changed(recorded, tmp_path: Path, **changes) -> tuple[dict, Path]:
-    """The same request with another job.yaml."""
+    """Return the same request with another job.yaml."""
     request, folder = recorded
     copy = tmp_path / "changed"
     shutil.copytree(folder, copy)

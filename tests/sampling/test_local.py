@@ -22,7 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Chat prompts of different lengths: word problems, the first two of them the same."""
+    """Return chat prompts of different lengths: word problems, the first two of them the same."""
     rows = load_task("gsm8k").dataset("test", 6)["prompt"]
     return [rows[0], *rows]
 

@@ -21,7 +21,7 @@ def status_of(script, *arguments) -> int:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run directory whose trained model is the tiny one."""
+    """Return a run directory whose trained model is the tiny one."""
     few = {"evaluation.num_samples": 2, "evaluation.max_new_tokens": 32}
     config = configuration.load("countdown-grpo", "smoke", few)
     run = RunDirectory.create(config, tmp_path / "out" / "grpo")

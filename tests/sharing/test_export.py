@@ -29,7 +29,7 @@ def make_run(folder: Path, **overrides) -> RunDirectory:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run directory whose trained model is the tiny one."""
+    """Return a run directory whose trained model is the tiny one."""
     run = make_run(tmp_path / "runs")
     shutil.copytree(TINY_MODEL, run.model_dir)
     return run
@@ -37,7 +37,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """An exported folder, for tests that do not load it."""
+    """Return an exported folder, for tests that do not load it."""
     folder = tmp_path / "exported"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"0" * 2000)

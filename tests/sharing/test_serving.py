@@ -23,7 +23,7 @@ from lab_utils.tasks import load_task
 
 @pytest.fixture
 def run(tmp_path):
-    """A run directory whose trained model is the tiny one."""
+    """Return a run directory whose trained model is the tiny one."""
     config = configuration.load("countdown-grpo", "smoke", {"evaluation.max_new_tokens": 32})
     run = RunDirectory.create(config, tmp_path / "out" / "grpo")
     shutil.copytree(TINY_MODEL, run.model_dir)

@@ -28,7 +28,7 @@ def harness_exact_match(predicted: str, gold: str) -> bool:
 
 @pytest.fixture(scope="module")
 def solutions() -> list[str]:
-    """The `answer` column of all 8,792 rows: worked solutions that end in `#### N`."""
+    """Return the `answer` column of all 8,792 rows: worked solutions that end in `#### N`."""
     lines = [line for name in ("train", "test") for line in (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()]
     return [json.loads(line)["answer"] for line in lines]
 

@@ -90,7 +90,7 @@ def test_in_the_first_pass_the_loss_says_nothing_but_its_gradient_does():
 
 
 def tiny_trainer(folder, **settings):
-    """A GRPOTrainer around a random two-layer model; nothing is downloaded and nothing is trained."""
+    """Return a GRPOTrainer around a random two-layer model, without a download or training."""
     from datasets import Dataset
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from trl import GRPOConfig, GRPOTrainer
@@ -115,7 +115,7 @@ def tiny_trainer(folder, **settings):
 
 
 def random_batch(trainer):
-    """Left-padded prompts, completions of different lengths, and policies that differ enough for clipping to act."""
+    """Return left-padded prompts, completions of different lengths, and policies far enough apart for clipping."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([12, 3, 7, 1, 9, 12, 5, 2])
     prompt_mask = torch.ones(B, PROMPT, dtype=torch.long)

@@ -41,12 +41,12 @@ def run_config():
 
 
 def spaces_reward(completions, **columns):
-    """Something that varies among the completions of an untrained model."""
+    """Reward something that varies among the completions of an untrained model."""
     return [completion[0]["content"].count(" ") / 10 for completion in completions]
 
 
 def recorded_rollout(prompts, trainer):
-    """This process's part of a group of completions, the same in every run."""
+    """Return this process's part of a group of completions, the same in every run."""
     question = prompts[0][-1]["content"]
     if question not in RECORDED:
         ids = trainer.processing_class.apply_chat_template(prompts[0], add_generation_prompt=True, return_dict=True)

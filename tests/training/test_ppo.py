@@ -39,7 +39,7 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj
 
 
 def gae_by_definition(rewards, values, gamma, lam):
-    """A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t, for one completion without padding."""
+    """Return A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t, for one completion without padding."""
     values = [*values, 0.0]
     deltas = [rewards[t] + gamma * values[t + 1] - values[t] for t in range(len(rewards))]
     return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
@@ -167,12 +167,12 @@ def test_padding_never_leaks_into_the_algorithm():
 
 
 def digits_reward(completions, **columns):
-    """A reward that untrained models earn too: 0.2 for each of the first five characters that is a digit."""
+    """Give what untrained models earn too: 0.2 for each of the first five characters that is a digit."""
     return [0.2 * sum(c.isdigit() for c in completion[0]["content"][:5]) for completion in completions]
 
 
 def ppo_config(**changes):
-    """A few steps of the tiny model: 16 completions a rollout, 2 epochs of 2 updates of 2 mini-batches of 4."""
+    """Configure a few steps: 16 completions per rollout, 2 epochs of 2 updates of 2 mini-batches of 4."""
     overrides = {"stages": ["ppo"], "rewards": {"format_reward": None, "equation_reward": 1.0},
                  "task.train_limit": 64, "tracking.tensorboard": False, "ppo.max_completion_length": 32,
                  "ppo.per_device_train_batch_size": 4, "ppo.steps_per_generation": 4,
@@ -205,7 +205,7 @@ def a_rollout(trainer):
 
 
 def plain_forward(model, rollout):
-    """Log-probabilities and last hidden states of the completion tokens, with transformers alone."""
+    """Return log-probabilities and last hidden states of the completion tokens, with transformers alone."""
     ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
     mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
     width = rollout["completion_ids"].shape[1]

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.component, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folders of the runs in one process and in two."""
+    """Return the folders of the runs in one process and in two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
                REPOSITORY / "setup" / "accelerate" / "a10g-x4.yaml", "--num_processes", "2", "--main_process_port", "0",

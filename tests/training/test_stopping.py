@@ -19,7 +19,7 @@ def nothing_requested(monkeypatch):
 
 
 def steps_until_stop(stop: StopOnSIGTERM, signal_at: int, max_steps: int) -> int | None:
-    """Go through the steps of a run, with SIGTERM during step `signal_at`; returns where it stops."""
+    """Go through the steps of a run, with SIGTERM during step `signal_at`; return where it stops."""
     for step in range(1, max_steps + 1):
         if step == signal_at:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -44,7 +44,7 @@ def train_in_process(stage, recipe, overrides, output_dir, kill_at=None, resume=
 
 
 def assert_same_run(first: RunDirectory, second: RunDirectory) -> None:
-    """Same sampled completions, and metrics that are equal to 1e-5 but for the clock's."""
+    """Check for the same completions, and for metrics equal to 1e-5 except for those of the clock."""
     if first.completions_path.exists():
         pd.testing.assert_frame_equal(first.completions(), second.completions())
     a, b = (run.metrics().drop(columns=list(TIMING_COLUMNS), errors="ignore") for run in (first, second))
@@ -100,7 +100,7 @@ MOVES = {"grpo.learning_rate": 1e-2, "grpo.lr_scheduler_type": "constant", "rewa
 
 
 def length(completions, **columns):
-    """A reward that differs within every group, so that each step changes the model."""
+    """Give rewards that differ within every group, so that each step changes the model."""
     return [float(len(completion_text(completion))) for completion in completions]
 
 
