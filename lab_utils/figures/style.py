@@ -89,7 +89,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -> 
 
 
 def smooth(values: pd.Series) -> pd.Series:
-    """Return the centred moving average over about a tenth of the points."""
+    """Return the centered moving average over about a tenth of the points."""
     return values.rolling(len(values) // 20 * 2 + 1, min_periods=1, center=True).mean()
 
 

@@ -130,7 +130,7 @@ class PeakMemory:
 
 
 def measure(case: Case) -> dict[str, float | str | int]:
-    """Train for the case's steps and return medians of the seconds of a step, tokens a second and peak memory.
+    """Train for the case's steps and return medians of the seconds per step, tokens per second and peak memory.
 
     This takes the whole process: memory is counted from its start, and vLLM does not give all of its own back.
     """
@@ -155,7 +155,7 @@ def measure(case: Case) -> dict[str, float | str | int]:
 
 
 def measure_alone(case: Case) -> dict[str, float | str | int]:
-    """Run `measure` in a process of its own; a case that fails, say out of memory, has a column `error`."""
+    """Run `measure` in a separate process; a case that fails, such as out of memory, has a column `error`."""
     command = [sys.executable, "-m", "lab_utils.machine.step_times", json.dumps(dataclasses.asdict(case))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode == 0:

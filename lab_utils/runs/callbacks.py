@@ -42,7 +42,7 @@ class MetricsCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Shows one progress bar with the latest metrics, in place of the Trainer's own printing."""
+    """Shows one progress bar with the latest metrics instead of the Trainer's own printing."""
 
     # metric -> what it is called on the bar
     SHOWN = {"loss": "loss", "reward": "reward", "accuracy": "accuracy", "completions/mean_length": "length"}

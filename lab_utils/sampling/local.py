@@ -60,7 +60,7 @@ def sample_token_ids(
     """Sample `counts[i]` completions of `prompts[i]`, all in one batch.
 
     Args:
-        prompts: token ids, one list a prompt (P of them).
+        prompts: token ids, one list per prompt (P of them).
         counts: completions wanted of each prompt; B = sum(counts) rows in all.
         temperature: 0 means greedy.
         generator: source of randomness, torch's global one when None.
@@ -132,7 +132,7 @@ def sample(
     seed: int | None = None,
     batch_size: int = 256,
 ) -> list[list[Completion]]:
-    """Sample completions of chat prompts; the result holds one list of `num_samples` completions a prompt.
+    """Sample completions of chat prompts; the result holds one list of `num_samples` completions per prompt.
 
     `batch_size` bounds the rows in flight. The same seed gives the same completions; without one, torch's global random
     state decides. The model is left in the mode (training or evaluation) in which it came.

@@ -34,7 +34,7 @@ def vllm_engine(name: str | Path, settings: ModelSettings, *, own_process: bool 
     Args:
         name: "tiny", a path or a Hub id. A LoRA adapter is merged into its base model first.
         settings: only `dtype` is used.
-        own_process: run vLLM in a process of its own, whose end frees all of its memory.
+        own_process: run vLLM in a separate process, whose end frees all of its memory.
         options: arguments of vllm.LLM, for example max_model_len.
 
     Raises:

@@ -236,7 +236,7 @@ class RLTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save without the reference adapter: TRL makes it anew from the start model, and transformers would load it on
-        resume in place of the adapter that was trained."""
+        resume instead of the adapter that was trained."""
         super()._save(output_dir, state_dict)
         shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
 

@@ -271,7 +271,7 @@ plot_training(methods, figures / "07_grpo_and_ppo.png", x="minutes")
 
 # %% [markdown]
 # Be careful with your conclusion. This is one seed of each method, with hyperparameters chosen for this task, on a
-# model so small that generating is cheap. Two settings favour PPO here: it makes eight updates per rollout and GRPO
+# model so small that generating is cheap. Two settings favor PPO here: it makes eight updates per rollout and GRPO
 # one, and it pays no KL penalty, while GRPO does (`beta` = 0.1). Notebook 08 says more. The critic costs little here
 # because it shares the policy's forward pass. A critic with a model of its own doubles the memory.
 # `scripts/measure_learning.py` repeats both methods with several seeds.

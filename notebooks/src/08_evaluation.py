@@ -242,7 +242,7 @@ for label in [name for name in ("SFT", "GRPO", "PPO") if name in evaluations]:
 #
 # To save your time they take a quarter of the steps of notebook 06. So compare them with GRPO's curve at the *same*
 # step, not with its end. The learning rate falls to zero within their quarter, so the coin also takes smaller steps
-# than GRPO did there; that is in GRPO's favour. `scripts/measure_learning.py --controls` runs both in full, with
+# than GRPO did there; that is in GRPO's favor. `scripts/measure_learning.py --controls` runs both in full, with
 # several seeds.
 
 # %%

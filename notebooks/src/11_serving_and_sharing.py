@@ -271,7 +271,7 @@ print(f"\nthe same as the run's model: {text == greedy}")
 # %% [markdown]
 # ## A zip file, and the Hub
 #
-# A zip file is for a colleague. The **Hugging Face Hub** is for everybody, or for your own machines if the repository
+# A zip file is for a colleague. The **Hugging Face Hub** is for everyone, or for your own machines if the repository
 # is private. A push needs a token with write permission. `hf auth login` asks for it once and keeps it outside your
 # project. Never write a token into a notebook, which saves it with the outputs. A dry run shows what would be sent.
 

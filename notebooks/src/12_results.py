@@ -112,7 +112,7 @@ plot_accuracy_bars(methods, figures / "12_accuracy.png")
 plot_pass_at_k(methods, figures / "12_pass_at_k.png")
 
 # %% [markdown]
-# And this has changed in a response: how many attempts it makes, and how many of those responses are correct.
+# And this has changed per response: how many attempts it makes, and how many of those responses are correct.
 
 # %%
 plot_attempts({label: e for label, e in methods.items() if label != "base"}, figures / "12_attempts.png")

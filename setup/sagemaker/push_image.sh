@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the training container of setup/sagemaker/Dockerfile and pushes it to ECR, in your account and region.
+# Build the training container of setup/sagemaker/Dockerfile and push it to ECR, in your account and region.
 #
 #   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1
 #   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1 --dry-run    prints the commands only

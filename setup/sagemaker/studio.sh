@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets the workshop up in a SageMaker Studio space (JupyterLab or Code Editor) and registers its kernel.
+# Set the workshop up in a SageMaker Studio space (JupyterLab or Code Editor) and register its kernel.
 #
 #   bash setup/sagemaker/studio.sh           in a terminal of the space, in the clone of the workshop
 #   bash setup/sagemaker/studio.sh --help

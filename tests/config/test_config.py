@@ -127,7 +127,7 @@ def test_the_stages_of_the_design():
             "rewards": {"cosine_scaled_accuracy_reward": 0.5, "format_reward": 0.1, "reasoning_reward": 0.15,
                         "conciseness_reward": 0.05, "repetition_penalty_reward": 0.2},
         }),
-        ("gsm8k-grpo", {  # the Colab notebook; 64 completions an update are its 1 × 4 prompts with 16 completions each
+        ("gsm8k-grpo", {  # the Colab notebook; 64 completions per update are its 1 × 4 prompts with 16 completions each
             "model.name": "Qwen/Qwen2.5-0.5B-Instruct", "model.lora": None, "model.dtype": "bfloat16",
             "grpo.learning_rate": 5e-6, "grpo.adam_beta1": 0.9, "grpo.adam_beta2": 0.99,
             "grpo.lr_scheduler_type": "cosine", "grpo.num_generations": 16, "grpo.per_device_train_batch_size": 4,

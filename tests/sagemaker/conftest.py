@@ -125,7 +125,7 @@ def request_of(aws):
 
 @pytest.fixture
 def little_source(monkeypatch):
-    """Two files in place of the source directory, for tests that are about something else."""
+    """Use two files instead of the source directory, for tests that are about something else."""
     from lab_utils.sagemaker import job
 
     def package_source(described, directory):

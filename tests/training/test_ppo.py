@@ -216,7 +216,7 @@ def plain_forward(model, rollout):
 
 @pytest.mark.component
 @pytest.mark.parametrize("changes", [{}, {"ppo.num_iterations": 1, "ppo.gradient_accumulation_steps": 4}],
-                         ids=["several steps a rollout", "one step a rollout"])
+                         ids=["several steps per rollout", "one step per rollout"])
 def test_values_of_the_hook_equal_a_plain_forward_pass(new_trainer, changes):
     trainer = new_trainer(**changes)
     rollout = a_rollout(trainer)
@@ -242,7 +242,7 @@ def test_first_step_is_the_hand_written_policy_gradient(new_trainer, changes):
     trainer = new_trainer(**changes)
     reference = load_model(trainer.model.config._name_or_path)
     moved = dict(trainer.model.named_parameters())
-    with torch.no_grad():  # as in the middle of a run: the policy is not the reference any more
+    with torch.no_grad():  # as in the middle of a run: the policy is no longer the reference
         for name, weight in moved.items():
             if weight.requires_grad and not name.startswith("critic"):
                 weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -336,7 +336,7 @@ def test_model_loads_without_its_critic_and_with_it(tmp_path, changes, recwarn):
         assert metrics[name].notna().all(), name
     for name in ("explained_variance", "explained_variance/lambda_1", "values/mean", "returns/mean", "advantages/mean",
                  "advantages/std", "kl"):
-        assert metrics[name].notna().tolist() == [True, False, False, False], name  # once a rollout
+        assert metrics[name].notna().tolist() == [True, False, False, False], name  # once per rollout
     model, start = load_model(run.model_dir), load_model("tiny")
     assert any(not torch.equal(weight, start.state_dict()[name]) for name, weight in model.state_dict().items())
     if "model.lora" not in changes:
@@ -419,7 +419,7 @@ def test_checkpoints_are_written_between_rollouts():
     class Run:
         checkpoints_dir = "somewhere"
 
-    for save_steps, wanted in ((1, 4), (4, 4), (5, 8), (8, 8)):  # 4 optimiser steps a rollout
+    for save_steps, wanted in ((1, 4), (4, 4), (5, 8), (8, 8)):  # 4 optimizer steps per rollout
         assert ppo.ppo_arguments(ppo_config(**{"ppo.save_steps": save_steps}), Run()).save_steps == wanted
 
 
