@@ -44,7 +44,7 @@ def labeled_models(arguments: list[str]) -> dict[str, str]:
     for argument in arguments:
         label, _, source = argument.rpartition("=")
         path = Path(source)
-        found = {stage.upper(): str(path / stage) for stage in stages if RunDirectory(path / stage).model_dir.is_dir()}
+        found = {stage.upper(): str(path / stage) for stage in stages if RunDirectory(path / stage).has_model}
         if label or not found:
             found = {label or (path.name.upper() if path.name in stages else path.name): source}
         for new, place in found.items():

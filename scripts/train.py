@@ -62,6 +62,8 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
 
 def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
     """Raise WorkshopError if results cannot be written or would be overwritten; other stages' runs may be there."""
+    from lab_utils.runs import holds_files
+
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
@@ -70,7 +72,8 @@ def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
         raise WorkshopError(f"Cannot write to the output directory {output_dir} ({error.strerror}): set "
                             "--output-dir to a writable directory.") from None
     others = set(get_args(Stage)) - set(stages)
-    found = sorted(path.name for path in output_dir.iterdir() if path.name not in others)
+    found = sorted(path.name for path in output_dir.iterdir()
+                   if path.name not in others and (path.is_file() or holds_files(path)))
     if found and not resume:
         raise WorkshopError(f"The output directory {output_dir} is not empty; it holds {', '.join(found[:5])}: "
                             "continue the run in it with --resume, or choose another --output-dir.")
@@ -79,11 +82,12 @@ def check_output(output_dir: Path, stages: list[str], resume: bool) -> None:
 def evaluate(config: RunConfig, output_dir: Path, model: str | None, resume: bool) -> None:
     """Evaluate `model`, or the trained model of the last stage."""
     from lab_utils.evaluation import evaluate_run
+    from lab_utils.runs import RunDirectory
 
     source = model or output_dir / config.stages[-1]
     if model:
         check_output(output_dir, [], resume)
-    elif not (source / "model").is_dir():
+    elif not RunDirectory(source).has_model:
         raise WorkshopError(f"No trained model in {source}: pass --output-dir (and --stages) of a finished run, "
                             "or pass --model MODEL.")
     evaluation = evaluate_run(source, config)

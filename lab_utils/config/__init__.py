@@ -8,6 +8,7 @@ from .load import (
     load,
     load_tier,
     read_config,
+    read_yaml,
     recipe_names,
     with_overrides,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "load_tier",
     "read_config",
+    "read_yaml",
     "recipe_names",
     "with_overrides",
 ]

@@ -55,7 +55,7 @@ def load(
     changes = _nested(overrides or {})
 
     values: dict[str, Any] = {}
-    for layer in (_read_yaml(path), *_layers(tier, path.stem), missing, changes):
+    for layer in (read_yaml(path), *_layers(tier, path.stem), missing, changes):
         for key in ("recipe", "hardware", "hardware_reason"):
             if key in layer:
                 raise ConfigError(f"{key} = {shown(layer[key])} cannot be set here: use load(recipe, hardware) or "
@@ -85,12 +85,12 @@ def hardware_names() -> list[str]:
 def load_tier(name: str) -> Tier:
     """Read a hardware tier; raises ConfigError for an unknown name."""
     check_known("hardware tier", name, [*hardware_names(), "auto"])
-    return validate(Tier, _read_yaml(HARDWARE / f"{name}.yaml"))
+    return validate(Tier, read_yaml(HARDWARE / f"{name}.yaml"))
 
 
 def read_config(path: str | os.PathLike) -> RunConfig:
     """Read the config.yaml of a run directory; raises ConfigError if it is not valid."""
-    return _validated(_read_yaml(Path(path)))
+    return _validated(read_yaml(Path(path)))
 
 
 def _layers(tier: Tier, recipe: str) -> list[dict[str, Any]]:
@@ -124,7 +124,8 @@ def launch_command(tier: str) -> str:
     return f"accelerate launch --config_file setup/accelerate/{tier}.yaml scripts/train.py"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds sections; raises ConfigError if it cannot be read."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -27,14 +27,19 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from .. import WorkshopError
-from ..config import RunConfig, read_config
+from ..config import RunConfig, read_config, read_yaml
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "bitsandbytes", "vllm")
 
+LOCK = ".lock"
 VALUE_HEAD_FILE = "value_head.safetensors"  # PPO's critic, beside the model and in every checkpoint
 
 # Metrics that measure the machine, not the model: they differ between two runs of the same seed.
@@ -76,6 +81,11 @@ def flush_to_disk(path: Path, files: bool = True) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def holds_files(folder: Path) -> bool:
+    """Say whether there is any file in a folder; a start that failed may leave a lock and empty folders."""
+    return any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))
 
 
 def remove_folder(path: Path) -> None:
@@ -144,8 +154,8 @@ class RunDirectory:
 
         Args:
             config: the resolved `RunConfig`.
-            path: a directory that does not exist or is empty, unless `resume`.
-            resume: continue the run in `path`, or start it if there is none yet.
+            path: a directory that does not exist or has no files, unless `resume`.
+            resume: continue the run in `path`, or start it if there is none yet. A trained model of fewer steps goes.
 
         Raises:
             RunDirectoryError: the directory holds files and `resume` is false, or cannot be written.
@@ -153,30 +163,74 @@ class RunDirectory:
         run = cls(path)
         if os.environ.get("RANK", "0") != "0":  # of several processes, the first one writes
             return run
-        if run.path.is_dir() and any(run.path.iterdir()) and not resume:
-            raise RunDirectoryError(
-                f"The output directory {run.path} is not empty, and a new run would overwrite results: continue the "
-                "run in it with --resume (resume=True), or choose another directory."
-            )
-        if resume and run.config_path.exists():
-            changed = _changed_keys(yaml.safe_load(run.config_path.read_text(encoding="utf-8")), config.model_dump())
-            if changed:
-                warnings.warn(
-                    f"Resuming {run.path} with settings that have changed since it started: {', '.join(changed)}. Its "
-                    "metrics will differ from those of an uninterrupted run.",
-                    stacklevel=2,
-                )
-        try:
-            for directory in (run.path, run.checkpoints_dir, run.figures_dir):
+        run.check_free(resume)
+        if resume and (changed := run.changed_settings(config)):
+            warnings.warn(f"Resuming {run.path} with settings that have changed since it started: "
+                          f"{', '.join(changed)}. Its metrics will differ from those of an uninterrupted run.",
+                          stacklevel=2)
+        with run._writing():
+            remove_folder(run.model_dir)  # a model of fewer steps, which must not pass for that of this run
+            for leftover in run.path.glob("*.tmp-*"):  # of a killed process
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for directory in (run.checkpoints_dir, run.figures_dir):
                 directory.mkdir(parents=True, exist_ok=True)
             write_atomically(run.config_path, config.to_yaml())
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+        return run
+
+    def check_free(self, resume: bool = False) -> None:
+        """Raise RunDirectoryError if the directory holds files and `resume` is false."""
+        if not resume and holds_files(self.path):
+            raise RunDirectoryError(
+                f"The output directory {self.path} is not empty, and a new run would overwrite results: continue the "
+                "run in it with --resume (resume=True), or choose another directory."
+            )
+
+    def changed_settings(self, config: RunConfig, stage: str | None = None) -> list[str]:
+        """Return the settings that differ from the run's config.yaml; with `stage`, only what its training depends on.
+
+        `task.test_limit` and the sections of other stages, of evaluation and of tracking do not change a trained model.
+        """
+        if not self.config_path.exists():
+            return []
+        changed = _changed_keys(read_yaml(self.config_path), config.model_dump())
+        used = {"seed", "task", "model", stage, *(["rewards"] if stage != "sft" else [])}
+        return [key for key in changed if stage is None or key.split(".")[0] in used and key != "task.test_limit"]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this directory while the block runs.
+
+        The operating system holds the lock, and releases it however the process ends.
+        """
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes holds it for all
+            yield
+            return
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / LOCK, "a")
+        with file:
+            try:
+                if os.name == "nt":
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise RunDirectoryError(f"Another process is training in {self.path}: wait until it ends, or choose "
+                                        "another directory.") from None
+            except OSError:  # some network file systems have no locks
+                pass
+            yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunDirectoryError(
-                f"Cannot write to the output directory {run.path} ({error.strerror}): set --output-dir to a "
+                f"Cannot write to the output directory {self.path} ({error.strerror}): set --output-dir to a "
                 "writable directory with free space."
             ) from error
-        return run
 
     # Where things are
     @property

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from .. import WorkshopError
 from ..evaluation import Evaluation
 from ..models import adapter_base, export_model
-from ..runs import RunDirectory
+from ..runs import RunDirectory, written_whole
 from ..tasks import load_task
 
 TINY = "The workshop's tiny Qwen2-architecture model (a million parameters)"
@@ -35,19 +35,19 @@ def export_run(run: RunDirectory, folder: str | Path) -> Path:
         ModelLoadError, RunDirectoryError: the model or the configuration cannot be read.
     """
     folder, config = Path(folder), run.config()
-    if not run.model_dir.is_dir():
+    if not run.has_model:
         raise ExportError(f"{run.path} has no trained model: train it, or give the run directory of one stage, such as "
                           "OUTPUT_DIR/grpo.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_empty = not any(folder.iterdir())
-    except OSError as error:
-        raise ExportError(f"Cannot write to {folder} ({error.strerror}): choose another folder.") from None
-    if not is_empty:
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise ExportError(f"{folder} is not empty, and an export never overwrites: remove it or choose another folder.")
     card = model_card(run)
-    export_model(run.model_dir, folder, config.model)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with written_whole(folder) as whole:
+            export_model(run.model_dir, whole, config.model)
+            (whole / "README.md").write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"Cannot write to {folder} ({error.strerror}): choose a folder with free space that you may "
+                          "write to.") from None
     return folder
 
 

@@ -35,7 +35,15 @@ from .. import TrainingStopped, WorkshopError
 from .. import rewards as reward_functions
 from ..config import ConfigError, PPOSettings, RLSettings, RunConfig
 from ..models import adapter_base, load_model, load_tokenizer, lora_config, on_gpu
-from ..runs import MetricsCallback, PrintMetricsCallback, ProgressCallback, RunDirectory, report_to, written_whole
+from ..runs import (
+    MetricsCallback,
+    PrintMetricsCallback,
+    ProgressCallback,
+    RunDirectory,
+    RunDirectoryError,
+    report_to,
+    written_whole,
+)
 from ..sampling.local import rollout
 from ..tasks import Task, completion_text, load_task
 from .stopping import StopOnSIGTERM
@@ -250,7 +258,7 @@ def train_rl(stage: str, trainer_class: type[RLTrainer], arguments_of: Callable[
     """Train with GRPO or PPO on the task's prompts; `grpo.train` and `ppo.train` explain the arguments."""
     start, run = start_run(config, output_dir, model, resume)
     arguments = arguments_of(config, run)
-    if resume and is_finished(run, arguments):
+    if resume and is_finished(run, arguments, config, stage):
         return run
     with out_of_memory_explained(stage):
         trainer = make_trainer(stage, trainer_class, config, arguments, run, start, reward_funcs, callbacks)
@@ -283,11 +291,15 @@ def make_trainer(stage: str, trainer_class: type[RLTrainer], config: RunConfig, 
 
 def start_run(config: RunConfig, output_dir: str | Path, model: str | Path | None,
               resume: bool) -> tuple[str, RunDirectory]:
-    """Check the start model (`model`, or the recipe's own) and make the run directory; return both."""
-    start = str(model or config.model.name)
+    """Check the start model (`model`, or the recipe's own) and the run directory; return both. Nothing is written yet.
+
+    A start that fails, because of the model, the data or the GPU, then leaves nothing that blocks the next one.
+    """
+    start, run = str(model or config.model.name), RunDirectory(output_dir)
     check_start(start, config)
-    load_tokenizer(start)  # a model that does not exist is named before anything is written
-    return start, RunDirectory.create(config, output_dir, resume)
+    load_tokenizer(start)
+    run.check_free(resume)
+    return start, run
 
 
 def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: bool, description: str) -> RunDirectory:
@@ -308,20 +320,22 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     rollout_steps = steps_per_rollout(trainer.args) if isinstance(trainer.args, GRPOConfig) else 1
     stop = StopOnSIGTERM(every=math.lcm(rollout_steps, int(trainer.args.logging_steps)))
     trainer.add_callback(stop)
-    checkpoint = run.last_checkpoint() if resume else None
-    with stop.listening():
-        if checkpoint is not None and is_last(checkpoint, trainer.args):  # killed before the model was saved
-            trainer._load_from_checkpoint(str(checkpoint))  # train() would take one more step
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state = trainer.state
-    if not stop.stopped or state.global_step == state.max_steps:
-        if config.model.lora is None:  # float32 was for the optimizer's small updates
-            for name, weight in trainer.model.named_parameters():
-                if not name.startswith("critic."):
-                    weight.data = weight.data.to(getattr(torch, config.model.dtype))
-        save_model(trainer, run)
-        trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
+    with run.locked():
+        RunDirectory.create(config, run.path, resume)
+        checkpoint = run.last_checkpoint() if resume else None
+        with stop.listening():
+            if checkpoint is not None and is_last(checkpoint, trainer.args):  # killed before the model was saved
+                trainer._load_from_checkpoint(str(checkpoint))  # train() would take one more step
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state = trainer.state
+        if not stop.stopped or state.global_step == state.max_steps:
+            if config.model.lora is None:  # float32 was for the optimizer's small updates
+                for name, weight in trainer.model.named_parameters():
+                    if not name.startswith("critic."):
+                        weight.data = weight.data.to(getattr(torch, config.model.dtype))
+            save_model(trainer, run)
+            trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
     if stop.stopped:
         raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
                               f"{state.max_steps}. Its checkpoint is in {run.checkpoints_dir}: resume with --resume.")
@@ -335,10 +349,20 @@ def save_model(trainer: Trainer, run: RunDirectory) -> None:
             trainer.save_model(str(folder))
 
 
-def is_finished(run: RunDirectory, arguments: TrainingArguments) -> bool:
-    """Say whether a run has its trained model, after as many steps as are requested now."""
-    checkpoint = run.last_checkpoint()
-    return checkpoint is not None and run.has_model and is_last(checkpoint, arguments)
+def is_finished(run: RunDirectory, arguments: TrainingArguments, config: RunConfig, stage: str) -> bool:
+    """Say whether a run has its trained model, after as many steps as are requested now.
+
+    Raises:
+        RunDirectoryError: it has, but was trained with other settings. Its config.yaml says with which, and stays.
+    """
+    checkpoint = run.last_checkpoint() if run.has_model else None
+    if not run.has_model or checkpoint is not None and not is_last(checkpoint, arguments):
+        return False
+    if changed := run.changed_settings(config, stage):
+        raise RunDirectoryError(
+            f"The run in {run.path} is finished, and was trained with other settings than these: {', '.join(changed)}. "
+            "Choose another directory for these settings, or delete that run to train it again.")
+    return True
 
 
 def is_last(checkpoint: Path, arguments: TrainingArguments) -> bool:

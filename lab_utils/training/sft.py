@@ -55,7 +55,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     """
     start, run = start_run(config, output_dir, model, resume)
     arguments = sft_arguments(config, run)
-    if resume and is_finished(run, arguments):
+    if resume and is_finished(run, arguments, config, "sft"):
         return run
     task = load_task(config.task.name, config.task.response_format)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)

@@ -22,6 +22,9 @@ def finished_run(config: RunConfig, folder: str | Path, stage: str) -> RunDirect
     if not run.has_model:
         print(f"No trained model in {run.path} yet: training it now.")
         TRAIN[stage](config, run.path, model=start_model(config, folder, stage), resume=True)
+    elif changed := run.changed_settings(config, stage):
+        print(f"The run in {run.path} was trained with other settings ({', '.join(changed)}), and is used as it is. "
+              "Delete it to train it again.")
     return run
 
 

@@ -37,7 +37,7 @@ figures = Path(OUTPUT_DIR) / "figures"
 sources = {"base": config.model.name, "SFT": finished_run(config, runs, "sft")}
 sources["GRPO"] = finished_run(config, runs, "grpo")
 ppo = RunDirectory(runs / "ppo")
-if ppo.model_dir.is_dir() and ppo.config().model.name == config.model.name:  # skip another recipe's smaller model
+if ppo.has_model and ppo.config().model.name == config.model.name:  # skip another recipe's smaller model
     sources["PPO"] = ppo
 print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources)}.")
 
@@ -270,7 +270,7 @@ warm_up = RunDirectory(runs / "sft").metrics()
 sft_steps = max(1, round(seconds * warm_up["step"].max() / warm_up["seconds"].max()))
 more = load(RECIPE, config.hardware, {**same, "sft.max_steps": sft_steps})
 extra = RunDirectory(runs / "sft-extra")
-if not extra.model_dir.is_dir():
+if not extra.has_model:
     sft.train(more, extra.path, model=start, resume=True)
 print(f"random reward: {steps} steps in {seconds:.0f} s; extra SFT: {extra.metrics()['step'].max()} steps")
 

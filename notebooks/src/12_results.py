@@ -31,7 +31,7 @@ task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 folders = {"SFT": "sft", "GRPO": "grpo", "PPO": "ppo", "random reward": "grpo-random", "extra SFT": "sft-extra"}
-trained = {label: RunDirectory(runs / name) for label, name in folders.items() if (runs / name / "model").is_dir()}
+trained = {label: run for label, name in folders.items() if (run := RunDirectory(runs / name)).has_model}
 missing = [label for label in ("SFT", "GRPO") if label not in trained]
 if missing:
     raise RuntimeError(f"No trained model of {' and '.join(missing)} in {runs}: run the notebooks 04, 06 and 08 first, "

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from lab_utils.runs import (
     RunDirectoryError,
     model_of,
     report_to,
+    write_atomically,
+    written_whole,
 )
 from lab_utils.teaching.inspection import show_completions
 
@@ -59,6 +62,43 @@ def test_create_says_why_it_cannot_write(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="Cannot write to the output directory .*: set --output-dir"):
         RunDirectory.create(config, tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_second_process_is_refused_until_the_first_ends_however_it_ends(config, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with run.locked():
+            os.write(writer, b"locked")
+            signal.pause()
+    os.read(reader, 6)
+    with pytest.raises(RunDirectoryError, match="Another process is training in .*run: wait"), run.locked():
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with run.locked():
+        RunDirectory.create(config, run.path)  # the lock itself does not count as a result
+    with pytest.raises(RunDirectoryError, match="is not empty"):
+        run.check_free()
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "eval.json"
+    with written_whole(path) as first, written_whole(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["eval.json"]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path):
+    path = tmp_path / "config.yaml"
+    write_atomically(path, "old")
+    with pytest.raises(OSError, match="No space"), written_whole(path) as temporary:
+        temporary.write_text("new")
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["config.yaml"]
 
 
 def test_of_several_processes_only_the_first_writes(config, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def run(tmp_path):
 
 def test_models_are_labeled_by_their_stage_or_name(tmp_path):
     for stage in ("sft", "grpo"):
-        (tmp_path / "out" / stage / "model").mkdir(parents=True)
+        shutil.copytree(TINY_MODEL, tmp_path / "out" / stage / "model")
     sft, grpo = str(tmp_path / "out" / "sft"), str(tmp_path / "out" / "grpo")
     assert evaluate_script.labeled_models([str(tmp_path / "out")]) == {"SFT": sft, "GRPO": grpo}
     assert evaluate_script.labeled_models(["tiny", f"mine={sft}", grpo]) == {"tiny": "tiny", "mine": sft, "GRPO": grpo}

@@ -1,6 +1,7 @@
 """scripts/train.py: which stages it runs and from which model, and what it refuses before anything is trained."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import train as train_script
 
-from lab_utils import REPOSITORY, TrainingStopped, exit_status
+from lab_utils import REPOSITORY, TINY_MODEL, TrainingStopped, exit_status
 from lab_utils.config import RunConfig, read_config
 from lab_utils.runs import RunDirectory
 from lab_utils.training import stages
@@ -24,7 +25,7 @@ def calls(monkeypatch):
         def train(config, output_dir, *, model=None, resume=False):
             assert isinstance(config, RunConfig)
             recorded.append((name, Path(output_dir), model, resume))
-            (Path(output_dir) / "model").mkdir(parents=True, exist_ok=True)
+            shutil.copytree(TINY_MODEL, Path(output_dir) / "model", dirs_exist_ok=True)
             return RunDirectory(output_dir)
 
         return train
@@ -126,11 +127,13 @@ def test_unknown_options_are_errors(calls, tmp_path, capsys, arguments):
 
 
 def test_a_directory_with_results_is_left_alone(calls, tmp_path, capsys):
+    (tmp_path / "sft" / "checkpoints").mkdir(parents=True)  # left by a failed start: nothing to lose
     (tmp_path / "grpo").mkdir()
-    (tmp_path / "notes.txt").write_text("mine")
+    for file in ("grpo/config.yaml", "notes.txt"):
+        (tmp_path / file).write_text("mine")
     assert train("--output-dir", tmp_path) == 2
     message = capsys.readouterr().err
-    assert "not empty" in message and "grpo, notes.txt" in message and "--resume" in message
+    assert "not empty" in message and "it holds grpo, notes.txt:" in message and "--resume" in message
     assert calls == [] and (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -81,11 +81,24 @@ def test_an_adapter_is_merged_and_the_export_loads_by_itself(tmp_path):
         assert {f"out/{path.name}" for path in folder.iterdir()} <= set(archive.namelist())
 
 
+def test_a_failed_export_does_not_block_the_next_one(run, tmp_path, monkeypatch):
+    def fails(model, folder, settings):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "export_model", fails)
+        with pytest.raises(ExportError, match="Cannot write to .*No space left.*free space"):
+            export_run(run, tmp_path / "out")
+    assert not list(tmp_path.glob("out*")) and (export_run(run, tmp_path / "out") / "README.md").exists()
+
+
 def test_an_export_overwrites_nothing_and_needs_a_trained_model(run, tmp_path, folder):
     with pytest.raises(ExportError, match="not empty"):
         export_run(run, folder)
     with pytest.raises(ExportError, match="Cannot write to"):
-        export_run(run, folder / "README.md")
+        export_run(run, folder / "README.md" / "below a file")
     shutil.rmtree(run.model_dir)
     with pytest.raises(ExportError, match="has no trained model"):
         export_run(run, tmp_path / "out")

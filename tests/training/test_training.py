@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from lab_utils import TINY_MODEL
+from lab_utils import TINY_MODEL, WorkshopError
 from lab_utils import config as configuration
 from lab_utils.config import ConfigError
 from lab_utils.models import ModelLoadError, adapter_base, load_model, load_tokenizer
@@ -36,6 +36,11 @@ class Kill(TrainerCallback):
 config = configuration.load({recipe!r}, "smoke", {overrides!r})
 {stage}.train(config, sys.argv[1], resume={resume}, callbacks=[Kill()])
 """
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
 
 
 def train_in_process(stage, recipe, overrides, output_dir, kill_at=None, resume=False):
@@ -168,8 +173,35 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     assert again.metrics()["step"].tolist() == [1, 2]
     assert all(torch.equal(weight, before[name]) for name, weight in load_model(again.model_dir).state_dict().items())
 
+    record = run.config_path.read_bytes()
+    for other in ({"seed": 5}, {"sft.learning_rate": 1e-3}, {"sft.max_steps": 1}):
+        changed = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1, **other})
+        with pytest.raises(RunDirectoryError, match=f"finished, and was trained with other .* {next(iter(other))}"):
+            sft.train(changed, tmp_path / "sft", resume=True)
+    of_others = {"grpo.beta": 0.1, "evaluation.num_samples": 2, "task.test_limit": 3, "rewards.format_reward": 0.5}
+    sft.train(configuration.with_overrides(config, of_others), tmp_path / "sft", resume=True)
+    shutil.move(run.checkpoints_dir, tmp_path / "checkpoints")
+    sft.train(config, tmp_path / "sft", resume=True)  # to save space: the model is finished without them
+    shutil.move(tmp_path / "checkpoints", run.checkpoints_dir)
+    assert run.config_path.read_bytes() == record
+
     longer = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 4, "sft.logging_steps": 1})
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(longer, tmp_path / "sft", resume=True, callbacks=[Interrupt()])
+    assert not run.has_model, "the model of 2 steps must not pass for one of 4"
     assert sft.train(longer, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("overrides, cause", [
+    ({"task.source": "missing.jsonl"}, "no file missing.jsonl"),
+    ({"grpo.max_prompt_length": 32}, "leaves no prompt"),
+    ({"model.name": "no/such-model"}, "could not be loaded"),
+])
+def test_a_failed_start_does_not_block_the_next_one(tmp_path, overrides, cause):
+    config = configuration.load("countdown-grpo", "smoke", overrides)
+    with pytest.raises(WorkshopError, match=cause):
+        grpo.train(config, tmp_path / "grpo")
+    assert not (tmp_path / "grpo").exists()
 
 
 def test_fewer_demonstrations_than_the_tier_has_when_the_task_is_limited(tmp_path, monkeypatch):
