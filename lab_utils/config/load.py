@@ -23,6 +23,7 @@ from .schema import ConfigError, RunConfig, Tier, check_known, shown, validate
 
 RECIPES = Path(__file__).parent / "recipes"
 HARDWARE = Path(__file__).parent / "hardware"
+MOST_BYTES = 100_000  # of one YAML file
 
 
 def load(
@@ -124,10 +125,31 @@ def launch_command(tier: str) -> str:
     return f"accelerate launch --config_file setup/accelerate/{tier}.yaml scripts/train.py"
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without merge keys (<<), with which a kilobyte can fill the memory."""
+
+    def flatten_mapping(self, node):
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("merge keys (<<) are not supported: write the values out")
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML; raises yaml.YAMLError for whatever is wrong with it, such as the date 2024-13-45 or deep nesting."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds sections; raises ConfigError if it cannot be read."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path} has more than {MOST_BYTES:,} bytes, so it is no configuration: give "
+                              "another file.")
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8: save it as UTF-8.") from None
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}): give a YAML file, or one of {', '.join(recipe_names())}."
@@ -150,7 +172,7 @@ def _nested(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
             if not key or not equals:
                 raise ConfigError(f"The override {shown(text)} has no value: write KEY=VALUE, such as grpo.beta=0.04.")
             try:
-                pairs.append((key.strip(), yaml.safe_load(value)))
+                pairs.append((key.strip(), parse_yaml(value)))
             except yaml.YAMLError:
                 raise ConfigError(f"The value in {shown(text)} is not valid YAML: quote it, {key}='...'.") from None
     nested: dict[str, Any] = {}

@@ -234,19 +234,20 @@ def validate(section: type[AnySection], values: Mapping[str, Any]) -> AnySection
         for found in error.errors(include_url=False):
             key, text = _explain(section, found)
             places.setdefault(key, text)  # a union reports once for each of its members
-        raise ConfigError("\n".join(places.values())) from None
+        raise ConfigError("\n".join([*places.values()][:20])) from None
 
 
 def shown(value: Any) -> str:
     """Return a value as text for a message, cut short if it is long or deeply nested."""
     shortened = reprlib.Repr()
     shortened.maxstring = shortened.maxother = 100
+    shortened.maxlevel = 2  # each level multiplies the length
     return shortened.repr(value)
 
 
 def did_you_mean(name: Any, names: Iterable[str], prefix: str = "") -> str:
     """Return " Did you mean …?" for the closest of `names`, or nothing if none is close."""
-    close = difflib.get_close_matches(str(name)[:100], list(names), n=1)
+    close = difflib.get_close_matches(shown(name).strip("'"), list(names), n=1)
     return f" Did you mean {prefix}{close[0]}?" if close else ""
 
 

@@ -151,10 +151,15 @@ class Evaluation:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
+            evaluation = cls(content["examples"], content["settings"])
+            evaluation.summary()
+            return evaluation
         except FileNotFoundError:
             raise WorkshopError(f"There is no evaluation at {path}: evaluate the run first with python "
                                 f"scripts/evaluate.py {Path(path).parent}.") from None
-        return cls(content["examples"], content["settings"])
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise WorkshopError(f"{path} is damaged or is no evaluation ({type(error).__name__}): evaluate again with "
+                                f"python scripts/evaluate.py {Path(path).parent}.") from None
 
     def __str__(self) -> str:
         low, high = self.accuracy_interval

@@ -288,11 +288,18 @@ class RunDirectory:
 
     def environment(self) -> dict[str, Any]:
         """Return what the run was made with; see `describe_environment`."""
-        return json.loads(self._existing(self.path / "environment.json").read_text(encoding="utf-8"))
+        path = self._existing(self.path / "environment.json")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RunDirectoryError(f"{path} is damaged: delete it; resuming the run with --resume writes it "
+                                    "again.") from None
 
     def metrics(self) -> pd.DataFrame:
         """Return one row per logged step, in the order of the steps. Column `seconds` is the time trained."""
         frame = pd.DataFrame(_read_json_lines(self._existing(self.metrics_path)))
+        if frame.empty:
+            raise RunDirectoryError(f"{self.metrics_path} has no logged step: resume the run with --resume.")
         return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
     def completions(self) -> pd.DataFrame:
@@ -352,8 +359,8 @@ class RunDirectory:
         """Drop metrics and completions of later steps: a resumed run will write them again."""
         for path in (self.metrics_path, self.completions_path):
             if path.exists():
-                lines = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-                write_atomically(path, "".join(lines))
+                rows = zip(_whole_lines(path), _read_json_lines(path), strict=True)
+                write_atomically(path, "".join(line for line, row in rows if row["step"] <= step))
 
 
 def model_of(source: str | os.PathLike) -> str:
@@ -372,7 +379,15 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _whole_lines(path)]
+    rows = []
+    for number, line in enumerate(_whole_lines(path), 1):
+        try:
+            rows.append(json.loads(line))
+            int(rows[-1]["step"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise RunDirectoryError(f"{path}, line {number} is damaged (not a JSON object with a step): remove that "
+                                    "line.") from None
+    return rows
 
 
 def _append_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:

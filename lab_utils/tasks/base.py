@@ -17,6 +17,7 @@ THINK_SYSTEM_PROMPT = (
     "then give the final answer inside <answer> </answer>."
 )
 
+MOST_BYTES = 1_000_000  # of one line of a JSON Lines file
 Completion = str | list[dict[str, str]]
 Row = dict[str, Any]
 
@@ -145,7 +146,11 @@ class Task:
             rows.append({"prompt": self.prompt(row), **row})
         if not rows:
             raise RowError(f"The {split} split of {source} has no rows: add at least one.")
-        return Dataset.from_list(rows)
+        try:
+            return Dataset.from_list(rows)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RowError(f"The rows of {source} do not form a table ({str(error)[:200]}): give a column the same "
+                           "type in every row.") from None
 
 
 def read_json_lines(source: str, split: str, limit: int | None) -> list[tuple[str, Row]]:
@@ -159,23 +164,41 @@ def read_json_lines(source: str, split: str, limit: int | None) -> list[tuple[st
             ".jsonl file, or of a folder with train.jsonl and test.jsonl."
         )
     located = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if limit is not None and len(located) == limit:
                 break
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # the mark that some editors put first
             if not line.strip():
                 continue
             where = f"{path.name}, line {number}"
+            if len(line) > MOST_BYTES:
+                raise RowError(f"{where}: the line has {len(line):,} bytes, and at most {MOST_BYTES:,} are read. "
+                               "Shorten or remove this line.")
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"), parse_int=_whole_number, parse_constant=_whole_number)
+                json.dumps(row, ensure_ascii=False).encode("utf-8")  # fails if half of a surrogate pair is missing
+            except UnicodeError:
+                raise RowError(f"{where}: the text is not valid UTF-8. Save the file as UTF-8, or remove this "
+                               "line.") from None
             except json.JSONDecodeError as error:
                 raise RowError(f"{where}: not valid JSON ({error.msg} at column {error.colno}). "
                                "Every line must be one JSON object: fix or remove this line.") from None
+            except (OverflowError, RecursionError) as error:
+                problem = "brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
+                raise RowError(f"{where}: {problem}. Fix or remove this line.") from None
             if not isinstance(row, dict):
                 raise RowError(f"{where}: the line is a JSON {type(row).__name__}, not an object. Write it as "
                                '{"column": value, ...} or remove it.')
             located.append((where, row))
     return located
+
+
+def _whole_number(text: str) -> int:
+    """Return a JSON number as a 64-bit integer, which is what a dataset holds; NaN and infinity have none."""
+    if len(text) > 20 or text.strip("-").isalpha() or not -(2**63) <= int(text) < 2**63:
+        raise OverflowError(f"the number {text[:20]}{'…' * (len(text) > 20)} does not fit into 64 bits")
+    return int(text)
 
 
 def load_hub_rows(hub_id: str, config: str | None, split: str, limit: int | None) -> list[tuple[str, Row]]:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from ..config import RunConfig
+from ..config import ConfigError, RunConfig
 from ..models import END_OF_TURN, load_model, load_tokenizer
 from ..runs import RunDirectory
 from ..tasks import Task, load_task
@@ -69,5 +69,8 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
             peft_config=new_adapter(policy, config),
             callbacks=list(callbacks),
         )
+        if len(trainer.train_dataset) == 0:
+            raise ConfigError(f"sft.max_length = {config.sft.max_length} leaves no demonstration, because every prompt "
+                              "is longer: set it to 512 or more.")
         trainer.add_callback(ContinueTokenCount(trainer))
         return run_trainer(trainer, config, run, resume, "SFT")
