@@ -2,9 +2,11 @@
 
     python scripts/benchmark.py generation --model runs/measured/countdown/seed-0/grpo/model
     python scripts/benchmark.py ppo --model runs/measured/countdown/seed-0/grpo/model
+    python scripts/benchmark.py cpu --output-dir runs/cpu-benchmark
     python scripts/benchmark.py gpu --output-dir runs/gpu
 
-`gpu` needs no model and no download. It also runs without a GPU: with the tiny model's shape, in a minute.
+`cpu` compares this project's GRPO with TRL's and with a plain loop, in turn too. `gpu` needs no model and no download.
+It also runs without a GPU: with the tiny model's shape, in a minute.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from trl.import_utils import is_vllm_available
 
 from lab_utils import config as configuration
 from lab_utils import exit_status
-from lab_utils.machine import step_times
+from lab_utils.machine import cpu_benchmark, step_times
+from lab_utils.machine.step_times import spread
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
 from lab_utils.sampling import vllm as vllm_sampling
 from lab_utils.sampling.local import rollout, sample_token_ids
@@ -40,11 +43,6 @@ def timed(function: Callable) -> tuple[float, object]:
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Return the median with minimum and maximum."""
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def generation(options: argparse.Namespace) -> None:
@@ -183,6 +181,14 @@ def ppo_step(options: argparse.Namespace) -> None:
     print(f"ratio PPO / GRPO: {spread(whole)} with sampling, {spread(alone)} without")
 
 
+def cpu(options: argparse.Namespace) -> None:
+    """GRPO on the CPU: this project, TRL's trainer and a plain loop, by step, whole run, size and share of the peak."""
+    results = cpu_benchmark.benchmark(options.output_dir, options.parts, model=options.model,
+                                      pairs=options.pairs, seeds=options.seeds, to_the_end=options.to_the_end,
+                                      quick=options.quick)
+    print(f"{cpu_benchmark.as_markdown(results)}\nWritten to {options.output_dir}: cpu_benchmark.json, .md, .png")
+
+
 def gpu(options: argparse.Namespace) -> None:
     """Compare step times, tokens per second and memory of back ends and batch sizes."""
     on_gpu = torch.cuda.is_available()
@@ -228,6 +234,15 @@ def main() -> None:
     command.add_argument("--rollouts", type=int, default=3, help="timed rollouts per run")
     command.add_argument("--pairs", type=int, default=3, help="pairs of runs")
     command.set_defaults(run=ppo_step)
+    command = commands.add_parser("cpu", help=cpu.__doc__, allow_abbrev=False)
+    command.add_argument("--output-dir", type=Path, default=Path("outputs/cpu-benchmark"))
+    command.add_argument("--parts", nargs="+", choices=cpu_benchmark.SECTIONS, default=list(cpu_benchmark.SECTIONS))
+    command.add_argument("--model", help="start model of steps and scaling; by default SFT and 15 GRPO steps make one")
+    command.add_argument("--pairs", type=int, default=3, help="timed steps of each of the three ways")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the whole runs")
+    command.add_argument("--to-the-end", action="store_true", help="let whole runs go on after +30 points")
+    command.add_argument("--quick", action="store_true", help="tier smoke and tiny sizes, to try it out")
+    command.set_defaults(run=cpu)
     command = commands.add_parser("gpu", help=gpu.__doc__, allow_abbrev=False)
     command.add_argument("--output-dir", type=Path, default=Path("outputs/gpu-benchmark"))
     command.add_argument("--hardware", help="tier; by default what auto chooses")

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -54,10 +54,15 @@ class Case:
     settings: tuple[str, ...] = ()
 
 
-def random_model(name: str, folder: Path) -> Path:
-    """Write a model of the shape of `name` with random weights, and the tiny model's tokenizer, to `folder`."""
+def random_model(name: str, folder: Path, **sizes: int) -> Path:
+    """Write a model of the shape of `name` with random weights, and the tiny model's tokenizer, to `folder`.
+
+    `sizes` change the shape, for example `hidden_size`.
+    """
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(architecture(name), dtype=torch.bfloat16).save_pretrained(folder)
+    shape = architecture(name)
+    shape.update(sizes)
+    AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).save_pretrained(folder)
     load_tokenizer("tiny").save_pretrained(folder)
     return folder
 
@@ -172,14 +177,23 @@ def machine() -> str:
     return ", ".join([device, *versions, str(datetime.date.today())])
 
 
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median with minimum and maximum."""
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def table(rows: Sequence[Sequence]) -> str:
+    """Return a Markdown table; the first row is its heading."""
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
 def write(rows: list[dict], folder: Path, title: str) -> None:
     """Write the cases as gpu_benchmark.csv, .md and .png, a bar for each case."""
     frame = pd.DataFrame(rows)
     frame.to_csv(folder / "gpu_benchmark.csv", index=False)
-    cells = [[str(name).replace("_", " ") for name in frame], ["---"] * len(frame.columns),
+    cells = [[str(name).replace("_", " ") for name in frame],
              *frame.astype(object).where(frame.notna(), "").values.tolist()]
-    lines = [f"| {' | '.join(map(str, row))} |" for row in cells]
-    (folder / "gpu_benchmark.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
+    (folder / "gpu_benchmark.md").write_text(f"{title}\n\n{table(cells)}\n", encoding="utf-8")
     if "step_seconds" not in frame:
         return
     frame = frame.dropna(subset=["step_seconds"])
