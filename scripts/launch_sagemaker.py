@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import getpass
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 from lab_utils import config as configuration
@@ -28,7 +28,7 @@ from lab_utils import exit_status
 from lab_utils.sagemaker import cost, endpoint, preflight, resources
 from lab_utils.sagemaker import job as jobs
 from lab_utils.sagemaker.job import PROJECT, EvaluationJob, JobStatus, TrainingJob
-from lab_utils.sagemaker.session import SageMakerError, aws_errors, caller, connect, known_region
+from lab_utils.sagemaker.session import SageMakerError, aws_errors, caller, connect, known_region, one_person
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     def command(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[place, *parents], allow_abbrev=False)
 
-    place, role, job, start, yes = (argparse.ArgumentParser(add_help=False) for _ in range(5))
+    place, role, job, start, yes, others = (argparse.ArgumentParser(add_help=False) for _ in range(6))
     place.add_argument("--region", help="default: AWS_DEFAULT_REGION, or that of ~/.aws/config")
     role.add_argument("--role", default=os.environ.get("SAGEMAKER_ROLE", ""), help="ARN of the execution role")
     recipes = ", ".join(configuration.recipe_names())
@@ -72,6 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     start.add_argument("--ask-above", type=float, default=5.0, metavar="USD",
                        help="ask before starting anything that can cost more, or an unknown amount; default: 5")
     yes.add_argument("--yes", action="store_true", help="do not ask")
+    others.add_argument("--everyone", action="store_true", help="also resources of other users")
 
     train = command("train", "start a training job", role, job, start, yes)
     train.add_argument("--stages", type=lambda text: text.split(","),
@@ -94,7 +95,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         source = takes_a_model.add_mutually_exclusive_group(required=True)
         source.add_argument("--job", help="the training job that made the model")
         source.add_argument("--model", help="or a model.tar.gz in S3")
-    deploy.add_argument("--name", help="of the endpoint; default: rl-workshop-DATE")
+    deploy.add_argument("--name", help="of the endpoint; default: rl-workshop-USER-endpoint-RANDOM")
     deploy.add_argument("--instance-type", default="ml.g5.xlarge")
     deploy.add_argument("--image", help="your own container; default: AWS's vLLM container")
     deploy.add_argument("--max-model-len", type=int, help="tokens of prompt and answer; default: the model's length")
@@ -111,13 +112,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     status.add_argument("--logs", action="store_true", help="print its log")
     status.add_argument("--output-dir", type=Path, help="fetch its outputs to this directory")
 
-    stop = command("stop", "stop a job; training saves a checkpoint first")
+    stop = command("stop", "stop a job; training saves a checkpoint first", others)
     stop.add_argument("name")
 
-    delete = command("delete", "delete endpoints, or jobs with all their files in S3", yes)
+    delete = command("delete", "delete endpoints, or jobs with all their files in S3", others, yes)
     delete.add_argument("name", nargs="*")
     delete.add_argument("--all", action="store_true", help="everything that you have created in the region")
-    delete.add_argument("--everyone", action="store_true", help="with --all: of all users")
     delete.add_argument("--job-prefix", default=PROJECT, help="with --all: of the names")
 
     prices = command("cost", "list the prices of the instances")
@@ -173,7 +173,7 @@ def described_job(arguments: argparse.Namespace) -> TrainingJob | EvaluationJob:
 def deploy(arguments: argparse.Namespace) -> int:
     region = known_region(arguments.region)
     deployment = endpoint.Deployment(
-        name=arguments.name or f"{PROJECT}-{time.strftime('%Y%m%d%H%M%S')}",
+        name=arguments.name or jobs.unique_name(PROJECT, getpass.getuser(), "endpoint"),
         model=arguments.model or model_of_job(arguments),
         role=arguments.role,
         region=region,
@@ -240,7 +240,8 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    print(resources.stop(arguments.name, connect(arguments.region)))
+    session = connect(arguments.region)
+    print(resources.stop(arguments.name, session, None if arguments.everyone else caller(session)))
     return 0
 
 
@@ -248,9 +249,10 @@ def delete(arguments: argparse.Namespace) -> int:
     session = connect(arguments.region)
     if arguments.all == bool(arguments.name):
         raise SageMakerError("Nothing to delete, or too much: give either names or --all.")
-    names = arguments.name
+    names, owner = arguments.name, None
+    if not arguments.everyone:
+        owner = one_person(session) if arguments.all else caller(session)
     if arguments.all:
-        owner = None if arguments.everyone else caller(session)
         names = resources.created(session, arguments.job_prefix, owner)
         if not names:
             print(f"Nothing to delete: no workshop resources of {owner or 'any user'} in {session.boto_region_name}.")
@@ -261,7 +263,7 @@ def delete(arguments: argparse.Namespace) -> int:
     failed = 0
     for name in names:
         try:
-            for what in resources.delete(name, session):
+            for what in resources.delete(name, session, owner):
                 print(f"deleted: {what}")
         except (SageMakerError, *aws_errors()) as error:  # delete the others all the same
             print(f"not deleted: {name}: {error}", file=sys.stderr)

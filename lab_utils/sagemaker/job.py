@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import shutil
 import tarfile
 import tempfile
@@ -64,11 +65,6 @@ class Job:
     @property
     def recipe_name(self) -> str:
         return Path(self.recipe).stem if self.recipe.endswith((".yaml", ".yml")) else self.recipe
-
-    @property
-    def base_name(self) -> str:
-        """A job's name is BASE_NAME-YYYYmmddHHMMSS, and its files are in s3://BUCKET/BASE_NAME/JOB."""
-        return f"{self.prefix}-{self.recipe_name}"
 
     @property
     def instance(self) -> str:
@@ -194,13 +190,26 @@ def _recorded(job: Job, directory: Path | None, operation: str) -> dict[str, Any
 def launch(job: Job, session: Session) -> str:
     """Upload what the job needs, start it and return its name. preflight.py has the checks to do before.
 
-    The caller's name becomes the tag `owner`, by which `delete --all` finds the caller's jobs.
+    The caller's name becomes the tag `owner` and the folder in the bucket. The learner policy in setup/sagemaker and
+    `delete --all` go by these.
     """
-    job = replace(job, tags={"owner": caller(session), **job.tags})
+    owner = job.tags.get("owner") or caller(session)
+    job = replace(job, tags={"owner": owner, **job.tags})
+    session.default_bucket_prefix = owner
     logging.getLogger("sagemaker").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
         source = package_source(job, Path(temporary) / "code")
-        return (_train if isinstance(job, TrainingJob) else _evaluate)(job, session, source)
+        start = _train if isinstance(job, TrainingJob) else _evaluate
+        return start(job, session, source, unique_name(job.prefix, owner, job.recipe_name))
+
+
+def unique_name(prefix: str, owner: str, recipe: str) -> str:
+    """Return PREFIX-OWNER-RECIPE-RANDOM, short enough that a job's name, with the time, has at most 63 characters.
+
+    Two learners, or two launches within a second, get different names and so different folders.
+    """
+    words = [re.sub(r"[^a-zA-Z0-9]+", "-", text).strip("-") for text in (prefix, owner.rsplit("/", 1)[-1][:9], recipe)]
+    return f"{'-'.join(filter(None, words))[:40].rstrip('-')}-{secrets.token_hex(3)}"
 
 
 def image_of(job: Job) -> str:
@@ -217,7 +226,7 @@ def image_of(job: Job) -> str:
                              f"another --region, or give your own container as --image. ({error})") from None
 
 
-def _train(job: TrainingJob, session: Session, source: Path) -> str:
+def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
     from sagemaker.core.training import configs
     from sagemaker.train import ModelTrainer
 
@@ -230,7 +239,7 @@ def _train(job: TrainingJob, session: Session, source: Path) -> str:
     trainer = ModelTrainer(
         sagemaker_session=session,
         role=job.role,
-        base_job_name=job.base_name,
+        base_job_name=name,  # the SDK adds the time, and puts the files into s3://BUCKET/OWNER/NAME/JOB
         training_image=image_of(job),
         # exec: python replaces the shell, and so gets SIGTERM two minutes before a spot instance is taken away
         source_code=configs.SourceCode(source_dir=str(source), requirements="requirements.txt",
@@ -239,7 +248,7 @@ def _train(job: TrainingJob, session: Session, source: Path) -> str:
                                 enable_managed_spot_training=job.spot, **keep_alive),
         stopping_condition=configs.StoppingCondition(**stopping),
         checkpoint_config=configs.CheckpointConfig(s3_uri=job.checkpoints),
-        output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{job.bucket}/{job.base_name}"),
+        output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{job.bucket}/{job.tags['owner']}/{name}"),
         input_data_config=[configs.InputData(channel_name=name, data_source=source)
                            for name, source in channels.items() if source],
         hyperparameters=hyperparameters(job),
@@ -261,9 +270,9 @@ def hyperparameters(job: Job) -> dict[str, str]:
     return {"recipe": job.recipe_name, "hardware": job.hardware, **given, **overrides}
 
 
-def _evaluate(job: EvaluationJob, session: Session, source: Path) -> str:
-    name = f"{job.base_name}-eval-{time.strftime('%Y%m%d%H%M%S')}"
-    folder = f"{job.base_name}/{name}"
+def _evaluate(job: EvaluationJob, session: Session, source: Path, name: str) -> str:
+    name = f"{name}-eval-{time.strftime('%m%d%H%M%S')}"
+    folder = f"{job.tags['owner']}/{name}"
     inputs = {"code": str(source), "model": job.model, "data": job.data}
     for key, uri in inputs.items():
         if uri and not uri.startswith("s3://"):
@@ -311,6 +320,7 @@ class JobStatus:
     model: str | None  # S3 URI of model.tar.gz
     outputs: tuple[str, ...]  # S3 URIs
     checkpoints: str | None
+    arn: str
 
     def __str__(self) -> str:
         billed = f", {self.billable_seconds / 60:.0f} minutes billed" if self.billable_seconds else ""
@@ -341,9 +351,10 @@ def status(name: str, session: Session) -> JobStatus:
             if "ProcessingEndTime" in answer and "ProcessingStartTime" in answer:
                 seconds = round((answer["ProcessingEndTime"] - answer["ProcessingStartTime"]).total_seconds())
         detail = answer.get("FailureReason") or answer.get("ExitMessage") or answer.get("SecondaryStatus") or ""
-        state = answer["TrainingJobStatus" if kind == "training" else "ProcessingJobStatus"]
+        state = answer[f"{kind.capitalize()}JobStatus"]
         checkpoints = answer.get("CheckpointConfig", {}).get("S3Uri")
-        return JobStatus(name, kind, state, "" if detail == state else detail, seconds, model, outputs, checkpoints)
+        return JobStatus(name, kind, state, "" if detail == state else detail, seconds, model, outputs, checkpoints,
+                         answer[f"{kind.capitalize()}JobArn"])
     raise SageMakerError(f"There is no training or processing job {name!r} in {session.boto_region_name}: check the "
                          "name, or give its --region. `launch_sagemaker.py status` lists the running jobs.")
 

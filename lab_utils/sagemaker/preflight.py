@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 LONGEST_RUN_HOURS = 28 * 24  # of a training job
 LONGEST_PROCESSING_HOURS = 5 * 24
 LONGEST_KEEP_ALIVE_MINUTES = 60
-NAME_SUFFIX = "-eval-20260101000000"  # the longest suffix of a job's base name
 OWN_RECIPE = "write the settings into your own recipe file, --recipe my-recipe.yaml"
 
 
@@ -199,13 +198,8 @@ def _input_problems(job: Job) -> Iterator[str]:
 
 def _text_problems(job: Job) -> Iterator[str]:
     """Yield problems of names, hyperparameters, environment and tags; the service's limits are checked later."""
-    name = f"{job.base_name}{NAME_SUFFIX}"
-    if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*", job.base_name):
-        yield (f"Job names beginning with {job.base_name!r} are not allowed: use letters, digits and hyphens in "
-               "--job-prefix and in the name of your recipe's file.")
-    elif len(name) > 63:
-        yield (f"The job name {name} would have {len(name)} characters, and 63 are allowed: take {len(name) - 63} "
-               "characters off --job-prefix or your recipe's file name.")
+    if not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,18}[a-zA-Z0-9])?", job.prefix):
+        yield f"--job-prefix {job.prefix!r} is not allowed: give 1 to 20 letters, digits and hyphens."
     for key, value in hyperparameters(job).items():
         if "'" in key + value:
             yield f"The setting {key}={value[:60]} has an apostrophe, which would end the job at once: {OWN_RECIPE}."

@@ -92,11 +92,27 @@ def running(session: Session) -> list[Running]:
     return found
 
 
-def stop(name: str, session: Session) -> JobStatus:
-    """Ask a job to stop: training saves a checkpoint first, and its outputs are kept."""
+def check_owner(name: str, arn: str, session: Session, owner: str | None) -> None:
+    """Raise SageMakerError if a resource is not of the workshop or not of this owner; None allows any owner."""
+    tags = _tags(arn, session)
+    if tags.get("project") != PROJECT:
+        raise SageMakerError(f"{name} is not of the workshop, because it lacks the tag project={PROJECT}: "
+                             "end it in the console if it is yours.")
+    if owner is not None and tags.get("owner") != owner:
+        raise SageMakerError(f"{name} belongs to {tags.get('owner')!r} and you are {owner!r}: leave it alone, or add "
+                             "--everyone.")
+
+
+def _tags(arn: str, session: Session) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in session.sagemaker_client.list_tags(ResourceArn=arn)["Tags"]}
+
+
+def stop(name: str, session: Session, owner: str | None = None) -> JobStatus:
+    """Ask a job to stop: training saves a checkpoint first, and its outputs are kept. `owner` as in `delete`."""
     job = status(name, session)
     if job.status in FINAL:
         raise SageMakerError(f"{job}: it has already ended, so there is nothing to stop.")
+    check_owner(name, job.arn, session, owner)
     if job.kind == "training":
         session.sagemaker_client.stop_training_job(TrainingJobName=name)
     else:
@@ -104,18 +120,27 @@ def stop(name: str, session: Session) -> JobStatus:
     return status(name, session)
 
 
-def delete(name: str, session: Session, poll: float = 15.0) -> list[str]:
+def delete(name: str, session: Session, owner: str | None = None, poll: float = 15.0) -> list[str]:
     """Delete an endpoint with its configuration and model, or a job with its files in S3 and its log.
 
     SageMaker cannot delete an endpoint that is being created or updated; this waits for the end of that.
+
+    Args:
+        owner: refuse resources of anyone else; None deletes those of all users.
 
     Returns:
         A description of each deleted resource.
 
     Raises:
-        SageMakerError: the name does not exist, or it is a job that still runs or that another job needs.
+        SageMakerError: the name does not exist, it is not the owner's, or it is a job that still runs or that another
+            job needs.
     """
-    return _delete_endpoint(name, session, poll) or _delete_job(status(name, session), session)
+    done = _delete_endpoint(name, session, owner, poll)
+    if not done:
+        job = status(name, session)
+        check_owner(name, job.arn, session, owner)
+        done = _delete_job(job, session)
+    return done
 
 
 def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -> list[str]:
@@ -133,9 +158,9 @@ def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -
                                  ("list_processing_jobs", "ProcessingJobSummaries", "ProcessingJob")):
         for page in client.get_paginator(operation).paginate(NameContains=prefix):
             for entry in page[key]:
-                tags = {tag["Key"]: tag["Value"] for tag in client.list_tags(ResourceArn=entry[f"{what}Arn"])["Tags"]}
-                if entry[f"{what}Name"].startswith(f"{prefix}-") and wanted.items() <= tags.items():
-                    names.append(entry[f"{what}Name"])
+                name = entry[f"{what}Name"]
+                if name.startswith(f"{prefix}-") and wanted.items() <= _tags(entry[f"{what}Arn"], session).items():
+                    names.append(name)
     return list(dict.fromkeys(names))  # an endpoint, its configuration and its model share a name
 
 
@@ -144,7 +169,7 @@ def _is_missing(error: Any) -> bool:
     return error.response["Error"]["Code"] == "ResourceNotFound" or "could not find" in str(error).lower()
 
 
-def _delete_endpoint(name: str, session: Session, poll: float) -> list[str]:
+def _delete_endpoint(name: str, session: Session, owner: str | None, poll: float) -> list[str]:
     client, done = session.sagemaker_client, []
     try:
         while client.describe_endpoint(EndpointName=name)["EndpointStatus"] in ("Creating", "Updating", "RollingBack"):
@@ -152,11 +177,14 @@ def _delete_endpoint(name: str, session: Session, poll: float) -> list[str]:
     except client.exceptions.ClientError as error:
         if not _is_missing(error):
             raise
-    for what, operation, argument in (("endpoint", client.delete_endpoint, "EndpointName"),
-                                      ("endpoint configuration", client.delete_endpoint_config, "EndpointConfigName"),
-                                      ("model", client.delete_model, "ModelName")):
+    for what, kind, describe, remove in (
+        ("endpoint", "Endpoint", client.describe_endpoint, client.delete_endpoint),
+        ("endpoint configuration", "EndpointConfig", client.describe_endpoint_config, client.delete_endpoint_config),
+        ("model", "Model", client.describe_model, client.delete_model),
+    ):
         try:
-            operation(**{argument: name})
+            check_owner(name, describe(**{f"{kind}Name": name})[f"{kind}Arn"], session, owner)
+            remove(**{f"{kind}Name": name})
         except client.exceptions.ClientError as error:
             if not _is_missing(error):
                 raise

@@ -18,6 +18,9 @@ from .. import WorkshopError
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
+# In Studio this file names the user. All users of a domain may share one role, whose session is called "SageMaker".
+STUDIO_METADATA = Path("/opt/ml/metadata/resource-metadata.json")
+SHARED_SESSIONS = ("SageMaker", "root")
 # Without this the SDK reports every call to AWS.
 CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
@@ -47,10 +50,27 @@ def connect(region: str | None, bucket: str = "") -> Session:
 
 
 def caller(session: Session) -> str:
-    """Return the last part of the caller's ARN, the tag `owner` of everything that the workshop creates."""
+    """Return the caller's name, the tag `owner` of everything that the workshop creates.
+
+    It is the user profile or space in Studio, and elsewhere the IAM user or ROLE/SESSION.
+    """
     if session.folder is not None:  # a recorder, which needs no account
         return "you"
-    return session.boto_session.client("sts").get_caller_identity()["Arn"].rsplit("/", 1)[-1]
+    studio = json.loads(STUDIO_METADATA.read_text(encoding="utf-8")) if STUDIO_METADATA.is_file() else {}
+    if name := studio.get("UserProfileName") or studio.get("SpaceName"):
+        return name
+    arn = session.boto_session.client("sts").get_caller_identity()["Arn"]
+    kind, *path = arn.split(":", 5)[5].split("/")  # user/PATH/NAME, assumed-role/ROLE/SESSION or root
+    return path[-1] if kind == "user" else "/".join(path) or kind
+
+
+def one_person(session: Session) -> str:
+    """Return the caller's name; raise SageMakerError if several people share it."""
+    owner = caller(session)
+    if owner.rsplit("/", 1)[-1] in SHARED_SESSIONS:
+        raise SageMakerError(f"Your credentials do not say who you are, because several people can be {owner!r}: "
+                             "use your own IAM user or role, or name each resource.")
+    return owner
 
 
 def record(region: str | None, bucket: str, folder: Path) -> Session:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tarfile
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
 
 from lab_utils import config as configuration
 from lab_utils.machine.environment import read_pins
-from lab_utils.sagemaker import endpoint, job, resources
+from lab_utils.sagemaker import endpoint, job, resources, session
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, launch, training_request
 from lab_utils.sagemaker.session import SageMakerError, caller, connect, local_copy, record
 
@@ -28,9 +29,9 @@ METRICS_OF = {
 
 
 def without_time(request: dict) -> str:
-    """Return a request as text, without the time in its names and without its sender."""
-    text = re.sub(r"\d{14}", "TIME", json.dumps(request, sort_keys=True))
-    return re.sub(r'{"Key": "owner", "Value": "[^"]+"}', "OWNER", text)
+    """Return a request as text, without what differs between a dry run and a launch: time, random part and owner."""
+    text = re.sub(r"-[0-9a-f]{6}(-eval-\d{10}|-\d{14})?\b", "-UNIQUE", json.dumps(request, sort_keys=True))
+    return re.sub(r"\b(moto|you)\b", "OWNER", text)
 
 
 def uploaded(aws, uri: str) -> dict[str, bytes]:
@@ -48,9 +49,9 @@ def test_the_request_of_each_recipe(aws, request_of, recipe, tmp_path):
     described = TrainingJob(recipe=recipe, hardware="a10g", **PLACE)
     name = launch(described, aws.session)
     request = request_of("CreateTrainingJob")
-    folder = f"s3://{BUCKET}/rl-workshop-{recipe}/{name}"
+    folder = f"s3://{BUCKET}/moto/{name[:-15]}/{name}"
 
-    assert re.fullmatch(rf"rl-workshop-{recipe}-\d{{14}}", name)
+    assert re.fullmatch(rf"rl-workshop-moto-{recipe}-[0-9a-f]{{6}}-\d{{14}}", name)
     assert request["TrainingJobName"] == name
     assert request["RoleArn"] == ROLE
     assert request["HyperParameters"] == {"recipe": recipe, "hardware": "a10g"}
@@ -61,7 +62,7 @@ def test_the_request_of_each_recipe(aws, request_of, recipe, tmp_path):
     assert request["EnableManagedSpotTraining"] is False
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 6 * 3600}
     assert request["CheckpointConfig"] == {"S3Uri": f"{folder}/checkpoints", "LocalPath": "/opt/ml/checkpoints"}
-    assert request["OutputDataConfig"]["S3OutputPath"] == f"s3://{BUCKET}/rl-workshop-{recipe}"
+    assert request["OutputDataConfig"]["S3OutputPath"] == f"s3://{BUCKET}/moto/{name[:-15]}"
     assert request["Environment"] == {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
     assert request["Tags"] == [{"Key": "project", "Value": "rl-workshop"}, {"Key": "recipe", "Value": recipe},
                                {"Key": "hardware", "Value": "a10g"}, {"Key": "owner", "Value": "moto"}]
@@ -114,7 +115,7 @@ def test_every_option_reaches_the_request(tmp_path):
         "evaluate": False, "overrides": ["grpo.beta=0.04", "seed=1", "tracking.print_metrics=true"], "processes": 4}
     start = (local_copy(tmp_path / "recorded", channels["sm_drivers"]) / "sm_train.sh").read_text()
     assert "exec python scripts/mine.py\n" in start
-    assert request["TrainingJobName"].startswith("my-class-countdown-grpo-")
+    assert request["TrainingJobName"].startswith("my-class-you-countdown-grpo-")
     assert request["HyperParameters"] == {"recipe": "countdown-grpo", "hardware": "a10g-x4", "stages": "grpo",
                                           "limit": "50", "grpo-beta": "0.04", "seed": "1"}
     assert request["EnableManagedSpotTraining"] is True
@@ -149,7 +150,7 @@ def test_your_own_recipe_travels_as_a_file(tmp_path):
     own = tmp_path / "my_recipe.yaml"
     own.write_text((configuration.RECIPES / "gsm8k-grpo.yaml").read_text(encoding="utf-8") + "# it's mine\n")
     request = training_request(TrainingJob(recipe=str(own), hardware="a10g", **PLACE), tmp_path / "recorded")
-    assert request["TrainingJobName"].startswith("rl-workshop-my-recipe-")
+    assert request["TrainingJobName"].startswith("rl-workshop-you-my-recipe-")
     assert request["HyperParameters"]["recipe"] == "my_recipe"
     [copy] = (tmp_path / "recorded").rglob("recipes/my_recipe.yaml")
     assert copy.read_text() == own.read_text()
@@ -163,8 +164,8 @@ def test_the_request_of_an_evaluation(aws, request_of):
                               limit=20, max_run_hours=1)
     name = launch(described, aws.session)
     request = request_of("CreateProcessingJob")
-    folder = f"s3://{BUCKET}/rl-workshop-gsm8k-grpo/{name}"
-    assert request["ProcessingJobName"] == name and "-eval-" in name
+    folder = f"s3://{BUCKET}/moto/{name}"
+    assert request["ProcessingJobName"] == name and re.fullmatch(r"rl-workshop-moto-gsm8k-grpo-\w{6}-eval-\d{10}", name)
     assert {item["InputName"]: (item["S3Input"]["S3Uri"], item["S3Input"]["LocalPath"])
             for item in request["ProcessingInputs"]} == {
                 "code": (f"{folder}/input/code", "/opt/ml/processing/input/code"),
@@ -205,7 +206,7 @@ def finish(aws, name: str, state: str, files: dict[str, str], **details) -> None
             entry = tarfile.TarInfo(path)
             entry.size = len(text)
             archive.addfile(entry, io.BytesIO(text.encode()))
-    prefix = f"{name.rsplit('-', 1)[0]}/{name}/output"
+    prefix = f"moto/{name.rsplit('-', 1)[0]}/{name}/output"
     for file in ("output.tar.gz", "model.tar.gz"):
         aws.s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{file}", Body=packed.getvalue())
 
@@ -271,7 +272,7 @@ def test_every_log_line_comes_once_and_in_order(aws, monkeypatch, little_source)
 
 def test_results_of_an_evaluation_are_fetched(aws, tmp_path, little_source):
     name = launch(EvaluationJob(recipe="gsm8k-grpo", hardware="cpu", **PLACE, model="s3://b/m.tar.gz"), aws.session)
-    aws.s3.put_object(Bucket=BUCKET, Key=f"rl-workshop-gsm8k-grpo/{name}/output/eval.json", Body=b"{}")
+    aws.s3.put_object(Bucket=BUCKET, Key=f"moto/{name}/output/eval.json", Body=b"{}")
     assert job.status(name, aws.session).kind == "processing"
     assert job.download(name, aws.session, tmp_path) == [tmp_path / "eval.json"]
 
@@ -369,15 +370,16 @@ def test_an_endpoint_whose_configuration_is_gone_is_still_listed(aws):
 
 def test_a_job_that_another_one_needs_is_not_deleted(aws, little_source, monkeypatch):
     first = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    aws.s3.put_object(Bucket=BUCKET, Key=f"rl-workshop-countdown-grpo/{first}/checkpoints/x", Body=b"x")
     checkpoints = job.status(first, aws.session).checkpoints
+    prefix = job.bucket_and_key(checkpoints)[1]
+    aws.s3.put_object(Bucket=BUCKET, Key=f"{prefix}/x", Body=b"x")
     second = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE, prefix="rl-workshop-second",
                                 checkpoints=checkpoints), aws.session)
     aws.backend.training_jobs[second].training_job_status = "InProgress"
     with pytest.raises(SageMakerError, match=f"{second} keeps its checkpoints"):
         resources.delete(first, aws.session)
     assert first in aws.backend.training_jobs
-    assert aws.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"rl-workshop-countdown-grpo/{first}/checkpoints")["KeyCount"]
+    assert aws.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["KeyCount"]
 
 
 def test_what_others_have_created_is_left_alone(aws, little_source):
@@ -385,7 +387,13 @@ def test_what_others_have_created_is_left_alone(aws, little_source):
     other = launch(TrainingJob(recipe="gsm8k-grpo", hardware="smoke", **PLACE, tags={"owner": "anna"}), aws.session)
     assert resources.created(aws.session, owner=caller(aws.session)) == [mine]
     assert set(resources.created(aws.session)) == {mine, other}
-    assert resources.created(aws.session, "rl-workshop-count") == [], "a prefix ends at a hyphen"
+    assert resources.created(aws.session, "rl-workshop-mot") == [], "a prefix ends at a hyphen"
+    with pytest.raises(SageMakerError, match="belongs to 'anna' and you are 'moto'"):
+        resources.delete(other, aws.session, owner="moto")
+    aws.session.sagemaker_client.create_model(ModelName="theirs", ExecutionRoleArn=ROLE)
+    with pytest.raises(SageMakerError, match="theirs is not of the workshop"):
+        resources.delete("theirs", aws.session)
+    assert f"training job {other}" in resources.delete(other, aws.session)
 
 
 def test_what_costs_money_is_listed(aws, little_source):
@@ -423,6 +431,40 @@ def test_nothing_is_left_over(aws, little_source):
     assert not client.list_processing_jobs()["ProcessingJobSummaries"]
     assert not client.list_endpoints()["Endpoints"] and not client.list_endpoint_configs()["EndpointConfigs"]
     assert [model["ModelName"] for model in client.list_models()["Models"]] == ["rl-workshop-not-ours"]
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("studio", "arn", "owner"), [
+    ('{"UserProfileName": "anna", "SpaceName": "work"}', "assumed-role/Studio/SageMaker", "anna"),
+    ('{"SpaceName": "work"}', "assumed-role/Studio/SageMaker", "work"),
+    (None, "assumed-role/Team/anna@example.org", "Team/anna@example.org"),
+    (None, "user/learners/anna", "anna"),
+    (None, "assumed-role/Studio/SageMaker", None),
+    ('{"ResourceName": "default"}', "root", None),
+])
+def test_everyone_in_studio_has_a_name(aws, monkeypatch, tmp_path, studio, arn, owner):
+    """In Studio a role ends in "SageMaker" for all users, and --all of one would delete the work of the class."""
+    metadata = tmp_path / "resource-metadata.json"
+    if studio:
+        metadata.write_text(studio)
+    monkeypatch.setattr(session, "STUDIO_METADATA", metadata)
+    identity = SimpleNamespace(get_caller_identity=lambda: {"Arn": f"arn:aws:iam::{ACCOUNT}:{arn}"})
+    monkeypatch.setattr(aws.session.boto_session, "client", lambda service: identity)
+    if owner is not None:
+        assert session.one_person(aws.session) == caller(aws.session) == owner
+    else:
+        with pytest.raises(SageMakerError, match="several people can be"):
+            session.one_person(aws.session)
+
+
+def test_names_are_unique_and_short_enough():
+    names = {job.unique_name("rl-workshop", owner, "reasoning-sft-grpo") for owner in ["anna", "ben"] * 30}
+    assert len(names) == 60 and all(name.startswith(("rl-workshop-anna-", "rl-workshop-ben-")) for name in names)
+    longest = job.unique_name("a" * 20, "AWSReservedSSO_Power/anna.b+test@example.org", "a_very_long.recipe_of-my-own")
+    assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", f"{longest}-20260101000000") and len(longest) <= 48
+    assert len(f"{longest}-eval-0101000000") <= 63
 
 
 # --- The connection ---------------------------------------------------------------------------------------------------

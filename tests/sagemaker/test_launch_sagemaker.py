@@ -159,6 +159,21 @@ def test_a_job_is_launched_followed_and_deleted(run, aws, tmp_path):
 
 
 @pytest.mark.component
+def test_a_shared_role_deletes_nothing_of_others(run, aws, monkeypatch):
+    """All users of a Studio domain may be assumed-role/STUDIO/SageMaker."""
+    other = launch(TrainingJob(recipe="gsm8k-grpo", hardware="smoke", **PLACE, tags={"owner": "anna"}), aws.session)
+    status, _, err = run("delete", other, "--yes")
+    assert status == 1 and f"{other} belongs to 'anna'" in err
+    aws.backend.training_jobs[other].training_job_status = "InProgress"
+    assert run("stop", other)[0] == 2 and aws.backend.training_jobs[other].training_job_status == "InProgress"
+    monkeypatch.setattr("lab_utils.sagemaker.session.caller", lambda session: "Studio/SageMaker")
+    status, _, err = run("delete", "--all", "--yes")
+    assert status == 2 and "several people can be 'Studio/SageMaker'" in err and other in aws.backend.training_jobs
+    assert "Stopped" in run("stop", other, "--everyone")[1]
+    assert f"deleted: training job {other}" in run("delete", "--all", "--everyone", "--yes")[1]
+
+
+@pytest.mark.component
 def test_waiting_shows_log_and_result(run, aws, monkeypatch, tmp_path):
     logs = aws.session.boto_session.client("logs")
     logs.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")

@@ -1,5 +1,6 @@
 """setup/sagemaker: the template is valid and grants little, the scripts refuse what cannot work, torch stays AWS's."""
 
+import json
 import os
 import re
 import subprocess
@@ -19,10 +20,11 @@ TEMPLATE = SETUP / "class.yaml"
 
 
 class CloudFormation(yaml.SafeLoader):
-    """Reads !Sub, !Ref and !GetAtt as the plain value behind them."""
+    """Reads !Sub, !Ref and !GetAtt as the plain value behind them, and !Join as the joined text."""
 
 
 CloudFormation.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_scalar(node))
+CloudFormation.add_constructor("!Join", lambda loader, node: "".join(loader.construct_sequence(node, deep=True)[1]))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +78,23 @@ def test_learners_start_only_the_instance_types_of_the_class_and_pass_one_role(r
     by_name = {statement["Sid"]: statement for statement in statements(resources["LearnerPolicy"])}
     starting = {f"sagemaker:Create{what}" for what in ("TrainingJob", "ProcessingJob", "EndpointConfig")}
     assert [sid for sid, s in by_name.items() if starting & set(as_list(s["Action"]))] == ["StartOnTheseInstancesOnly"]
-    assert by_name["StartOnTheseInstancesOnly"]["Condition"] == {
-        "ForAllValues:StringEquals": {"sagemaker:InstanceTypes": "InstanceTypes"}}
+    assert by_name["StartOnTheseInstancesOnly"]["Condition"]["ForAllValues:StringEquals"] == {
+        "sagemaker:InstanceTypes": "InstanceTypes"}
     assert by_name["RunJobsAsThisRoleOnly"]["Resource"] == "ExecutionRole.Arn"
+
+
+def test_learners_create_stop_and_delete_in_their_own_name_only(resources):
+    """Tags protect resources, and the folder of the owner protects results; a tag cannot be changed afterwards."""
+    changing = re.compile(r"sagemaker:(Create|Stop|Delete|Invoke|Update)|s3:(Get|Put|Delete)Object|s3:ListBucket")
+    me = "${LearnerIdentity}"
+    shared = {"Sid": "SharedFolder", "Effect": "Allow", "Action": "s3:GetObject", "Resource": "${Bucket.Arn}/shared/*"}
+    assert shared in statements(resources["LearnerPolicy"])
+    for statement in statements(resources["LearnerPolicy"]):
+        if any(changing.match(action) for action in as_list(statement["Action"])) and statement != shared:
+            granted = json.dumps([statement.get("Condition"), statement["Resource"]])
+            assert any(own in granted for own in (f'/owner": "{me}"', f"/{me}/*", f'"{me}/*"')), statement["Sid"]
+    [tagging] = [s for s in statements(resources["LearnerPolicy"]) if "sagemaker:AddTags" in as_list(s["Action"])]
+    assert tagging["Condition"] == {"Null": {"sagemaker:TaggingAction": "false"}}
 
 
 def test_learners_may_do_all_that_the_launcher_asks_sagemaker_and_the_logs_for(resources):
