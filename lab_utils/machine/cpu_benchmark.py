@@ -40,7 +40,7 @@ from trl import GRPOTrainer
 from .. import REPOSITORY, WorkshopError
 from ..config import RunConfig, load, with_overrides
 from ..evaluation import evaluate
-from ..figures.style import OTHER_COLOURS, finish, panels
+from ..figures.style import OTHER_COLORS, finish, panels, tidy_axes
 from ..models import end_token_ids, load_model, load_tokenizer
 from ..runs import RunDirectory, write_atomically
 from ..tasks import load_task
@@ -523,7 +523,7 @@ def as_markdown(results: dict) -> str:
 
 def plot(results: dict, path: Path) -> None:
     """Draw a panel for each part that was measured: a step by part, learning over seconds, growth of a step."""
-    colours = dict(zip(METHODS, ["#0072B2", "#D55E00", "#7F7F7F"], strict=True))
+    colors = dict(zip(METHODS, ["#0072B2", "#D55E00", "#7F7F7F"], strict=True))
     series = list(dict.fromkeys(row["series"] for row in results.get("scaling", {}).get("rows", [])))
     drawn = [part for part in ("steps", "learning") if part in results] + series
     if not drawn:
@@ -532,10 +532,10 @@ def plot(results: dict, path: Path) -> None:
     for ax, part in zip(axes, drawn, strict=True):
         if part == "steps":
             steps, left = results["steps"]["rows"], np.zeros(len(METHODS))
-            for name, colour in zip(PARTS, OTHER_COLOURS, strict=False):
+            for name, color in zip(PARTS, OTHER_COLORS, strict=False):
                 widths = [statistics.median(row[f"{name}_seconds"] for row in of_method(steps, method))
                           for method in METHODS]
-                ax.barh(list(METHODS), widths, left=left, color=colour, label=name)
+                ax.barh(list(METHODS), widths, left=left, color=color, label=name)
                 left += widths
             ax.invert_yaxis()
             ax.grid(axis="x")
@@ -543,15 +543,17 @@ def plot(results: dict, path: Path) -> None:
         elif part == "learning":
             for row in results["learning"]["rows"]:
                 first = row["seed"] == results["learning"]["rows"][0]["seed"]
-                ax.plot(*np.array(row["curve"]).T * [[1], [100]], color=colours[row["method"]],
+                ax.plot(*np.array(row["curve"]).T * [[1], [100]], color=colors[row["method"]],
                         label=row["method"] if first else None)
             ax.set(title="Learning", xlabel="seconds of training", ylabel="% of held-out answers correct")
         else:
             for name in METHODS:
                 points = [(row["size"], row["seconds"]) for row in of_method(results["scaling"]["rows"], name)
                           if row["series"] == part]
-                ax.plot(*np.array(points).T, "o-", color=colours[name], label=name)
-            ax.set(title=f"A step by {part}", xlabel=part, ylabel="seconds", ylim=(0, None))
+                ax.plot(*np.array(points).T, "o-", color=colors[name], label=name)
+            tidy_axes(ax)
+            ax.margins(x=0.05)
+            ax.set(title=f"A step by {part}", xlabel=part, ylabel="seconds", xticks=[size for size, _ in points])
         ax.legend(fontsize=12)
     finish(figure, path)
 
