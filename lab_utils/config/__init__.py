@@ -12,28 +12,16 @@ from .load import (
     recipe_names,
     with_overrides,
 )
-from .schema import (
-    ConfigError,
-    GRPOSettings,
-    LoraSettings,
-    ModelSettings,
-    PPOSettings,
-    RLSettings,
-    RunConfig,
-    SFTSettings,
-    Tier,
-)
+from .schema import ConfigError, LoraSettings, ModelSettings, PPOSettings, RLSettings, RunConfig, Tier
 
 __all__ = [
     "RECIPES",
     "ConfigError",
-    "GRPOSettings",
     "LoraSettings",
     "ModelSettings",
     "PPOSettings",
     "RLSettings",
     "RunConfig",
-    "SFTSettings",
     "Tier",
     "detect_hardware",
     "hardware_names",

@@ -4,7 +4,6 @@ from .asking import evaluate, evaluate_run, judge
 from .results import Evaluation, format_results, results_table
 from .statistics import (
     McNemar,
-    PairedDifference,
     bootstrap_interval,
     maj_at_k,
     mcnemar,
@@ -16,7 +15,6 @@ from .statistics import (
 __all__ = [
     "Evaluation",
     "McNemar",
-    "PairedDifference",
     "bootstrap_interval",
     "evaluate",
     "evaluate_run",

@@ -71,8 +71,8 @@ def _vote(answers: list[str | None], correct: list[bool]) -> float:
     return sum(is_correct[key] for key in leaders) / len(leaders) if leaders else 0.0
 
 
-def wilson_interval(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return Wilson's score interval for a proportion: k successes in n independent trials (Wilson 1927).
+def wilson_interval(k: int, n: int) -> Interval:
+    """Return Wilson's 95% score interval for a proportion: k successes in n independent trials (Wilson 1927).
 
     Unlike p ± 1.96 sqrt(p(1-p)/n), it stays inside [0, 1] and keeps its coverage near 0 and 1.
 
@@ -81,29 +81,20 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k} successes in {n} trials: give at least one trial, and between 0 and n={n} successes.")
-    _check_confidence(confidence)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.975)
     p = k / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return (0.0 if k == 0 else center - half_width, 1.0 if k == n else center + half_width)
 
 
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: give a number between 0 and 1, such as 0.95.")
-
-
-def bootstrap_interval(
-    values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Return the percentile bootstrap interval for the mean of one value per question (Efron 1979)."""
-    _check_confidence(confidence)
+def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Return the 95% percentile bootstrap interval for the mean of one value per question (Efron 1979)."""
     # To redraw n questions and count how often each distinct value comes is one multinomial draw: fast and exact.
     values, counts = np.unique(_checked(values, "values"), return_counts=True)
     n = counts.sum()
     means = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ values / n
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -137,7 +128,7 @@ class McNemar(NamedTuple):
 
 
 def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0
 ) -> PairedDifference:
     """Estimate how much better b is than a on the same questions, by redrawing questions as pairs.
 
@@ -146,16 +137,16 @@ def paired_bootstrap(
             before training as `a` and the model after it as `b`, a gain is positive.
 
     Returns:
-        The difference (mean of b - a), its percentile interval, and the two-sided p-value of a randomization test: for
-        equally good models, the sign of each question's difference is a coin flip (Fisher 1935). With few questions,
-        trust the p-value: the bootstrap interval is then too narrow.
+        The difference (mean of b - a), its 95% interval, and the two-sided p-value of a randomization test: for equally
+        good models, the sign of each question's difference is a coin flip (Fisher 1935). With few questions, trust the
+        p-value: the bootstrap interval is then too narrow.
 
     Raises:
         ValueError: a and b differ in length, are empty or hold NaN.
     """
     differences = _differences(a, b)
     mean = float(differences.mean())
-    low, high = bootstrap_interval(differences, confidence, resamples, seed)
+    low, high = bootstrap_interval(differences, resamples, seed)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, len(differences)))
     as_far = np.count_nonzero(np.abs((signs * differences).mean(axis=1)) >= abs(mean) - 1e-12)
     return PairedDifference(mean, low, high, (1 + int(as_far)) / (1 + resamples))

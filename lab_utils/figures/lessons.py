@@ -7,7 +7,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..runs import RunDirectory
@@ -86,16 +85,11 @@ def plot_overview(run: RunDirectory, healthy: RunDirectory, path: str | Path | N
             series = {name.split("/")[1].removesuffix("_reward"): frame[name] for name in functions}
             draw_functions(ax, frame["step"], series, OTHER_COLORS[1:], label_gap=0.13)
             ax.set(title="Each reward function", ylabel="mean per response")
-        _lift_from_axis(ax)
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, -0.03 * high), high)  # room below 0, so that a curve that stays there can be seen
     figure.suptitle(f"Run {run.path.name}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
     figure.supxlabel(x_label(groups), fontsize=14, color=INK)
     return finish(figure, path)
-
-
-def _lift_from_axis(ax: Axes) -> None:
-    """Leave room below 0, so that a curve that stays there can be seen."""
-    low, high = ax.get_ylim()
-    ax.set_ylim(min(low, -0.03 * high), high)
 
 
 def plot_side_by_side(

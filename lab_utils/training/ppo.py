@@ -41,9 +41,9 @@ def masked_variance(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return masked_mean((x_BT - masked_mean(x_BT, mask_BT)) ** 2, mask_BT)
 
 
-def masked_whiten(x_BT: Tensor, mask_BT: Tensor, epsilon: float = 1e-8) -> Tensor:
+def masked_whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Shift and scale unmasked tokens to mean 0 and variance 1. Masked tokens get 0, and so do equal ones."""
-    whitened_BT = (x_BT - masked_mean(x_BT, mask_BT)) / (masked_variance(x_BT, mask_BT) + epsilon).sqrt()
+    whitened_BT = (x_BT - masked_mean(x_BT, mask_BT)) / (masked_variance(x_BT, mask_BT) + 1e-8).sqrt()
     return whitened_BT.masked_fill(~mask_BT.bool(), 0)
 
 

@@ -11,7 +11,6 @@ import yaml
 from lab_utils import REPOSITORY, config, rewards
 from lab_utils.config import ConfigError, RunConfig, Tier, load, read_config
 from lab_utils.config.rules import REWARDS
-from lab_utils.runs import RunDirectory
 from lab_utils.tasks import load_task
 
 pytestmark = pytest.mark.unit
@@ -28,11 +27,6 @@ def error_of(recipe="countdown-grpo", hardware="cpu", overrides=None) -> str:
 
 
 # --- What ships ------------------------------------------------------------------------------------------------------
-
-
-def test_the_recipes_and_tiers_of_the_design_exist():
-    assert config.recipe_names() == RECIPES
-    assert set(config.hardware_names()) == set(TIERS)
 
 
 @pytest.mark.parametrize("hardware", TIERS)
@@ -90,14 +84,8 @@ def test_the_smoke_tier_is_cpu_with_a_handful_of_steps(recipe):
     assert loaded.task.test_limit * loaded.evaluation.num_samples == 32
 
 
-def test_the_stages_of_the_design():
-    assert {recipe: load(recipe, "a10g").stages for recipe in RECIPES} == {
-        "countdown-grpo": ["sft", "grpo"],
-        "countdown-ppo": ["ppo"],
-        "gsm8k-grpo": ["grpo"],
-        "gsm8k-sft-ppo": ["sft", "ppo"],
-        "reasoning-sft-grpo": ["sft", "grpo"],
-    }
+def test_a_cpu_tier_trains_sft_first_unless_stages_are_requested():
+    assert load("countdown-ppo", "a10g").stages == ["ppo"]
     assert load("countdown-ppo", "cpu").stages == ["sft", "ppo"]
     assert load("gsm8k-grpo", "smoke").stages == ["sft", "grpo"]
     assert load("gsm8k-grpo", "cpu", ["stages=[grpo]"]).stages == ["grpo"], "asking for stages gives just those"
@@ -152,20 +140,6 @@ def test_the_table_of_rewards_is_that_of_the_rewards_package():
     for name, (tasks, formats) in REWARDS.items():
         for task in tasks:
             assert formats & set(load_task(task).response_formats), name
-
-
-@pytest.mark.parametrize("hardware", TIERS)
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_trl_accepts_the_settings_of_every_stage(recipe, hardware, tmp_path):
-    sft, grpo = (pytest.importorskip(f"lab_utils.training.{stage}") for stage in ("sft", "grpo"))
-    loaded = load(recipe, hardware)
-    if "sft" in loaded.stages:
-        arguments = sft.sft_arguments(loaded, RunDirectory(tmp_path))
-        assert (arguments.learning_rate, arguments.max_length) == (loaded.sft.learning_rate, loaded.sft.max_length)
-    if "grpo" in loaded.stages:
-        arguments = grpo.grpo_arguments(loaded, RunDirectory(tmp_path))
-        assert arguments.generation_batch_size % arguments.num_generations == 0
-        assert (arguments.beta, arguments.reward_weights) == (loaded.grpo.beta, list(loaded.rewards.values()))
 
 
 # --- Overrides -------------------------------------------------------------------------------------------------------

@@ -138,7 +138,9 @@ def test_trl_takes_the_settings_and_nothing_is_refused(recipe, hardware, stage, 
     arguments, settings = make(config, RunDirectory(tmp_path)), getattr(config, stage)
     assert arguments.per_device_train_batch_size == settings.per_device_train_batch_size
     assert arguments.gradient_checkpointing == settings.gradient_checkpointing
+    assert arguments.learning_rate == settings.learning_rate
     if stage != "sft":
+        assert (arguments.beta, arguments.reward_weights) == (settings.beta, list(config.rewards.values()))
         assert arguments.generation_batch_size == settings.rollout_size * arguments.world_size
         assert arguments.use_vllm == settings.use_vllm
         assert arguments.vllm_mode == "colocate"

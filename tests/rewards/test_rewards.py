@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import math
 
 import numpy as np
@@ -236,11 +235,6 @@ def test_rewards_agree_with_the_tasks(text):
     assert (score(format_reward, text) > 0) == load_task("countdown").has_format(text)
 
 
-def test_the_rewards_for_correctness_are_those_that_see_the_gold():
-    see_the_gold = {f.__name__ for f in REWARDS if {"answer", "target"} & set(inspect.signature(f).parameters)}
-    assert see_the_gold == set(rewards.CORRECTNESS)
-
-
 @pytest.mark.parametrize(("task", "response_format", "text"), [
     ("gsm8k", "reasoning", STRICT), ("gsm8k", "think", THINK), ("gsm8k", "hash", HASH),
     ("countdown", "think", answered("7 * 6 + 3")),
@@ -269,8 +263,6 @@ def test_cosine_scaled_accuracy():
     right, wrong = ([cosine(correct, length) for length in range(0, 600, 8)] for correct in (True, False))
     assert right == sorted(right, reverse=True) and wrong == sorted(wrong)
     assert min(right) > max(wrong)
-
-
     assert cosine_scaled_accuracy_reward([THINK.ljust(4 * 256)], answer=["72"]) == pytest.approx([0.75])  # 4 per token
 
 
