@@ -172,7 +172,7 @@ import re
 
 
 def logged_values(regex, log):
-    """The values of a metric in a log, as floats, in the order of the lines."""
+    """Return the values of a metric in a log, as floats, in the order of the lines."""
     # YOUR CODE HERE
     # >>> solution
     return [float(found[1]) for line in log.splitlines() if (found := re.search(regex, line))]
