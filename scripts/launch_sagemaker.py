@@ -209,15 +209,15 @@ def deploy(arguments: argparse.Namespace) -> int:
 
 def invoke(arguments: argparse.Namespace) -> int:
     from lab_utils.sharing.chat import as_prompt  # takes seconds to import
-    from lab_utils.tasks import load_task
+    from lab_utils.tasks import load_task, visible
 
     settings = configuration.load(arguments.recipe, "cpu").task
     task = load_task(settings.name, settings.response_format)
     answer = endpoint.invoke(arguments.name, as_prompt(task, arguments.question), connect(arguments.region),
                              max_tokens=arguments.max_tokens, temperature=arguments.temperature)
-    print(answer.text)
+    print(visible(answer.text))
     cut = ", cut off by its maximal length" if answer.finish_reason == "length" else ""
-    print(f"\nextracted: {task.extract(answer.text)} ({answer.tokens} tokens{cut})")
+    print(f"\nextracted: {visible(str(task.extract(answer.text)))} ({answer.tokens} tokens{cut})")
     return 0
 
 

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ..config import RunConfig
-from .directory import RunDirectory
+from .directory import RunDirectory, flush_to_disk
 
 
 class MetricsCallback(TrainerCallback):
@@ -36,9 +36,12 @@ class MetricsCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
+            flush_to_disk(self.run.checkpoints_dir / f"checkpoint-{state.global_step}")
             self.run.write_metrics_table()
 
-    on_train_end = on_save
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.run.write_metrics_table()
 
 
 class ProgressCallback(TrainerCallback):

@@ -1,11 +1,11 @@
 """Tasks: rows become chat prompts, and each task has the one definition of a correct answer."""
 
 from .. import WorkshopError
-from .base import Completion, Row, RowError, Task, completion_text
+from .base import Completion, Row, RowError, Task, completion_text, visible
 from .countdown import Countdown
 from .gsm8k import GSM8K
 
-__all__ = ["GSM8K", "Completion", "Countdown", "Row", "RowError", "Task", "completion_text", "load_task"]
+__all__ = ["GSM8K", "Completion", "Countdown", "Row", "RowError", "Task", "completion_text", "load_task", "visible"]
 
 
 def load_task(name: str, response_format: str | None = None) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ def completion_text(completion: Completion) -> str:
     '<answer>4</answer>'
     """
     return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def visible(text: str) -> str:
+    """Return a text to print with its control, bidirectional and other invisible characters as escapes.
+
+    Models and data can hold sequences that clear a terminal, or marks that show a line in another order.
+
+    >>> print(visible("7 + 5\\x1b[2J = 12"))
+    7 + 5\\x1b[2J = 12
+    """
+    hidden = {character for character in set(text) - {"\n", "\t"}
+              if unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")}
+    return text.translate({ord(character): character.encode("unicode_escape").decode() for character in hidden})
 
 
 class Task:

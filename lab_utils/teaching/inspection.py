@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from ..config import RunConfig
 from ..runs import RunDirectory
+from ..tasks import visible
 from ..tasks.expressions import ExpressionError, evaluate
 
 # Starts at the first digit of a number only: otherwise a long row of digits takes quadratic time.
@@ -25,7 +26,7 @@ def side_by_side(texts: dict[str, str], width: int = 110) -> str:
     column = (width - 3 * (len(texts) - 1)) // len(texts)
     columns = []
     for title, text in texts.items():
-        lines = [part for line in text.splitlines() for part in textwrap.wrap(line, column) or [""]]
+        lines = [part for line in visible(text).splitlines() for part in textwrap.wrap(line, column) or [""]]
         columns.append([title[:column], "─" * column, *lines])
     rows = zip_longest(*columns, fillvalue="")
     return "\n".join(" │ ".join(cell.ljust(column) for cell in row).rstrip() for row in rows)
@@ -73,4 +74,4 @@ def show_completions(run: RunDirectory, step: int | None = None, n: int = 3) -> 
             f"── step {row.step} · {verdict} · reward {row.reward:.2f} ──\n"
             f"Question:  {row.question}\nGold:      {row.gold}\nResponse:  {row.completion}\nExtracted: {extracted}"
         )
-    return "\n\n".join(blocks)
+    return visible("\n\n".join(blocks))

@@ -6,10 +6,12 @@ import random
 import pytest
 
 from lab_utils import WorkshopError
-from lab_utils.tasks import RowError, load_task
+from lab_utils.sharing.chat import QuestionError, as_prompt
+from lab_utils.tasks import RowError, load_task, visible
 from lab_utils.tasks.countdown import LARGEST_RESULT, all_attempts, solve, split_of
 from lab_utils.tasks.expressions import evaluate
 from lab_utils.tasks.word_problems import LARGEST, generate_problem, load_templates
+from lab_utils.teaching.inspection import side_by_side
 
 
 def test_every_word_problem_agrees_with_its_independent_formula():
@@ -170,3 +172,14 @@ def test_a_bad_row_is_named_by_file_line_and_reason(tmp_path, task, line, reason
 def test_countdown_accepts_what_needs_fractions_or_negative_numbers():
     row = {"nums": [3, 8, 3, 8], "target": 24}  # 8 / (3 - 8 / 3)
     assert load_task("countdown").check_row(row) == row
+
+
+@pytest.mark.parametrize("hidden", ["\x1b[2J", "\x9b2J", "\x07", "\r", "\x00", "\u202e", "\u2066", "\u200f", "\u200b",
+                                    "\u2028", "\ud800", "\U000e0041"])
+def test_characters_that_change_what_is_seen_are_shown_as_escapes(hidden):
+    shown = visible(f"7 + 5{hidden} = 12\n\tü中")
+    assert shown.encode("utf-8") and shown.splitlines()[1] == "\tü中"
+    assert all(char.isprintable() for char in shown if char not in "\n\t") and "\\" in shown
+    assert hidden not in side_by_side({"base": f"a{hidden}b", "trained": "c"})
+    with pytest.raises(QuestionError, match="control characters"):
+        as_prompt(load_task("gsm8k"), f"2 + 2{hidden}")
