@@ -70,9 +70,13 @@ class ProgressCallback(TrainerCallback):
             names = [n for n in self.SHOWN if logs.get(n) is not None and not (n == "loss" and "reward" in logs)]
             self.bar.set_postfix({self.SHOWN[name]: f"{logs[name]:.3g}" for name in names})
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def close(self) -> None:
+        """Close the bar. If an interrupted run left it open, later bars would print a new line at every update."""
         if self.bar is not None:
             self.bar.close()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
 
 
 class PrintMetricsCallback(TrainerCallback):

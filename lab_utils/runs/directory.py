@@ -220,7 +220,13 @@ class RunDirectory:
                                         "another directory.") from None
             except OSError:  # some network file systems have no locks
                 pass
-            yield
+            try:
+                yield
+            except Exception as error:  # torch and safetensors have their own errors for a full disk
+                if "No space left" in str(error) or shutil.disk_usage(self.path).free < 2**20:
+                    raise RunDirectoryError(f"The disk that holds {self.path} is full: free space, then continue with "
+                                            "--resume. Nothing before the last checkpoint is lost.") from error
+                raise
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

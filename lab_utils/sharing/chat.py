@@ -20,8 +20,8 @@ class QuestionError(WorkshopError):
 def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
     """Return the chat prompt for a typed question, in the form that the model was trained on."""
     if len(query) > 4000 or visible(query) != query:
-        raise QuestionError(f"The question '{visible(query[:50])}…' is too long or has control characters: type at most "
-                            "4,000 printable characters.")
+        raise QuestionError(f"The question '{visible(query[:50])}…' is too long or has control characters: type at "
+                            "most 4,000 printable characters.")
     if task.name != "countdown":
         return task.prompt({"question": query})
     *nums, target = [int(number) for number in re.findall(r"\d+", query)] or [0]

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -315,12 +315,12 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(TransformersProgressCallback)
     trainer.add_callback(MetricsCallback(run))
-    quiet = config.tracking.print_metrics
-    trainer.add_callback(PrintMetricsCallback(description.lower()) if quiet else ProgressCallback(description))
+    progress = ProgressCallback(description)
+    trainer.add_callback(PrintMetricsCallback(description.lower()) if config.tracking.print_metrics else progress)
     rollout_steps = steps_per_rollout(trainer.args) if isinstance(trainer.args, GRPOConfig) else 1
     stop = StopOnSIGTERM(every=math.lcm(rollout_steps, int(trainer.args.logging_steps)))
     trainer.add_callback(stop)
-    with run.locked():
+    with run.locked(), closing(progress):
         RunDirectory.create(config, run.path, resume)
         checkpoint = run.last_checkpoint() if resume else None
         with stop.listening():

@@ -4,13 +4,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
 
 from lab_utils import TINY_MODEL, WorkshopError
 from lab_utils import config as configuration
@@ -188,8 +191,30 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     longer = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 4, "sft.logging_steps": 1})
     with pytest.raises(KeyboardInterrupt):
         sft.train(longer, tmp_path / "sft", resume=True, callbacks=[Interrupt()])
+    assert not tqdm._instances, "an open bar would spoil every later one"
     assert not run.has_model, "the model of 2 steps must not pass for one of 4"
     assert sft.train(longer, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device"),
+                                   RuntimeError("PytorchStreamWriter failed writing file data/0")])
+def test_a_full_disk_says_how_to_continue_and_loses_nothing(tmp_path, monkeypatch, error):
+    """The first checkpoint is saved; the disk is full at the second."""
+    def fails(trainer, folder):
+        if trainer.state.global_step == 2:
+            raise error
+        save(trainer, folder)
+
+    config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 3, "sft.save_steps": 1})
+    save = Trainer._save_optimizer_and_scheduler
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_optimizer_and_scheduler", fails)
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(RunDirectoryError, match="is full: free space, then continue with --resume"):
+            sft.train(config, tmp_path / "sft")
+    with pytest.warns(UserWarning, match="checkpoint-2 is skipped"):
+        run = sft.train(config, tmp_path / "sft", resume=True)
+    assert run.has_model and run.last_checkpoint().name == "checkpoint-3"
 
 
 @pytest.mark.parametrize("overrides, cause", [
