@@ -240,7 +240,7 @@ def main() -> None:
     command.add_argument("--model", help="start model of steps and scaling; by default SFT and 15 GRPO steps make one")
     command.add_argument("--pairs", type=int, default=3, help="timed steps of each of the three ways")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the whole runs")
-    command.add_argument("--to-the-end", action="store_true", help="let whole runs go on after +30 points")
+    command.add_argument("--to-the-end", action="store_true", help="continue whole runs after +30 points")
     command.add_argument("--quick", action="store_true", help="tier smoke and tiny sizes, to try it out")
     command.set_defaults(run=cpu)
     command = commands.add_parser("gpu", help=gpu.__doc__, allow_abbrev=False)

@@ -95,7 +95,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         source = takes_a_model.add_mutually_exclusive_group(required=True)
         source.add_argument("--job", help="the training job that made the model")
         source.add_argument("--model", help="or a model.tar.gz in S3")
-    deploy.add_argument("--name", help="of the endpoint; default: rl-workshop-USER-endpoint-RANDOM")
+    deploy.add_argument("--name", help="name of the endpoint; default: rl-workshop-USER-endpoint-RANDOM")
     deploy.add_argument("--instance-type", default="ml.g5.xlarge")
     deploy.add_argument("--image", help="your own container; default: AWS's vLLM container")
     deploy.add_argument("--max-model-len", type=int, help="tokens of prompt and answer; default: the model's length")

@@ -74,15 +74,10 @@ def with_random_correctness(config: RunConfig) -> list[Callable]:
 
 def finished(run: RunDirectory, stage: str, config: RunConfig) -> bool:
     """Say whether a run has its trained model; raise ConfigError if it was trained with other settings."""
-    if not run.has_model:
-        return False
-    then, now = ({**settings.model_dump(), "task": settings.task.model_dump(exclude={"test_limit"})}
-                 for settings in (run.config(), config))
-    changed = [key for key in ("seed", "task", "model", stage) if then[key] != now[key]]
-    if changed:
+    if run.has_model and (changed := run.changed_settings(config, stage)):
         raise ConfigError(f"{run.path} was trained with other settings ({', '.join(changed)}), and its results would "
                           "be reported under these: choose another --output-dir, or delete it.")
-    return True
+    return run.has_model
 
 
 def trained(path: Path, stage: str, config: RunConfig, **arguments: Any) -> RunDirectory:

@@ -134,7 +134,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML; raises yaml.YAMLError for whatever is wrong with it, such as the date 2024-13-45 or deep nesting."""
+    """Parse YAML; raise yaml.YAMLError for whatever is wrong with it, such as the date 2024-13-45 or deep nesting."""
     try:
         return yaml.load(text, _Loader)
     except (ValueError, RecursionError) as error:
@@ -142,11 +142,11 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds sections; raises ConfigError if it cannot be read."""
+    """Read a YAML file that holds sections; raise ConfigError if it cannot be read."""
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{path} has more than {MOST_BYTES:,} bytes, so it is no configuration: give "
-                              "another file.")
+            raise ConfigError(f"{path} has more than {MOST_BYTES:,} bytes, too many for a configuration: "
+                              "choose another file.")
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text in UTF-8: save it as UTF-8.") from None
@@ -155,7 +155,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({error.strerror}): give a YAML file, or one of {', '.join(recipe_names())}."
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML, correct that line: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: correct that line. {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} contains {shown(values)}: write sections such as 'task:' and 'grpo:'.")
     return values

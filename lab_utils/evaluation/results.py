@@ -158,7 +158,7 @@ class Evaluation:
             raise WorkshopError(f"There is no evaluation at {path}: evaluate the run first with python "
                                 f"scripts/evaluate.py {Path(path).parent}.") from None
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise WorkshopError(f"{path} is damaged or is no evaluation ({type(error).__name__}): evaluate again with "
+            raise WorkshopError(f"{path} is damaged or not an evaluation ({type(error).__name__}): evaluate again with "
                                 f"python scripts/evaluate.py {Path(path).parent}.") from None
 
     def __str__(self) -> str:

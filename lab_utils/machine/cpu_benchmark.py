@@ -4,7 +4,7 @@
     TRL            trl.GRPOTrainer with the same GRPOConfig: transformers generates, and the forward pass is TRL's own
     plain loop     the teaching loop of this file
 
-Each way runs in a process of its own, so that its memory is its own. The processes take turns, one step at a time, so
+Each way runs in a separate process, so that its memory is its own. The processes take turns, one step at a time, so
 that drift of the machine hits all of them alike. A step is split into
 
     rollout     sampling the completions
@@ -276,7 +276,7 @@ def work(case: Case, turns: TextIO, answers: TextIO) -> None:
 
 
 class Worker:
-    """A case in a process of its own."""
+    """A case in a separate process."""
 
     def __init__(self, case: Case):
         self.case, self.errors = case, tempfile.TemporaryFile("w+")

@@ -93,13 +93,13 @@ def running(session: Session) -> list[Running]:
 
 
 def check_owner(name: str, arn: str, session: Session, owner: str | None) -> None:
-    """Raise SageMakerError if a resource is not of the workshop or not of this owner; None allows any owner."""
+    """Raise SageMakerError if a resource does not belong to the workshop or to this owner; None allows any owner."""
     tags = _tags(arn, session)
     if tags.get("project") != PROJECT:
-        raise SageMakerError(f"{name} is not of the workshop, because it lacks the tag project={PROJECT}: "
+        raise SageMakerError(f"{name} is not part of the workshop (it lacks the tag project={PROJECT}): "
                              "end it in the console if it is yours.")
     if owner is not None and tags.get("owner") != owner:
-        raise SageMakerError(f"{name} belongs to {tags.get('owner')!r} and you are {owner!r}: leave it alone, or add "
+        raise SageMakerError(f"{name} belongs to {tags.get('owner')!r}, but you are {owner!r}: leave it alone, or add "
                              "--everyone.")
 
 

@@ -46,8 +46,8 @@ def export_run(run: RunDirectory, folder: str | Path) -> Path:
             export_model(run.model_dir, whole, config.model)
             (whole / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
-        raise ExportError(f"Cannot write to {folder} ({error.strerror}): choose a folder with free space that you may "
-                          "write to.") from None
+        raise ExportError(f"Cannot write to {folder} ({error.strerror}): choose a writable folder with free "
+                          "space.") from None
     return folder
 
 

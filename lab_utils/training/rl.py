@@ -360,8 +360,8 @@ def is_finished(run: RunDirectory, arguments: TrainingArguments, config: RunConf
         return False
     if changed := run.changed_settings(config, stage):
         raise RunDirectoryError(
-            f"The run in {run.path} is finished, and was trained with other settings than these: {', '.join(changed)}. "
-            "Choose another directory for these settings, or delete that run to train it again.")
+            f"The run in {run.path} was trained with other settings ({', '.join(changed)}): "
+            "choose another directory for these settings, or delete that run to train it again.")
     return True
 
 

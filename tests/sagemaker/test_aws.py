@@ -388,10 +388,10 @@ def test_what_others_have_created_is_left_alone(aws, little_source):
     assert resources.created(aws.session, owner=caller(aws.session)) == [mine]
     assert set(resources.created(aws.session)) == {mine, other}
     assert resources.created(aws.session, "rl-workshop-mot") == [], "a prefix ends at a hyphen"
-    with pytest.raises(SageMakerError, match="belongs to 'anna' and you are 'moto'"):
+    with pytest.raises(SageMakerError, match="belongs to 'anna', but you are 'moto'"):
         resources.delete(other, aws.session, owner="moto")
     aws.session.sagemaker_client.create_model(ModelName="theirs", ExecutionRoleArn=ROLE)
-    with pytest.raises(SageMakerError, match="theirs is not of the workshop"):
+    with pytest.raises(SageMakerError, match="theirs is not part of the workshop"):
         resources.delete("theirs", aws.session)
     assert f"training job {other}" in resources.delete(other, aws.session)
 
