@@ -149,8 +149,8 @@ class PPOTrainer(RLTrainer):
     """A GRPOTrainer whose advantages come from a critic.
 
     `_get_per_token_logps_and_entropies` also computes values, `_generate_and_score_completions` returns one advantage
-    per token, and `_compute_loss` adds the value loss. The tests named test_trl_contract in tests/training/test_ppo.py
-    check what this relies on in TRL.
+    per token, and `_compute_loss` adds the value loss. test_trl_contract in tests/training/test_ppo.py checks
+    what this relies on in TRL.
     """
 
     _tag_names = ["trl", "ppo"]
