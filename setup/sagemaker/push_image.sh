@@ -4,7 +4,7 @@
 #   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1
 #   bash setup/sagemaker/push_image.sh --account 123456789012 --region us-east-1 --dry-run    prints the commands only
 #
-# --repository NAME and --tag TAG name the image (rl-workshop, pytorch2.13); --base IMAGE builds on another image.
+# --repository NAME and --tag TAG name the image (rl-workshop, pytorch2.13).
 # Needs docker, the AWS CLI with credentials, and about 40 GB of free disk; no GPU.
 set -euo pipefail
 
@@ -13,7 +13,6 @@ account=
 region=
 repository=rl-workshop
 tag=pytorch2.13
-base=
 dry_run=no
 
 usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
@@ -23,14 +22,13 @@ while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit 0 ;;
         --dry-run) dry_run=yes; shift ;;
-        --account | --region | --repository | --tag | --base)
+        --account | --region | --repository | --tag)
             [ $# -ge 2 ] || fail "$1 has no value: give one after it."
             case $1 in
                 --account) account=$2 ;;
                 --region) region=$2 ;;
                 --repository) repository=$2 ;;
                 --tag) tag=$2 ;;
-                --base) base=$2 ;;
             esac
             shift 2 ;;
         *) fail "unknown option '$1': --help lists the options." ;;
@@ -46,12 +44,6 @@ run() {
     printf '+ %s\n' "$*"
     if [ $dry_run = no ]; then "$@"; fi
 }
-login() { # to a registry; the password passes through a pipe and is never shown
-    printf '+ aws ecr get-login-password --region %s | docker login --username AWS --password-stdin %s\n' "$2" "$1"
-    if [ $dry_run = no ]; then
-        aws ecr get-login-password --region "$2" | docker login --username AWS --password-stdin "$1"
-    fi
-}
 
 if [ $dry_run = no ]; then
     for program in docker aws; do
@@ -61,28 +53,23 @@ fi
 
 registry=$account.dkr.ecr.$region.amazonaws.com
 image=$registry/$repository:$tag
-base=${base:-763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13-gpu-amzn2023-sagemaker}
 
-# Step 1: AWS's registry requires a login, with any AWS credentials.
-base_registry=${base%%/*}
-case $base_registry in
-    *.dkr.ecr.*.amazonaws.com)
-        base_region=${base_registry#*.dkr.ecr.}
-        login "$base_registry" "${base_region%%.amazonaws.com}" ;;
-esac
+# Step 1: build for linux/amd64, on any machine. AWS's container comes from its public registry, without a login.
+run docker build --platform linux/amd64 --tag "$image" --file "$repo/setup/sagemaker/Dockerfile" "$repo"
 
-# Step 2: build for linux/amd64, on any machine.
-run docker build --platform linux/amd64 --build-arg "BASE=$base" --tag "$image" \
-    --file "$repo/setup/sagemaker/Dockerfile" "$repo"
-
-# Step 3: create a repository that scans images, and push.
+# Step 2: create a repository that scans images.
 printf '+ aws ecr describe-repositories ... || aws ecr create-repository --repository-name %s\n' "$repository"
 if [ $dry_run = no ]; then
     aws ecr describe-repositories --region "$region" --repository-names "$repository" >/dev/null 2>&1 \
         || aws ecr create-repository --region "$region" --repository-name "$repository" \
             --image-scanning-configuration scanOnPush=true --tags Key=project,Value=rl-workshop >/dev/null
 fi
-login "$registry" "$region"
+
+# Step 3: log in, with a password that passes through a pipe and is never shown, and push.
+printf '+ aws ecr get-login-password --region %s | docker login --username AWS --password-stdin %s\n' "$region" "$registry"
+if [ $dry_run = no ]; then
+    aws ecr get-login-password --region "$region" | docker login --username AWS --password-stdin "$registry"
+fi
 run docker push "$image"
 
 printf '\nThe image: %s\nUse it: python scripts/launch_sagemaker.py train --image %s ...\n' "$image" "$image"

@@ -14,6 +14,7 @@ from botocore import xform_name
 
 from lab_utils import REPOSITORY, config
 from lab_utils.machine.environment import read_pins
+from lab_utils.sagemaker.job import PYTORCH
 
 SETUP = REPOSITORY / "setup" / "sagemaker"
 TEMPLATE = SETUP / "class.yaml"
@@ -172,19 +173,20 @@ def test_the_push_script_prints_what_it_would_do():
     lines = run("push_image.sh", *arguments, PATH="/usr/bin:/bin").stdout.splitlines()
     image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/rl-workshop:mine"
     assert f"+ docker push {image}" in lines
-    (login, _) = [line for line in lines if "docker login" in line]
-    assert "--region us-east-1" in login, "the password is that of the registry of AWS's container"
+    [login] = [line for line in lines if "docker login" in line]
+    assert "--region eu-west-1" in login and lines.index(login) < lines.index(f"+ docker push {image}")
 
 
 # The container
 
 
 def test_the_dockerfile_builds_on_the_container_that_jobs_run_in():
-    job = (REPOSITORY / "lab_utils" / "sagemaker" / "job.py").read_text(encoding="utf-8")
-    version = re.search(r'^PYTORCH = "([\d.]+)"', job, re.M)[1]
-    base = rf"763104351884\.dkr\.ecr\.us-east-1\.amazonaws\.com/pytorch:{version}-gpu-amzn2023-sagemaker"
-    for name in ("Dockerfile", "push_image.sh"):
-        assert re.search(base, (SETUP / name).read_text(encoding="utf-8")), name
+    """The name and tag are those of the SDK's table; AWS's public registry has the same images and needs no login."""
+    image_uris = pytest.importorskip("sagemaker.core.image_uris", reason="the SageMaker SDK is not installed")
+    private = image_uris.retrieve("pytorch-amzn2023", "us-east-1", version=PYTORCH, instance_type="ml.g5.xlarge",
+                                  image_scope="training")
+    public = f"public.ecr.aws/deep-learning-containers/{private.split('/')[1]}"
+    assert f"FROM {public}\n" in (SETUP / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_the_container_installs_what_the_code_imports_and_never_torch():
