@@ -10,8 +10,8 @@ job.yaml in the source directory says what to run. SageMaker defines the paths:
                                       back when a spot instance starts again
     /opt/ml/output/data               the run directories at the end, without checkpoints
     /opt/ml/model                     the last stage's model, merged, with its tokenizer
-    /opt/ml/output/failure            the reason of a failure, the error first
-    /opt/ml/processing/input, output  the same for a processing job
+    /opt/ml/output/failure            the reason of a failure, the error first; of a processing job: output/message
+    /opt/ml/processing/input, output  the inputs and outputs of a processing job
 
 This process runs the script as a child (one, or torchrun's) and passes on its output without secrets. At SIGTERM it
 tells the child, which saves a checkpoint, and ends with status 0. The restarted job resumes from the run directories.
@@ -199,7 +199,7 @@ def remove_incomplete(checkpoints: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job and return its exit status. With status 1 the failure file holds the reason."""
+    """Run the job and return its exit status. With status 1 a file holds the reason, which SageMaker shows."""
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))  # nothing has started yet
     kinds = {"train": train, "evaluate": evaluate}
     try:
@@ -213,9 +213,9 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # SageMaker must show any error
         message = redact(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
         print(message, file=sys.stderr, flush=True)
-    failure = ML / "output/failure"
-    failure.parent.mkdir(parents=True, exist_ok=True)
-    failure.write_text(message + "\n", encoding="utf-8")
+    reason = ML / "output" / ("message" if arguments == ["evaluate"] else "failure")
+    reason.parent.mkdir(parents=True, exist_ok=True)
+    reason.write_text(message + "\n", encoding="utf-8")
     return 1
 
 

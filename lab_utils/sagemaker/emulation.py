@@ -56,8 +56,8 @@ class EmulatedJob:
 
     @property
     def failure(self) -> str | None:
-        """The content of the failure file, which SageMaker shows as the reason; None without one."""
-        path = self.ml / "output" / "failure"
+        """The content of the file that SageMaker shows as the reason of a failure; None without one."""
+        path = self.ml / "output" / ("message" if (self.ml / "processing").is_dir() else "failure")
         return path.read_text(encoding="utf-8") if path.exists() else None
 
     @property

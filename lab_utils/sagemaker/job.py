@@ -350,7 +350,8 @@ def status(name: str, session: Session) -> JobStatus:
             outputs = tuple(output["S3Output"]["S3Uri"] for output in answer["ProcessingOutputConfig"]["Outputs"])
             if "ProcessingEndTime" in answer and "ProcessingStartTime" in answer:
                 seconds = round((answer["ProcessingEndTime"] - answer["ProcessingStartTime"]).total_seconds())
-        detail = answer.get("FailureReason") or answer.get("ExitMessage") or answer.get("SecondaryStatus") or ""
+        # A processing job's own reason is its ExitMessage; its FailureReason only refers to the log.
+        detail = answer.get("ExitMessage") or answer.get("FailureReason") or answer.get("SecondaryStatus") or ""
         state = answer[f"{kind.capitalize()}JobStatus"]
         checkpoints = answer.get("CheckpointConfig", {}).get("S3Uri")
         return JobStatus(name, kind, state, "" if detail == state else detail, seconds, model, outputs, checkpoints,

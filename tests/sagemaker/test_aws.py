@@ -274,6 +274,9 @@ def test_results_of_an_evaluation_are_fetched(aws, tmp_path, little_source):
     name = launch(EvaluationJob(recipe="gsm8k-grpo", hardware="cpu", **PLACE, model="s3://b/m.tar.gz"), aws.session)
     aws.s3.put_object(Bucket=BUCKET, Key=f"moto/{name}/output/eval.json", Body=b"{}")
     assert job.status(name, aws.session).kind == "processing"
+    aws.backend.processing_jobs[name].failure_reason = "AlgorithmError: See job logs for more information"
+    aws.backend.processing_jobs[name].exit_message = "OSError: no model"
+    assert job.status(name, aws.session).detail == "OSError: no model"
     assert job.download(name, aws.session, tmp_path) == [tmp_path / "eval.json"]
 
 

@@ -144,6 +144,16 @@ def test_evaluation_is_a_processing_job_on_what_a_training_job_leaves_in_s3(fini
     assert {"results.csv", "accuracy.png", "attempts.png"} <= {path.name for path in run.output_dir.iterdir()}
 
 
+def test_a_failed_evaluation_says_why(finished, tmp_path):
+    """A processing job's reason belongs into /opt/ml/output/message, which becomes its ExitMessage."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    job = EvaluationJob(recipe="countdown-grpo", model=str(tmp_path / "model"), hardware="smoke", **PLACE)
+    run = emulation.start(evaluation_request(job, tmp_path / "s3"), tmp_path / "s3", tmp_path / "ml").wait(300)
+    assert run.exit_status == 1 and (run.ml / "output" / "message").read_text() == run.failure != ""
+    assert run.failure.splitlines()[0] in run.log and not (run.ml / "output" / "failure").exists()
+
+
 # A spot interruption
 
 
