@@ -16,11 +16,13 @@ is 2, with one message, for a problem that you can fix, and 1 for a failed job.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import getpass
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from lab_utils import config as configuration
@@ -150,7 +152,10 @@ def train_or_evaluate(arguments: argparse.Namespace) -> int:
           f"Stop it: launch_sagemaker.py stop {name}")
     if not arguments.wait:
         return 0
-    finished = follow_with_bar(name, session)
+    later = (f"stop it with launch_sagemaker.py stop {name}, or fetch its outputs later with "
+             f"launch_sagemaker.py status {name} --output-dir DIR")
+    with keeps_running(name, job.instance, job.region, later):
+        finished = follow_with_bar(name, session)
     if arguments.output_dir and finished.status != "Failed":
         fetch(name, session, arguments.output_dir)
     return 0 if finished.status == "Completed" else 1  # "Stopped" may mean: by its limit of hours
@@ -202,7 +207,9 @@ def deploy(arguments: argparse.Namespace) -> int:
     print(f"Created the endpoint {deployment.name}, which will be in service in 5 to 10 minutes.\n"
           f"Delete it when you have finished: launch_sagemaker.py delete {deployment.name}")
     if arguments.wait:
-        endpoint.wait_until_in_service(deployment.name, session)
+        later = f"delete it with launch_sagemaker.py delete {deployment.name}"
+        with keeps_running(deployment.name, deployment.instance_type, region, later):
+            endpoint.wait_until_in_service(deployment.name, session)
         print(f"{deployment.name} is in service.")
     return 0
 
@@ -298,6 +305,18 @@ def ask(arguments: argparse.Namespace, question: str) -> None:
         raise SageMakerError("Nothing was done: you did not answer y.")
 
 
+@contextlib.contextmanager
+def keeps_running(name: str, instance: str, region: str, later: str) -> Iterator[None]:
+    """Say what keeps running, at which price, if Ctrl-C, an expired token or a lost network ends the waiting."""
+    try:
+        yield
+    except (KeyboardInterrupt, *aws_errors()) as error:
+        price = cost.price(instance, region)
+        hourly = f"{price.usd:g} USD an hour" if price else "an unknown price"
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        raise SageMakerError(f"Waiting ended ({reason}), but {name} keeps running for {hourly}: {later}.") from None
+
+
 def follow_with_bar(name: str, session) -> JobStatus:
     """Print the log of a job, with a progress bar from its metrics; return its last status."""
     from tqdm import tqdm
@@ -350,7 +369,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(arguments)
     except aws_errors() as error:  # such as expired credentials, or a missing permission
-        raise SageMakerError(f"AWS refused the call: {error}") from None
+        raise SageMakerError(f"AWS refused the call ({error}): check your credentials, permissions and region.") from None
+    except KeyboardInterrupt:
+        raise SageMakerError("Interrupted: see what runs and costs money with launch_sagemaker.py status.") from None
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from . import cost
 from .job import PROJECT, as_tags
 from .preflight import role_problems, service_model
 from .resources import delete
-from .session import SageMakerError, record
+from .session import SageMakerError, aws_errors, is_transient, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
@@ -121,7 +121,13 @@ def deploy(deployment: Deployment, session: Session) -> None:
 def wait_until_in_service(name: str, session: Session, poll: float = 15.0) -> None:
     """Wait for an endpoint; raise SageMakerError with SageMaker's reason if it fails."""
     while True:
-        answer = session.sagemaker_client.describe_endpoint(EndpointName=name)
+        try:
+            answer = session.sagemaker_client.describe_endpoint(EndpointName=name)
+        except aws_errors() as error:
+            if not is_transient(error):
+                raise
+            time.sleep(poll)
+            continue
         if answer["EndpointStatus"] == "InService":
             return
         if answer["EndpointStatus"] not in ("Creating", "Updating", "SystemUpdating"):

@@ -17,7 +17,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from .. import REPOSITORY
 from .. import config as configuration
 from ..config import RunConfig
 from .cost import default_instance
-from .session import SageMakerError, caller, record
+from .session import SageMakerError, aws_errors, caller, is_transient, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
@@ -306,6 +306,7 @@ def as_tags(tags: dict[str, str]) -> list[dict[str, str]]:
 # --- Following a job --------------------------------------------------------------------------------------------------
 
 FINAL = ("Completed", "Failed", "Stopped")
+PATIENCE_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -363,41 +364,45 @@ def status(name: str, session: Session) -> JobStatus:
 def follow(name: str, session: Session, on_line: Callable[[str], None] = print, poll: float = 10.0) -> JobStatus:
     """Wait until a job has ended, and pass every new line of its log to `on_line`.
 
-    Interrupting this (Ctrl-C) does not stop the job.
+    Interrupting this (Ctrl-C) does not stop the job. AWS may be out of reach for up to ten minutes.
     """
     tokens: dict[str, str] = {}
+    reached = time.monotonic()
     while True:
-        now = status(name, session)
-        for line in _new_log_lines(now, session, tokens):
-            on_line(line)
-        if now.status in FINAL:
-            return now
+        try:
+            now = status(name, session)
+            for line in _new_log_lines(now, session, tokens):
+                on_line(line)
+            reached = time.monotonic()
+            if now.status in FINAL:
+                return now
+        except aws_errors() as error:
+            if not is_transient(error) or time.monotonic() - reached > PATIENCE_SECONDS:
+                raise
         time.sleep(poll)
 
 
 def log_lines(name: str, session: Session) -> list[str]:
     """Return the log of a job so far."""
-    return _new_log_lines(status(name, session), session, {})
+    return list(_new_log_lines(status(name, session), session, {}))
 
 
-def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> list[str]:
-    """Return the log lines of a job since the last call; `tokens` keeps the position in each stream."""
+def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> Iterator[str]:
+    """Yield the log lines of a job since the last call; `tokens` keeps the position in each stream."""
     logs = session.boto_session.client("logs")
     group = f"/aws/sagemaker/{job.kind.capitalize()}Jobs"
-    lines = []
     try:
         streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=f"{job.name}/")["logStreams"]
         for stream in sorted(stream["logStreamName"] for stream in streams):
             while True:
                 token = {"nextToken": tokens[stream]} if stream in tokens else {}
                 page = logs.get_log_events(logGroupName=group, logStreamName=stream, startFromHead=True, **token)
-                lines += [event["message"].rstrip() for event in page["events"]]
+                yield from (event["message"].rstrip() for event in page["events"])
                 if page["nextForwardToken"] == tokens.get(stream):  # an empty page is not always the end
                     break
                 tokens[stream] = page["nextForwardToken"]
     except logs.exceptions.ResourceNotFoundException:  # nothing has been logged yet
         pass
-    return lines
 
 
 # --- Outputs ----------------------------------------------------------------------------------------------------------

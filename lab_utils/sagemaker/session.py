@@ -119,6 +119,16 @@ def aws_errors() -> tuple[type[Exception], ...]:
     return BotoCoreError, ClientError
 
 
+def is_transient(error: Exception) -> bool:
+    """Return whether the next call may succeed: after an error of the network or a server, or a throttled call."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+
+    if isinstance(error, ClientError):
+        code = error.response["Error"]["Code"]
+        return "Throttl" in code or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400) >= 500
+    return isinstance(error, (ConnectionError, HTTPClientError))
+
+
 @functools.cache
 def _session_class() -> type:
     """Return the SDK's Session with two changes: it never creates a bucket, and a recorder copies its uploads."""

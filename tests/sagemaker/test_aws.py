@@ -265,9 +265,9 @@ def test_every_log_line_comes_once_and_in_order(aws, monkeypatch, little_source)
 
     now, tokens = job.status(name, aws.session), {}
     monkeypatch.setattr(aws.session.boto_session, "client", lambda service: Logs())
-    assert job._new_log_lines(now, aws.session, tokens) == ["a", "b"]
+    assert list(job._new_log_lines(now, aws.session, tokens)) == ["a", "b"]
     pages["3"] = (["c"], "3")
-    assert job._new_log_lines(now, aws.session, tokens) == ["c"]
+    assert list(job._new_log_lines(now, aws.session, tokens)) == ["c"]
 
 
 def test_results_of_an_evaluation_are_fetched(aws, tmp_path, little_source):

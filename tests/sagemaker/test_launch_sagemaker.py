@@ -11,15 +11,24 @@ import sys
 import launch_sagemaker as script
 import pytest
 from account import BUCKET, PLACE, REGION, ROLE
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
 from lab_utils import REPOSITORY, exit_status
 from lab_utils import config as configuration
 from lab_utils.runs import RunDirectory, parse_metrics_line
-from lab_utils.sagemaker.job import METRICS, EvaluationJob, TrainingJob, bucket_and_key, launch, metric_definitions
+from lab_utils.sagemaker.job import (
+    METRICS,
+    EvaluationJob,
+    TrainingJob,
+    bucket_and_key,
+    follow,
+    launch,
+    metric_definitions,
+)
 from lab_utils.sagemaker.job import status as look_up
 from lab_utils.sagemaker.session import SageMakerError
 
+EXPIRED = ClientError({"Error": {"Code": "ExpiredToken", "Message": "The security token has expired"}}, "Describe")
 JOB = ["--recipe", "countdown-grpo", "--hardware", "smoke", "--role", ROLE, "--bucket", BUCKET, "--region", REGION]
 
 
@@ -124,11 +133,53 @@ def test_without_the_sdk_the_message_says_what_to_install(monkeypatch):
 
 def test_what_aws_refuses_is_one_message(run, aws, monkeypatch):
     def refused(**arguments):
-        raise ClientError({"Error": {"Code": "ExpiredToken", "Message": "The security token has expired"}}, "List")
+        raise EXPIRED
 
     monkeypatch.setattr(aws.session.sagemaker_client, "describe_training_job", refused)
     status, _, err = run("status", "some-job")
-    assert status == 2 and "AWS refused the call: " in err and "has expired" in err
+    assert status == 2 and "AWS refused the call (" in err and "has expired" in err
+
+
+@pytest.mark.component
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), EXPIRED], ids=["Ctrl-C", "expired token"])
+def test_an_ended_wait_says_what_keeps_running(run, aws, monkeypatch, reason):
+    def ended(*arguments):
+        raise reason
+
+    monkeypatch.setattr("lab_utils.sagemaker.job.follow", ended)
+    status, out, err = run("train", *JOB, "--wait")
+    name = job_of(out)
+    assert status == 2 and f"{name} keeps running for 0.23 USD an hour" in err and "Traceback" not in err
+    assert f"stop {name}" in err and f"status {name} --output-dir" in err
+    deploy = ["deploy", "--model", "s3://b/m.tar.gz", "--role", ROLE, "--region", REGION, "--yes", "--name", "demo"]
+    monkeypatch.setattr("lab_utils.sagemaker.endpoint.wait_until_in_service", ended)
+    monkeypatch.setattr("lab_utils.sagemaker.endpoint.deploy", lambda *arguments: None)
+    monkeypatch.setattr("lab_utils.sagemaker.preflight.missing_inputs", lambda *arguments: [])
+    status, _, err = run(*deploy, "--wait")
+    assert status == 2 and "demo keeps running for 1.408 USD an hour: delete it" in err
+
+
+@pytest.mark.component
+def test_waiting_survives_a_lost_network_but_not_an_expired_token(aws, little_source, monkeypatch):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    describe, failures = aws.session.sagemaker_client.describe_training_job, []
+
+    def fails_first(**arguments):
+        if failures:
+            raise failures.pop()
+        return describe(**arguments)
+
+    monkeypatch.setattr(aws.session.sagemaker_client, "describe_training_job", fails_first)
+    throttled = ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "Describe")
+    failures += [throttled, EndpointConnectionError(endpoint_url="https://x"), ReadTimeoutError(endpoint_url="https://x")]
+    assert follow(name, aws.session, poll=0).status == "Completed"
+    failures.append(EXPIRED)
+    with pytest.raises(ClientError, match="has expired"):
+        follow(name, aws.session, poll=0)
+    monkeypatch.setattr("lab_utils.sagemaker.job.PATIENCE_SECONDS", -1)
+    failures.append(EndpointConnectionError(endpoint_url="https://x"))
+    with pytest.raises(EndpointConnectionError):
+        follow(name, aws.session, poll=0)
 
 
 def test_the_package_does_not_need_the_sdk():
