@@ -62,7 +62,7 @@ class Case:
     method: str  # a key of METHODS
     model: str
     hardware: str
-    steps: int  # the learning rate still follows the configuration's max_steps
+    steps: int  # to take; the learning rate still follows the configuration's max_steps
     seed: int = 0
     probe: int = 0  # held-out problems, asked twice each before the first step and after every third
     settings: tuple[str, ...] = ()
@@ -367,11 +367,14 @@ def measure_scaling(case: Case, sizes: dict[str, Sequence[int]], folder: Path) -
     for size in sizes["hidden size"]:
         model = random_model("tiny", folder / f"hidden-{size}", hidden_size=size, intermediate_size=7 * size // 2)
         cases["hidden size", size] = dataclasses.replace(case, model=str(model), settings=smallest)
-    measured: dict[Case, list[dict]] = {}
-    for one in cases.values():  # two of the series have a case in common
-        if one not in measured:
-            measured[one] = [row for row in measure_steps(one, 1) if row["pair"]]
-    return [{"series": series, "size": size, **row} for (series, size), one in cases.items() for row in measured[one]]
+    second_steps: dict[Case, list[dict]] = {}  # by case, because two of the series have one in common
+    for one in cases.values():
+        for name in METHODS if one not in second_steps else ():
+            with Worker(dataclasses.replace(one, method=name)) as worker:  # alone: the largest take up to 12 GB
+                worker.step()
+                second_steps.setdefault(one, []).append(worker.step())
+    return [{"series": series, "size": size, **row} for (series, size), one in cases.items()
+            for row in second_steps[one]]
 
 
 def measure_ceiling(size: int) -> dict[str, float]:
@@ -399,7 +402,7 @@ def benchmark(folder: Path, parts: Sequence[str], *, model: str | None, pairs: i
         case = dataclasses.replace(case, hardware="smoke", settings=("grpo.max_completion_length=32",))
     config = run_config(case)
     if model is None and {"steps", "scaling"} & set(parts):  # in the middle of training: SFT and 15 steps of GRPO
-        middle = with_overrides(config, {"grpo.max_steps": 1 if quick else 15})
+        middle = with_overrides(config, {"grpo.max_steps": 1 if quick else 15, "grpo.lr_scheduler_type": "constant"})
         model = finished_run(middle, folder / "start", "grpo").model_dir
     here = model and Path(model).is_dir()
     case = dataclasses.replace(case, model=str(Path(model).resolve() if here else model))
