@@ -12,13 +12,15 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.functional import pad
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from .. import WorkshopError
 from ..models import end_token_ids
 
 # Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
-SHRINK_AT = 0.75
+SHRINK_AT = 0.9
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,52 @@ def apply_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
 
 
-@torch.no_grad()
+def draw(probabilities: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Draw one token per row; (B, V) -> (B, 1).
+
+    It is the first token whose cumulative probability exceeds a uniform random number: one random number per row, where
+    `torch.multinomial` takes one per row and token.
+
+    Raises:
+        WorkshopError: the probabilities are not finite.
+    """
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)  # float32 would round the tail of a large vocabulary
+    if not bool(cumulative[:, -1].isfinite().all()):
+        raise WorkshopError("The model's next-token probabilities are NaN, so the policy has diverged or its dtype "
+                            "overflows: lower the learning rate, or use bfloat16 or float32 instead of float16.")
+    uniform = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device, dtype=cumulative.dtype)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+
+
+class LayerWithRoom(DynamicLayer):
+    """A layer of a key-value cache with room for the tokens to come, so that adding one copies only that one."""
+
+    def __init__(self, filled: DynamicLayer, rows: torch.Tensor, room: int):
+        """Repeat or select the rows of a filled layer, and reserve space for `room` more tokens."""
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.length = filled.keys.shape[-2]
+        self.buffers = [pad(states[rows], (0, 0, 0, room)) for states in (filled.keys, filled.values)]
+        self._show()
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args,
+               **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.length:end] = states
+        self.length = end
+        self._show()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.buffers = [buffer.index_select(0, indices) for buffer in self.buffers]
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = (buffer[:, :, :self.length] for buffer in self.buffers)
+
+
+@torch.inference_mode()
 def sample_token_ids(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -75,13 +122,13 @@ def sample_token_ids(
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     padded = not bool(mask.all())  # without padding attention needs no mask, which is faster
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    prefilled = DynamicCache(config=model.config)
 
     # Stage 1: read each prompt once, then repeat its cache for its completions.
     logits = model(input_ids=input_ids, attention_mask=mask if padded else None, position_ids=positions,
-                   past_key_values=cache, logits_to_keep=1).logits[:, -1]  # (P, V)
+                   past_key_values=prefilled, logits_to_keep=1).logits[:, -1]  # (P, V)
     copies = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(counts, device=device))
-    cache.batch_select_indices(copies)
+    cache = Cache(layers=[LayerWithRoom(layer, copies, room=max_new_tokens) for layer in prefilled.layers])
     logits, mask, positions = logits[copies], mask[copies], positions[copies, -1:]
 
     # Stage 2: one token a step for the rows that are left.
@@ -99,7 +146,7 @@ def sample_token_ids(
         else:
             logps = (logits / temperature).log_softmax(-1)
             probabilities = (logps if top_p == 1.0 else apply_top_p(logps, top_p)).softmax(-1)
-            tokens = torch.multinomial(probabilities, 1, generator=generator)
+            tokens = draw(probabilities, generator)
         tokens_BT[row[alive], step] = tokens[alive, 0]
         logps_BT[row[alive], step] = logps.gather(1, tokens)[alive, 0]
         alive &= ~torch.isin(tokens[:, 0], ends)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from lab_utils import WorkshopError
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
-from lab_utils.sampling.local import Completion, apply_top_p, sample, sample_token_ids
+from lab_utils.sampling.local import Completion, apply_top_p, draw, sample, sample_token_ids
 from lab_utils.tasks import load_task
 
 pytestmark = pytest.mark.component
@@ -73,6 +74,25 @@ def test_samples_follow_the_model_distribution(model, tokenizer, prompts):
         frequency = torch.bincount(tokens, minlength=len(probabilities)) / count
         error = (probabilities * (1 - probabilities) / count).sqrt()
         assert ((frequency - probabilities).abs() < 5 * error + 2 / count).all()
+
+
+def test_draws_follow_the_probabilities_to_the_last_token():
+    """Chi-square over a large vocabulary with a long tail; tokens of probability 0, ahead or behind, never come."""
+    weights = torch.cat([torch.zeros(3), 1 / torch.arange(1.0, 2000), torch.zeros(3)])
+    probabilities, count = (weights / weights.sum()).expand(20_000, -1), 20_000
+    tokens = torch.cat([draw(probabilities, torch.Generator().manual_seed(seed)) for seed in range(5)])[:, 0]
+    counts = torch.bincount(tokens, minlength=len(weights)).double()
+    assert counts[:3].sum() == counts[-3:].sum() == 0
+    expected = 5 * count * probabilities[0, 3:-3].double()
+    squares = ((counts[3:-3] - expected) ** 2 / expected).sum().item()
+    freedom = len(expected) - 1
+    assert abs(squares - freedom) < 5 * (2 * freedom) ** 0.5  # mean and variance of the chi-square distribution
+
+
+def test_logits_that_are_nan_stop_sampling_with_a_message(model, tokenizer, prompts, monkeypatch):
+    monkeypatch.setattr(model.lm_head, "forward", lambda states: torch.full((*states.shape[:-1], 952), torch.nan))
+    with pytest.raises(WorkshopError, match="probabilities are NaN.*learning rate"):
+        sample(model, tokenizer, prompts[:2], max_new_tokens=4)
 
 
 def test_sample_groups_by_prompt_repeats_with_a_seed_and_restores_the_mode(model, tokenizer, prompts):
