@@ -22,33 +22,29 @@ from lab_utils.models import ModelLoadError, adapter_base, load_model, load_toke
 from lab_utils.runs import TIMING_COLUMNS, RunDirectory, RunDirectoryError
 from lab_utils.tasks import completion_text
 from lab_utils.training import grpo, sft
+from lab_utils.training.stages import TRAIN
 
 pytestmark = pytest.mark.component
 
-TRAIN = """
+KILLED = """
 import os, signal, sys
 from transformers import TrainerCallback
-from lab_utils import config as configuration
-from lab_utils.training import {stage}
+from lab_utils.config import read_config
+from lab_utils.training.stages import TRAIN
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == {kill_at}:
+        if state.global_step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-config = configuration.load({recipe!r}, "smoke", {overrides!r})
-{stage}.train(config, sys.argv[1], resume={resume}, callbacks=[Kill()])
+stage, config, folder = sys.argv[1:]
+TRAIN[stage](read_config(config), folder, callbacks=[Kill()])
 """
 
 
 class Interrupt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
-
-
-def train_in_process(stage, recipe, overrides, output_dir, kill_at=None, resume=False):
-    code = TRAIN.format(stage=stage, recipe=recipe, overrides=overrides, kill_at=kill_at, resume=resume)
-    return subprocess.run([sys.executable, "-c", code, str(output_dir)], capture_output=True, text=True, timeout=300)
 
 
 def assert_same_run(first: RunDirectory, second: RunDirectory) -> None:
@@ -68,21 +64,16 @@ def assert_same_run(first: RunDirectory, second: RunDirectory) -> None:
 def test_a_killed_run_resumes_and_ends_like_an_uninterrupted_one(tmp_path, stage, recipe):
     overrides = {f"{stage}.max_steps": 5, f"{stage}.save_steps": 2, f"{stage}.logging_steps": 1,
                  "grpo.log_completions_steps": 1}
-    whole = train_in_process(stage, recipe, overrides, tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    killed = train_in_process(stage, recipe, overrides, tmp_path / "killed", kill_at=3)
-    assert killed.returncode == -signal.SIGKILL
+    config = configuration.load(recipe, "smoke", overrides)
+    first = TRAIN[stage](config, tmp_path / "whole")
+    killed = subprocess.run([sys.executable, "-c", KILLED, stage, first.config_path, tmp_path / "killed"],
+                            capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / "model").exists()
-    resumed = train_in_process(stage, recipe, overrides, tmp_path / "killed", resume=True)
-    assert resumed.returncode == 0, resumed.stderr
-    first, second = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
+    second = TRAIN[stage](config, tmp_path / "killed", resume=True)
     assert_same_run(first, second)
     weights = [load_model(run.model_dir).state_dict() for run in (first, second)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
-
-    again = train_in_process(stage, recipe, overrides, tmp_path / "killed", resume=True)
-    assert again.returncode == 0, again.stderr
-    assert_same_run(first, second)
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path):
