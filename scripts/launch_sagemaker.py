@@ -369,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(arguments)
     except aws_errors() as error:  # such as expired credentials, or a missing permission
-        raise SageMakerError(f"AWS refused the call ({error}): check your credentials, permissions and region.") from None
+        raise SageMakerError(f"AWS refused the call ({error}): check credentials, permissions and region.") from None
     except KeyboardInterrupt:
         raise SageMakerError("Interrupted: see what runs and costs money with launch_sagemaker.py status.") from None
 
