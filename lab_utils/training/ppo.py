@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -26,6 +25,7 @@ from trl.trainer.utils import use_adapter
 from ..config import RunConfig
 from ..runs import VALUE_HEAD_FILE, RunDirectory
 from .rl import RLTrainer, rl_arguments, train_rl
+from .shared_prompt import backbone
 
 # --- The algorithm ---------------------------------------------------------------------------------------------------
 
@@ -232,19 +232,22 @@ class PPOTrainer(RLTrainer):
         self.logps_BT = outputs[0]
         return tuple(outputs)
 
-    def _forward(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs):
+    def _score(self, model, states, completion_ids, compute_entropy):
+        return *super()._score(model, states, completion_ids, compute_entropy), self._values(states)
+
+    def _forward(self, model, input_ids, attention_mask, logits_to_keep, **kwargs):
         """Return what GRPO's forward pass does, and the values: the critic reads the hidden states of the same pass."""
         hidden: list[Tensor] = []
-        state = slice(-logits_to_keep - 1, -1)  # state t is where the model predicts token t of the completion
-        hook = _backbone(self.accelerator.unwrap_model(model)).register_forward_hook(
-            lambda module, inputs, output: hidden.append(output.last_hidden_state[:, state]))
+        hook = backbone(self.accelerator.unwrap_model(model)).register_forward_hook(
+            lambda module, inputs, output: hidden.append(output.last_hidden_state))
         try:
-            outputs = super()._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+            outputs = super()._forward(model, input_ids, attention_mask, logits_to_keep, **kwargs)
         finally:
             hook.remove()
-        if self._critic_warms_up():
-            hidden = [states.detach() for states in hidden]
-        return *outputs, self.critic(torch.cat(hidden))
+        return *outputs, self._values(hidden[0][:, -logits_to_keep - 1:-1])
+
+    def _values(self, states: Tensor) -> Tensor:
+        return self.critic(states.detach() if self._critic_warms_up() else states)
 
     def _logps(self, model: nn.Module, rollout: dict) -> Tensor:
         return self._get_per_token_logps_and_entropies(
@@ -303,11 +306,6 @@ class PPOTrainer(RLTrainer):
         self.critic.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_HEAD_FILE))
 
 
-def _backbone(model: nn.Module) -> nn.Module:
-    """Return the part of a causal language model below its output layer, LoRA adapters included."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
-
-
 # --- The stage -------------------------------------------------------------------------------------------------------
 
 
@@ -340,7 +338,7 @@ def load_critic(folder: str | Path, model: nn.Module) -> Critic:
 def token_values(model: nn.Module, critic: Critic, prompt_ids: list[int], completion_ids: list[int]) -> Tensor:
     """Return what the critic expects before each token of a completion: (T,), the first before anything is written."""
     ids = torch.tensor([prompt_ids + completion_ids], device=model.device)
-    hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     return critic(hidden[:, len(prompt_ids) - 1:-1])[0]
 
 

@@ -46,12 +46,12 @@ from ..runs import (
 )
 from ..sampling.local import rollout
 from ..tasks import Task, completion_text, load_task
+from .shared_prompt import completion_states, token_logps
 from .stopping import StopOnSIGTERM
 
 # Settings of ours that TRL's GRPOConfig does not have; all others carry TRL's names and are passed on.
 OURS = {"warmup_ratio", "max_prompt_length", "log_completions_steps", *PPOSettings.model_fields.keys()
         - RLSettings.model_fields.keys()}
-ROWS = 32  # completions in one forward pass on the CPU
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
@@ -217,36 +217,56 @@ class RLTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                            **kwargs):
-        """Run TRL's forward pass; on the CPU, group completions of similar length, cut to the longest of them.
+        """Return what TRL's pass returns, without its work on padding and, on the CPU, on prompts that rows share.
 
-        TRL pads every completion to the longest of the rollout, which is most of the work while lengths vary. A GPU
-        does not mind, and data parallelism wants one forward pass per step.
+        Sharing prompts needs a cache, which gradient checkpointing does not allow, and it bypasses the model's own
+        forward method, in which data parallelism averages gradients.
         """
-        if input_ids.device.type != "cpu" or self.accelerator.num_processes > 1:
-            return self._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
-        lengths = attention_mask[:, -logits_to_keep:].sum(1)
-        order = lengths.argsort(stable=True)
-        chunks = []
-        for rows in order.split(ROWS):
-            start = int(attention_mask[rows].argmax(1).min())  # where the longest prompt begins
-            cut = logits_to_keep - max(1, int(lengths[rows].max()))
-            used = slice(start, input_ids.shape[1] - cut)
-            outputs = self._forward(model, input_ids[rows, used], attention_mask[rows, used], logits_to_keep - cut,
-                                    **kwargs)
-            chunks.append([output if output is None else pad(output, (0, cut)) for output in outputs])
-        restore = order.argsort()
-        return tuple(None if outputs[0] is None else torch.cat(outputs)[restore]
-                     for outputs in zip(*chunks, strict=True))
+        shared = (input_ids.device.type == "cpu" and self.accelerator.num_processes == 1
+                  and not self.args.gradient_checkpointing)
+        forward = self._shared_prompt_chunks if shared else self._micro_batches
+        rows, outputs = zip(*forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs),
+                            strict=True)
+        restore, mask = torch.cat(rows).argsort(), attention_mask[:, -logits_to_keep:] == 1
+        return tuple(_joined(chunks, restore, mask) for chunks in zip(*outputs, strict=True))
 
-    def _forward(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs) -> tuple:
-        return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, batch_size,
-                                                          **kwargs)
+    def _shared_prompt_chunks(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy=False,
+                              **kwargs) -> Iterator[tuple[torch.Tensor, tuple]]:
+        model = self.accelerator.unwrap_model(model)
+        for rows, states in completion_states(model, input_ids, attention_mask, logits_to_keep):
+            ids = input_ids[rows, -logits_to_keep:][:, :states.shape[1]]
+            yield rows, self._score(model, states, ids, compute_entropy)
+
+    def _micro_batches(self, model, input_ids, attention_mask, logits_to_keep, batch_size,
+                       **kwargs) -> Iterator[tuple[torch.Tensor, tuple]]:
+        """TRL's pass in micro-batches, each cut to its own longest prompt and completion."""
+        for rows in torch.arange(len(input_ids), device=input_ids.device).split(batch_size or len(input_ids)):
+            mask = attention_mask[rows]
+            cut = logits_to_keep - max(1, int(mask[:, -logits_to_keep:].sum(1).max()))
+            used = slice(int(mask.argmax(1).min()), input_ids.shape[1] - cut)
+            yield rows, self._forward(model, input_ids[rows, used], mask[:, used], logits_to_keep - cut, **kwargs)
+
+    def _score(self, model, states, completion_ids, compute_entropy) -> tuple:
+        """Return what `_forward` does, from the hidden states before each token of the completions."""
+        return *token_logps(model, states, completion_ids, self.temperature, compute_entropy), None
+
+    def _forward(self, model, input_ids, attention_mask, logits_to_keep, **kwargs) -> tuple:
+        return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save without the reference adapter: TRL makes it anew from the start model, and transformers would load it on
         resume instead of the adapter that was trained."""
         super()._save(output_dir, state_dict)
         shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+
+
+def _joined(chunks: Sequence[torch.Tensor | None], restore: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+    """Join the outputs of several forward passes in the order `restore` of their rows, with 0 at padding."""
+    if chunks[0] is None:
+        return None
+    if chunks[0].dim() == 0:  # the auxiliary loss of mixture-of-experts models
+        return torch.stack(chunks).mean()
+    return torch.cat([pad(chunk, (0, mask.shape[1] - chunk.shape[1])) for chunk in chunks])[restore].where(mask, 0)
 
 
 # --- A run -----------------------------------------------------------------------------------------------------------

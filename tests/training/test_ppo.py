@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from lab_utils import config as configuration
 from lab_utils.models import load_model
 from lab_utils.runs import TIMING_COLUMNS, RunDirectory
-from lab_utils.training import ppo, rl
+from lab_utils.training import ppo, rl, shared_prompt
 from lab_utils.training.ppo import (
     Critic,
     explained_variance,
@@ -177,7 +177,7 @@ def ppo_config(**changes):
 
 @pytest.fixture
 def new_trainer(tmp_path, monkeypatch):
-    monkeypatch.setattr(rl, "ROWS", 3)  # several forward passes, of completions of similar length
+    monkeypatch.setattr(shared_prompt, "TOKENS", 40)  # several forward passes, of completions of similar length
 
     def build(reward=digits_reward, **changes):
         config = ppo_config(**changes)
