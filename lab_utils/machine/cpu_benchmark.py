@@ -370,7 +370,7 @@ def measure_scaling(case: Case, sizes: dict[str, Sequence[int]], folder: Path) -
     second_steps: dict[Case, list[dict]] = {}  # by case, because two of the series have one in common
     for one in cases.values():
         for name in METHODS if one not in second_steps else ():
-            with Worker(dataclasses.replace(one, method=name)) as worker:  # alone: the largest take up to 12 GB
+            with Worker(dataclasses.replace(one, method=name)) as worker:  # alone, to leave it the memory
                 worker.step()
                 second_steps.setdefault(one, []).append(worker.step())
     return [{"series": series, "size": size, **row} for (series, size), one in cases.items()
@@ -461,7 +461,7 @@ def steps_in_words(results: dict) -> str:
     """Describe the paired steps: seconds by part, speed, memory, ratios, and the share of the ceiling."""
     rows = pd.DataFrame(results["steps"]["rows"])
     completions = run_config(Case("", "", results["steps"]["tier"], steps=1)).grpo.rollout_size
-    ceiling = results.get("ceiling", {}).get("rows", {}).get(str(rows["threads"][0]), math.nan)
+    ceiling = results.get("ceiling", {}).get("rows", {}).get(str(rows["threads"][0]))
     rows["tokens_per_second"] = rows["sampled_tokens"] / rows["seconds"]
     rows["rollout_tokens_per_second"] = rows["sampled_tokens"] / rows["rollout_seconds"]
     rows["rate"] = 6 * rows["parameters"] * rows["updated_tokens"] / rows["update_seconds"] / 1e9
@@ -477,7 +477,7 @@ def steps_in_words(results: dict) -> str:
             f"{median['cpu_seconds']:.2f}", f"{first['seconds'][name]:.2f}",
             f"{own['sampled_tokens'].mean() / completions:.0f}", f"{median['tokens_per_second']:,.0f}",
             f"{median['rollout_tokens_per_second']:,.0f}", f"{own['peak_mb'].max():,.0f}",
-            f"{median['updated_tokens']:,.0f}", f"{median['rate']:.0f}", f"{median['rate'] / ceiling:.0%}"])
+            f"{median['updated_tokens']:,.0f}", f"{median['rate']:.0f}", f"{median['rate'] / ceiling:.0%}" if ceiling else ""])
     ratios = [["ratio of pairs", "seconds", "CPU seconds", "seconds per sampled token"]]
     pairs = timed.assign(per_token=1 / timed["tokens_per_second"]).pivot(index="pair", columns="method")
     for name, heading in zip(list(METHODS)[1:], RATIOS, strict=True):

@@ -66,6 +66,12 @@ def test_a_worker_is_a_process_that_takes_a_step_when_asked():
             worker.step()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_ends_when_no_more_steps_are_wanted(method):
+    with pytest.raises(SystemExit):
+        cpu_benchmark.work(Case(method, "tiny", "smoke", steps=1), io.StringIO(), io.StringIO())
+
+
 def test_with_the_same_completions_the_plain_loop_and_trl_end_at_the_same_weights(monkeypatch):
     generate, end, weights = GenerationMixin.generate, cpu_benchmark.StepClock.end, []
 
