@@ -477,7 +477,8 @@ def steps_in_words(results: dict) -> str:
             f"{median['cpu_seconds']:.2f}", f"{first['seconds'][name]:.2f}",
             f"{own['sampled_tokens'].mean() / completions:.0f}", f"{median['tokens_per_second']:,.0f}",
             f"{median['rollout_tokens_per_second']:,.0f}", f"{own['peak_mb'].max():,.0f}",
-            f"{median['updated_tokens']:,.0f}", f"{median['rate']:.0f}", f"{median['rate'] / ceiling:.0%}" if ceiling else ""])
+            f"{median['updated_tokens']:,.0f}", f"{median['rate']:.0f}",
+            f"{median['rate'] / ceiling:.0%}" if ceiling else ""])
     ratios = [["ratio of pairs", "seconds", "CPU seconds", "seconds per sampled token"]]
     pairs = timed.assign(per_token=1 / timed["tokens_per_second"]).pivot(index="pair", columns="method")
     for name, heading in zip(list(METHODS)[1:], RATIOS, strict=True):
