@@ -200,8 +200,9 @@ def deploy(arguments: argparse.Namespace) -> int:
     print(expected)
     session = connect(region)
     deployment = dataclasses.replace(deployment, tags={"owner": caller(session), **deployment.tags})
-    preflight.stop_at([*preflight.missing_inputs({"--model": deployment.model}, session),
-                       *preflight.quota_problems(deployment.instance_type, "endpoint", session)])
+    preflight.stop_at([*endpoint.name_problems(deployment.name, session),
+                       *preflight.missing_inputs({"--model": deployment.model}, session),
+                       *preflight.quota_problems(deployment.instance_type, ["endpoint"], session)])
     confirm(arguments, price and 24 * price.usd)
     endpoint.deploy(deployment, session)
     print(f"Created the endpoint {deployment.name}, which will be in service in 5 to 10 minutes.\n"
@@ -231,9 +232,11 @@ def invoke(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     session = connect(arguments.region)
     if arguments.name is None:
-        found = resources.running(session)
+        found, hidden = resources.running(session)
         nothing = f"Nothing on SageMaker costs money by the hour in {session.boto_region_name}."
         print("\n".join(map(str, found)) or nothing)
+        for what in hidden:
+            print(f"There may be more: your permissions do not list {what}.")
         hourly = sum(row.usd_per_hour or 0 for row in found)
         if hourly:
             print(f"Together {hourly:.2f} USD an hour, without unknown prices.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import cost
 from .job import PROJECT, as_tags
 from .preflight import role_problems, service_model
-from .resources import delete
+from .resources import is_missing
 from .session import SageMakerError, aws_errors, is_transient, record
 
 if TYPE_CHECKING:
@@ -78,6 +78,23 @@ def deployment_problems(deployment: Deployment) -> list[str]:
     return problems
 
 
+def name_problems(name: str, session: Session) -> list[str]:
+    """Return a problem if a model, configuration or endpoint has this name already, perhaps someone else's."""
+    client = session.sagemaker_client
+    for what, describe, argument in (("endpoint", client.describe_endpoint, "EndpointName"),
+                                     ("endpoint configuration", client.describe_endpoint_config, "EndpointConfigName"),
+                                     ("model", client.describe_model, "ModelName")):
+        try:
+            describe(**{argument: name})
+        except client.exceptions.ClientError as error:
+            if not is_missing(error):
+                raise
+        else:
+            return [f"--name {name} is taken by an existing {what}: choose another name, or delete it with "
+                    f"launch_sagemaker.py delete {name}"]
+    return []
+
+
 def endpoint_requests(deployment: Deployment) -> dict[str, dict[str, Any]]:
     """Return the three requests that `deploy` sends, by operation, without access to AWS."""
     session = record(deployment.region, "unused", Path("unused"))
@@ -112,9 +129,14 @@ def deploy(deployment: Deployment, session: Session) -> None:
     )
     try:
         client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tags)
+    except Exception:
+        client.delete_model(ModelName=name)
+        raise
+    try:
         client.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tags)
-    except Exception:  # such as a quota: do not leave a model or configuration without its endpoint
-        delete(name, session)
+    except Exception:  # such as a quota: delete what was created here, and nothing else of that name
+        client.delete_endpoint_config(EndpointConfigName=name)
+        client.delete_model(ModelName=name)
         raise
 
 

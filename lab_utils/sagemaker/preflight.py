@@ -116,6 +116,9 @@ def _instance_problems(job: Job, instance: str) -> Iterator[str]:
         yield (f"--hardware {tier.name} uses {tier.gpus} GPUs, and an evaluation runs in one process: "
                f"give --hardware {tier.based_on}, the same settings on one GPU.")
         return
+    if job.volume_gb > known.get(instance, {}).get("storage_gb", job.volume_gb):
+        storage = known[instance]["storage_gb"]
+        yield f"--volume-gb {job.volume_gb} is more than the {storage} GB disk of {instance}: give {storage} or less."
     if instance not in known and re.match(r"ml\.[gp]\d", instance):  # with a GPU of unknown size
         return
     memory_gb = known[instance]["memory_gb"] if instance in known else tier.memory_gb
@@ -260,13 +263,16 @@ def limit_problems(name: str, value: Any, shape: Any) -> Iterator[str]:
 
 def account_problems(job: Job, session: Session) -> list[str]:
     """Return what the account lacks: bucket, role, inputs, quota. Without permission to look, a check is skipped."""
-    usage = "processing job" if isinstance(job, EvaluationJob) else "spot training job" if job.spot else "training job"
+    usages = ["processing job"]
+    if isinstance(job, TrainingJob):
+        usages = ["spot training job" if job.spot else "training job"]
+        usages += ["training warm pool"] if job.keep_alive_minutes else []
     return [
         *_bucket_problems(job.bucket, session),
         *_role_problems(job.role, session),
         *missing_inputs({"--model": job.model, "--data": job.data, "--resume": getattr(job, "checkpoints", None)},
                         session),
-        *quota_problems(job.instance, usage, session),
+        *quota_problems(job.instance, usages, session),
     ]
 
 
@@ -324,17 +330,19 @@ def missing_inputs(inputs: dict[str, str | None], session: Session) -> Iterator[
                    "A job writes its model only at its end.")
 
 
-def quota_problems(instance: str, usage: str, session: Session) -> Iterator[str]:
-    """Yield a quota of 0, the default for GPUs in a new account; `usage` is "training job", "endpoint" and so on."""
+def quota_problems(instance: str, usages: list[str], session: Session) -> Iterator[str]:
+    """Yield quotas of 0, the default for many instance types; a usage is "training job", "endpoint" and so on."""
     from botocore.exceptions import ClientError
 
     client = session.boto_session.client("service-quotas")
-    try:
-        pages = client.get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
-        quotas = {quota["QuotaName"]: quota["Value"] for page in pages for quota in page["Quotas"]}
-    except ClientError:  # no permission to look
-        return
-    name = f"{instance} for {usage} usage"
-    if quotas.get(name) == 0:
-        yield (f"The quota '{name}' of this account is 0 in {session.boto_region_name}: request 1 in the console under "
-               "Service Quotas, Amazon SageMaker (hours to days), or choose another instance type.")
+    quotas = {}
+    for operation in ("list_aws_default_service_quotas", "list_service_quotas"):  # the second has only changed quotas
+        try:
+            for page in client.get_paginator(operation).paginate(ServiceCode="sagemaker"):
+                quotas |= {quota["QuotaName"]: quota["Value"] for quota in page["Quotas"]}
+        except ClientError:  # no permission to look
+            return
+    for name in (f"{instance} for {usage} usage" for usage in usages):
+        if quotas.get(name) == 0:
+            yield (f"The quota '{name}' of this account is 0 in {session.boto_region_name}: request 1 in the console "
+                   "under Service Quotas, Amazon SageMaker (hours to days), or choose another instance type.")

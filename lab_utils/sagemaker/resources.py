@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
 
+PAGES = {"PageSize": 100}  # the default is 10
+
+
 @dataclass(frozen=True)
 class Running:
     """A resource that costs money by the hour."""
@@ -34,13 +37,22 @@ class Running:
                 f"    {self.end_it}")
 
 
-def running(session: Session) -> list[Running]:
-    """Return everything on SageMaker in this region that costs money by the hour, the workshop's or not."""
-    client, region = session.sagemaker_client, session.boto_region_name
+def running(session: Session) -> tuple[list[Running], list[str]]:
+    """Return everything on SageMaker in this region that costs money by the hour, the workshop's or not.
 
-    def pages(operation: str, key: str, **arguments: Any) -> Iterator[dict]:
-        for page in client.get_paginator(operation).paginate(**arguments):
-            yield from page[key]
+    The second list names what the caller's permissions hide.
+    """
+    client, region = session.sagemaker_client, session.boto_region_name
+    hidden = []
+
+    def pages(operation: str, key: str) -> Iterator[dict]:
+        try:
+            for page in client.get_paginator(operation).paginate(PaginationConfig=PAGES):
+                yield from page[key]
+        except client.exceptions.ClientError as error:
+            if not is_denied(error):
+                raise
+            hidden.append(key)
 
     def row(kind: str, name: str, state: str, created: datetime.datetime, used: dict[str, int], end_it: str) -> Running:
         prices = {instance: cost.price(instance, region) for instance in used}
@@ -72,7 +84,7 @@ def running(session: Session) -> list[Running]:
         try:
             variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
         except client.exceptions.ClientError as error:
-            if not _is_missing(error):
+            if not is_missing(error):
                 raise
             variants = []  # deleted before its endpoint, which keeps running
         used = {v["InstanceType"]: v["InitialInstanceCount"] for v in variants if "InstanceType" in v}  # not serverless
@@ -89,7 +101,7 @@ def running(session: Session) -> list[Running]:
             owner = app.get("SpaceName") or app.get("UserProfileName", "")
             found.append(row("Studio app", f"{owner}/{app['AppName']}", "InService", app["CreationTime"], used,
                              "stop the space in Studio, under Running instances"))
-    return found
+    return found, hidden
 
 
 def check_owner(name: str, arn: str, session: Session, owner: str | None) -> None:
@@ -156,7 +168,7 @@ def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -
                                  ("list_models", "Models", "Model"),
                                  ("list_training_jobs", "TrainingJobSummaries", "TrainingJob"),
                                  ("list_processing_jobs", "ProcessingJobSummaries", "ProcessingJob")):
-        for page in client.get_paginator(operation).paginate(NameContains=prefix):
+        for page in client.get_paginator(operation).paginate(NameContains=prefix, PaginationConfig=PAGES):
             for entry in page[key]:
                 name = entry[f"{what}Name"]
                 if name.startswith(f"{prefix}-") and wanted.items() <= _tags(entry[f"{what}Arn"], session).items():
@@ -164,7 +176,12 @@ def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -
     return list(dict.fromkeys(names))  # an endpoint, its configuration and its model share a name
 
 
-def _is_missing(error: Any) -> bool:
+def is_denied(error: Any) -> bool:
+    """Return whether a permission is missing."""
+    return error.response["Error"]["Code"].startswith("AccessDenied")
+
+
+def is_missing(error: Any) -> bool:
     """Return whether an error means that a resource does not exist; SageMaker uses the same code for other errors."""
     return error.response["Error"]["Code"] == "ResourceNotFound" or "could not find" in str(error).lower()
 
@@ -175,7 +192,7 @@ def _delete_endpoint(name: str, session: Session, owner: str | None, poll: float
         while client.describe_endpoint(EndpointName=name)["EndpointStatus"] in ("Creating", "Updating", "RollingBack"):
             time.sleep(poll)
     except client.exceptions.ClientError as error:
-        if not _is_missing(error):
+        if not is_missing(error):
             raise
     for what, kind, describe, remove in (
         ("endpoint", "Endpoint", client.describe_endpoint, client.delete_endpoint),
@@ -186,7 +203,7 @@ def _delete_endpoint(name: str, session: Session, owner: str | None, poll: float
             check_owner(name, describe(**{f"{kind}Name": name})[f"{kind}Arn"], session, owner)
             remove(**{f"{kind}Name": name})
         except client.exceptions.ClientError as error:
-            if not _is_missing(error):
+            if not is_missing(error):
                 raise
         else:
             done.append(f"{what} {name}")
@@ -224,7 +241,7 @@ def _check_deletable(job: JobStatus, folders: list[str], session: Session) -> No
     if client.describe_training_job(TrainingJobName=job.name).get("WarmPoolStatus", {}).get("Status") == "Available":
         raise SageMakerError(f"{job}: its instance is kept warm, and SageMaker deletes no job with a warm pool. Try "
                              "again after its --keep-alive-minutes.")
-    for page in client.get_paginator("list_training_jobs").paginate(StatusEquals="InProgress"):
+    for page in client.get_paginator("list_training_jobs").paginate(StatusEquals="InProgress", PaginationConfig=PAGES):
         for other in page["TrainingJobSummaries"]:
             found = client.describe_training_job(TrainingJobName=other["TrainingJobName"])
             uri = found.get("CheckpointConfig", {}).get("S3Uri", "")
@@ -244,5 +261,7 @@ def _delete_log(group: str, prefix: str, session: Session) -> list[str]:
         for stream in streams:
             logs.delete_log_stream(logGroupName=group, logStreamName=stream["logStreamName"])
         return [f"log {group}/{stream['logStreamName']}" for stream in streams]
-    except logs.exceptions.ResourceNotFoundException:
-        return []
+    except logs.exceptions.ClientError as error:
+        if not is_denied(error) and error.response["Error"]["Code"] != "ResourceNotFoundException":
+            raise
+        return []  # a log that must stay does not keep the job

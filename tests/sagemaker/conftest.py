@@ -56,11 +56,16 @@ def connection(one_check_of_a_schema_is_enough):
 
     from lab_utils.sagemaker.session import connect
 
-    account = SimpleNamespace(sent=[], quotas={}, apps=[])
+    account = SimpleNamespace(sent=[], quotas={}, default_quotas={}, apps=[], denied=set())
 
     def missing(model, params, **kwargs):
+        if model.name in account.denied:
+            code = "AccessDeniedException"
+            return AWSResponse(params["url"], 400, {}, None), {
+                "Error": {"Code": code, "Message": f"not authorized: {model.name}"}, "ResponseMetadata": {}}
         if model.service_model.service_name == "service-quotas":
-            answer = {"Quotas": [{"QuotaName": name, "Value": value} for name, value in account.quotas.items()]}
+            quotas = account.quotas if model.name == "ListServiceQuotas" else account.default_quotas
+            answer = {"Quotas": [{"QuotaName": name, "Value": value} for name, value in quotas.items()]}
         elif model.service_model.service_name != "sagemaker":
             return None
         else:
@@ -97,7 +102,8 @@ def connection(one_check_of_a_schema_is_enough):
 def aws(monkeypatch, no_account_of_yours, connection):
     """Return a connected session in an account with a bucket and an execution role.
 
-    `sent` lists (operation, body) of every request to SageMaker, `backend` is moto's state, `quotas` and `apps` are
+    `denied` holds the operations without permission, `sent` lists (operation, body) of every request to SageMaker,
+    `backend` is moto's state, `quotas` and `apps` are
     what the account shows of these.
     """
     import boto3
@@ -108,8 +114,8 @@ def aws(monkeypatch, no_account_of_yours, connection):
         monkeypatch.setenv(name, value)
     with moto.mock_aws():
         connection.sent.clear()
-        connection.quotas.clear()
-        connection.apps.clear()
+        for state in (connection.quotas, connection.default_quotas, connection.apps, connection.denied):
+            state.clear()
         connection.backend = sagemaker_backends[ACCOUNT][REGION]
         connection.s3 = connection.session.s3_client
         connection.s3.create_bucket(Bucket=BUCKET)

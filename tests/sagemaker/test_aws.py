@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
+from botocore.exceptions import ClientError
 
 from lab_utils import config as configuration
 from lab_utils.machine.environment import read_pins
@@ -322,12 +323,12 @@ def test_an_endpoint_is_created_asked_and_deleted(aws, request_of):
     assert answer == endpoint.Answer("#### 7", 4, "stop")
     assert asked == [{"model": "rl-workshop", "messages": messages, "temperature": 0.0}]
 
-    [running] = resources.running(aws.session)
+    [running], _ = resources.running(aws.session)
     assert (running.kind, running.instances, running.usd_per_hour) == ("endpoint", "1 × ml.g4dn.xlarge", 0.736)
     assert "delete rl-workshop-demo" in str(running)
     assert resources.delete("rl-workshop-demo", aws.session) == [
         "endpoint rl-workshop-demo", "endpoint configuration rl-workshop-demo", "model rl-workshop-demo"]
-    assert resources.running(aws.session) == []
+    assert resources.running(aws.session) == ([], [])
     with pytest.raises(SageMakerError, match="no training or processing job"):
         resources.delete("rl-workshop-demo", aws.session)
 
@@ -364,10 +365,36 @@ def test_a_refused_endpoint_leaves_nothing_behind(aws, monkeypatch):
     assert not aws.session.sagemaker_client.list_endpoint_configs()["EndpointConfigs"]
 
 
+def test_an_endpoint_of_the_same_name_is_neither_replaced_nor_deleted(aws, monkeypatch):
+    """With a model of its own name: the model could be created, then the configuration was refused."""
+    assert endpoint.name_problems("demo", aws.session) == []
+    endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
+    aws.session.sagemaker_client.delete_model(ModelName="demo")
+    assert "--name demo is taken by an existing endpoint" in endpoint.name_problems("demo", aws.session)[0]
+
+    def refused(**request):  # moto would replace it
+        raise ClientError({"Error": {"Code": "ValidationException", "Message": "already exists"}}, "Create")
+
+    monkeypatch.setattr(aws.session.sagemaker_client, "create_endpoint_config", refused)
+    with pytest.raises(ClientError, match="already exists"):
+        endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
+    assert aws.session.sagemaker_client.describe_endpoint(EndpointName="demo")["EndpointStatus"] == "InService"
+    assert aws.session.sagemaker_client.list_endpoint_configs()["EndpointConfigs"]
+    assert not aws.session.sagemaker_client.list_models()["Models"]
+
+
+def test_a_log_that_must_stay_does_not_keep_the_job(aws, little_source):
+    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    log(aws, "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1", ["hello"])
+    aws.denied.add("DeleteLogStream")
+    assert resources.delete(name, aws.session)[-1] == f"training job {name}"
+    assert name not in aws.backend.training_jobs
+
+
 def test_an_endpoint_whose_configuration_is_gone_is_still_listed(aws):
     endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
     aws.session.sagemaker_client.delete_endpoint_config(EndpointConfigName="demo")
-    [running] = resources.running(aws.session)
+    [running], _ = resources.running(aws.session)
     assert running.name == "demo" and "price unknown" in str(running)
 
 
@@ -407,10 +434,13 @@ def test_what_costs_money_is_listed(aws, little_source):
     aws.apps.append({"AppName": "default", "SpaceName": "mine", "Status": "InService",
                      "CreationTime": datetime.datetime.now(datetime.UTC),
                      "ResourceSpec": {"InstanceType": "ml.g5.xlarge"}})
-    found = {row.kind: row for row in resources.running(aws.session)}
+    found = {row.kind: row for row in resources.running(aws.session)[0]}
     assert set(found) == {"training job", "notebook instance", "Studio app"}
     assert found["training job"].usd_per_hour == 1.515 and found["training job"].hours < 1
     assert f"stop {name}" in str(found["training job"]) and found["Studio app"].name == "mine/default"
+    aws.denied.add("ListApps")
+    visible, hidden = resources.running(aws.session)
+    assert {row.kind for row in visible} == {"training job", "notebook instance"} and hidden == ["Apps"]
 
 
 def test_nothing_is_left_over(aws, little_source):

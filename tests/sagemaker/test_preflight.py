@@ -60,6 +60,8 @@ WRONG = {
     "a container elsewhere": ({"image": "docker.io/library/python:3.12"}, "not in Amazon ECR", "push it"),
     "a container of another region": ({"image": ECR.format("eu-west-1")}, "is in eu-west-1", "--region eu-west-1"),
     "too small a disk": ({"volume_gb": 5}, "--volume-gb 5", "give 30 to 1000"),
+    "a volume above the instance's disk": (
+        {"hardware": "t4", "volume_gb": 200}, "more than the 125 GB disk of ml.g4dn.xlarge", "give 125 or less"),
     "an underscore in the name": ({"prefix": "my_class"}, "--job-prefix 'my_class'", "letters, digits and hyphens"),
     "too long a name": ({"prefix": "a-very-long-prefix-for-the-jobs"}, "is not allowed", "1 to 20 letters"),
     "an apostrophe": ({"overrides": ("task.source='s3'",)}, "has an apostrophe", "--recipe my-recipe.yaml"),
@@ -161,6 +163,14 @@ def test_the_account(aws):
     aws.quotas |= {"ml.g5.2xlarge for training job usage": 0.0, "ml.g5.2xlarge for spot training job usage": 1.0}
     assert "'ml.g5.2xlarge for training job usage' of this account is 0" in problems()
     assert problems(spot=True, max_wait_hours=9) == ""
+    aws.default_quotas |= {"ml.m5.xlarge for spot training job usage": 0.0,  # the default of notebook 10's job
+                           "ml.g5.2xlarge for training warm pool usage": 0.0}
+    assert "'ml.m5.xlarge for spot training job usage' of this account is 0" in problems(
+        hardware="cpu", spot=True, max_wait_hours=9)
+    aws.quotas["ml.g5.2xlarge for training job usage"] = 1.0
+    assert problems() == "" and "training warm pool usage' of this account is 0" in problems(keep_alive_minutes=9)
+    aws.denied.add("ListServiceQuotas")
+    assert problems(keep_alive_minutes=9) == ""
 
 
 # Endpoints

@@ -62,7 +62,7 @@ def test_no_statement_allows_every_action(resources):
 
 def test_every_resource_is_granted_only_where_the_action_knows_none(resources):
     without_resources = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken", "pricing:GetProducts",
-                         "servicequotas:GetServiceQuota", "servicequotas:ListServiceQuotas"}
+                         "servicequotas:ListAWSDefaultServiceQuotas", "servicequotas:ListServiceQuotas"}
     for name in ("ExecutionRole", "LearnerPolicy"):
         for statement in statements(resources[name]):
             if as_list(statement["Resource"]) == ["*"]:
