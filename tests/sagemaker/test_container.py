@@ -4,6 +4,7 @@ One request is recorded and its job run to the end. The other tests look at its 
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -249,6 +250,7 @@ def test_two_ranks_by_torchrun(finished, recorded, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("RUN_INSTALL" not in os.environ, reason="installs a job's environment for 4 minutes: RUN_INSTALL=1")
 @pytest.mark.timeout(1800)
 def test_a_job_installs_its_requirements_beside_torch_and_trains(recorded, tmp_path):
     """In a new environment with torch only, like AWS's image. Needs the network and takes minutes."""
