@@ -182,10 +182,10 @@ def ppo_step(options: argparse.Namespace) -> None:
 
 
 def cpu(options: argparse.Namespace) -> None:
-    """GRPO on the CPU: this project, TRL's trainer and a plain loop, by step, whole run, size and share of the peak."""
-    results = cpu_benchmark.benchmark(options.output_dir, options.parts, model=options.model,
-                                      pairs=options.pairs, seeds=options.seeds, to_the_end=options.to_the_end,
-                                      quick=options.quick)
+    """Compare GRPO on the CPU by this project, TRL's trainer and a plain loop: steps, learning, growth with size."""
+    config = configuration.load("countdown-grpo", options.hardware, options.settings)
+    results = cpu_benchmark.benchmark(config, options.output_dir, options.parts, model=options.model,
+                                      pairs=options.pairs, seeds=options.seeds)
     print(f"{cpu_benchmark.as_markdown(results)}\nWritten to {options.output_dir}: cpu_benchmark.json, .md, .png")
 
 
@@ -237,11 +237,11 @@ def main() -> None:
     command = commands.add_parser("cpu", help=cpu.__doc__, allow_abbrev=False)
     command.add_argument("--output-dir", type=Path, default=Path("outputs/cpu-benchmark"))
     command.add_argument("--parts", nargs="+", choices=cpu_benchmark.SECTIONS, default=list(cpu_benchmark.SECTIONS))
-    command.add_argument("--model", help="start model of steps and scaling; by default SFT and 15 GRPO steps make one")
-    command.add_argument("--pairs", type=int, default=3, help="timed steps of each of the three ways")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the whole runs")
-    command.add_argument("--to-the-end", action="store_true", help="continue whole runs after +30 points")
-    command.add_argument("--quick", action="store_true", help="tier smoke and tiny sizes, to try it out")
+    command.add_argument("--hardware", default="cpu")
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+    command.add_argument("--model", help="start model; by default SFT makes it, and 15 GRPO steps for all but learning")
+    command.add_argument("--pairs", type=int, default=3, help="runs of each of the three ways in `steps`")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of `learning`")
     command.set_defaults(run=cpu)
     command = commands.add_parser("gpu", help=gpu.__doc__, allow_abbrev=False)
     command.add_argument("--output-dir", type=Path, default=Path("outputs/gpu-benchmark"))
