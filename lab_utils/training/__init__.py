@@ -6,10 +6,13 @@ import sys
 # TRL warns at every run that `rollout_func` may change; the pinned version and the tests cover that.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-# TRL imports wandb if it is installed, which takes seconds. A run with tracking.wandb imports it itself.
+# TRL imports wandb if it is installed, which takes seconds, and again for each model card. A run with tracking.wandb
+# imports it itself.
 if "wandb" not in sys.modules:
     sys.modules["wandb"] = None
+    import trl.trainer.base_trainer
     import trl.trainer.grpo_trainer
-    import trl.trainer.sft_trainer  # noqa: F401
+    import trl.trainer.sft_trainer
 
     del sys.modules["wandb"]
+    trl.trainer.base_trainer.is_wandb_available = lambda: False

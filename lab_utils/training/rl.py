@@ -331,7 +331,6 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
         TrainingStopped: SIGTERM came; the run has a checkpoint of its last step.
     """
     train_in_float32(trainer.model)
-    trainer.create_model_card = lambda *args, **kwargs: None  # one per checkpoint, which would import wandb
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(TransformersProgressCallback)
     trainer.add_callback(MetricsCallback(run))
