@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from account import ACCOUNT, BUCKET, REGION
+from account import ACCOUNT, BUCKET, PLACE, REGION
 
 SDK = all(importlib.util.find_spec(name) for name in ("boto3", "sagemaker", "moto"))
 collect_ignore = [] if SDK else ["test_aws.py", "test_launch_sagemaker.py", "test_preflight.py"]
@@ -103,8 +103,7 @@ def aws(monkeypatch, no_account_of_yours, connection):
     """Return a connected session in an account with a bucket and an execution role.
 
     `denied` holds the operations without permission, `sent` lists (operation, body) of every request to SageMaker,
-    `backend` is moto's state, `quotas` and `apps` are
-    what the account shows of these.
+    `backend` is moto's state, `quotas` and `apps` are what the account shows of these.
     """
     import boto3
     import moto
@@ -141,3 +140,17 @@ def little_source(monkeypatch):
         return directory
 
     monkeypatch.setattr(job, "package_source", package_source)
+
+
+@pytest.fixture
+def start_job(aws, little_source):
+    """Launch a small training job, which has completed unless another state is given; returns its name."""
+    from lab_utils.sagemaker.job import TrainingJob, launch
+
+    def start_job(state="Completed", **changes):
+        small = {"recipe": "countdown-grpo", "hardware": "smoke", **PLACE}
+        name = launch(TrainingJob(**small | changes), aws.session)
+        aws.backend.training_jobs[name].training_job_status = state
+        return name
+
+    return start_job

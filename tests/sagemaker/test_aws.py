@@ -19,14 +19,7 @@ from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_reque
 from lab_utils.sagemaker.session import SageMakerError, caller, connect, local_copy, record
 
 pytestmark = pytest.mark.component
-IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13"
-METRICS_OF = {
-    "countdown-grpo": {"sft:loss", "sft:mean_token_accuracy", "grpo:reward", "grpo:rewards/equation_reward/mean"},
-    "countdown-ppo": {"ppo:value_loss", "ppo:explained_variance", "ppo:rewards/format_reward/mean"},
-    "gsm8k-grpo": {"grpo:accuracy", "grpo:rewards/xmlcount_reward/mean"},
-    "gsm8k-sft-ppo": {"sft:loss", "ppo:policy_loss", "ppo:rewards/numeric_match_reward/mean"},
-    "reasoning-sft-grpo": {"sft:loss", "grpo:kl", "grpo:rewards/conciseness_reward/mean"},
-}
+
 
 
 def without_time(request: dict) -> str:
@@ -45,52 +38,30 @@ def uploaded(aws, uri: str) -> dict[str, bytes]:
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", configuration.recipe_names())
-def test_the_request_of_each_recipe(aws, request_of, recipe, tmp_path):
-    described = TrainingJob(recipe=recipe, hardware="a10g", **PLACE)
+def test_the_request_of_a_training_job(aws, request_of, tmp_path):
+    described = TrainingJob(recipe="countdown-grpo", hardware="a10g", **PLACE)
     name = launch(described, aws.session)
     request = request_of("CreateTrainingJob")
     folder = f"s3://{BUCKET}/moto/{name[:-15]}/{name}"
-
-    assert re.fullmatch(rf"rl-workshop-moto-{recipe}-[0-9a-f]{{6}}-\d{{14}}", name)
+    assert re.fullmatch(r"rl-workshop-moto-countdown-grpo-[0-9a-f]{6}-\d{14}", name)
     assert request["TrainingJobName"] == name
-    assert request["RoleArn"] == ROLE
-    assert request["HyperParameters"] == {"recipe": recipe, "hardware": "a10g"}
     assert {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
             for channel in request["InputDataConfig"]} == {
                 "code": f"{folder}/input/code", "sm_drivers": f"{folder}/input/sm_drivers"}
-    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.2xlarge", "InstanceCount": 1, "VolumeSizeInGB": 100}
-    assert request["EnableManagedSpotTraining"] is False
-    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 6 * 3600}
+    assert request["ResourceConfig"]["InstanceType"] == "ml.g5.2xlarge"
     assert request["CheckpointConfig"] == {"S3Uri": f"{folder}/checkpoints", "LocalPath": "/opt/ml/checkpoints"}
     assert request["OutputDataConfig"]["S3OutputPath"] == f"s3://{BUCKET}/moto/{name[:-15]}"
-    assert request["Environment"] == {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
-    assert request["Tags"] == [{"Key": "project", "Value": "rl-workshop"}, {"Key": "recipe", "Value": recipe},
-                               {"Key": "hardware", "Value": "a10g"}, {"Key": "owner", "Value": "moto"}]
+    assert {"Key": "project", "Value": "rl-workshop"} in request["Tags"]
+    assert {"Key": "owner", "Value": "moto"} in request["Tags"]
+    assert "/pytorch:2.13-cu133" in request["AlgorithmSpecification"]["TrainingImage"]
 
-    algorithm = request["AlgorithmSpecification"]
-    assert algorithm["TrainingImage"] == f"{IMAGE}-cu133-amzn2023-sagemaker"
-    assert algorithm["ContainerEntrypoint"] == ["/bin/bash"]
-    assert algorithm["ContainerArguments"][1].endswith("/opt/ml/input/data/sm_drivers/sm_train.sh")
-    metrics = {metric["Name"] for metric in algorithm["MetricDefinitions"]}
-    assert METRICS_OF[recipe] <= metrics and len(metrics) <= 40
-    assert {name.split(":")[0] for name in metrics} == set(configuration.load(recipe, "a10g").stages)
-
-    # the entry point, and what it runs
     start = uploaded(aws, f"{folder}/input/sm_drivers")["sm_train.sh"].decode()
     assert "exec python -m lab_utils.sagemaker.container train\n" in start
-    assert "install_requirements.py requirements.txt" in start
     code = uploaded(aws, f"{folder}/input/code")
-    assert {"lab_utils/config/load.py", "lab_utils/models/tiny-qwen2/model.safetensors", "scripts/train.py",
-            "scripts/evaluate.py", "requirements.txt", "pyproject.toml"} <= set(code)
     assert not [name for name in code if "__pycache__" in name]
-    assert yaml.safe_load(code["job.yaml"]) == {
-        "kind": "train", "recipe": recipe, "hardware": "a10g", "stages": None, "limit": None, "evaluate": True,
-        "overrides": ["tracking.print_metrics=true"], "processes": 1}
 
-    # a dry run shows exactly this
     recorded = training_request(described, tmp_path)
-    assert without_time(recorded) == without_time(request)
+    assert without_time(recorded) == without_time(request), "a dry run shows exactly this"
     place = local_copy(tmp_path, recorded["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"])
     assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == set(code)
 
@@ -103,7 +74,7 @@ def test_every_option_reaches_the_request(tmp_path):
         limit=50, evaluate=False, model=str(tmp_path / "model"), data="s3://elsewhere/my-data", prefix="my-class",
         image="123456789012.dkr.ecr.us-east-1.amazonaws.com/mine:1", volume_gb=50, max_run_hours=2, spot=True,
         max_wait_hours=5, checkpoints="s3://elsewhere/checkpoints", environment={"A": "b"}, tags={"team": "red"},
-        entry_point="python scripts/mine.py",
+        keep_alive_minutes=15, entry_point="python scripts/mine.py",
     )
     request = training_request(described, tmp_path / "recorded")
     channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
@@ -121,28 +92,21 @@ def test_every_option_reaches_the_request(tmp_path):
                                           "limit": "50", "grpo-beta": "0.04", "seed": "1"}
     assert request["EnableManagedSpotTraining"] is True
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 18000}
-    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50,
+                                         "KeepAlivePeriodInSeconds": 900}
     assert request["CheckpointConfig"]["S3Uri"] == "s3://elsewhere/checkpoints"
     assert request["Environment"]["A"] == "b" and {"Key": "team", "Value": "red"} in request["Tags"]
     assert request["AlgorithmSpecification"]["TrainingImage"].endswith("/mine:1")
     assert any(metric["Name"] == "grpo:kl" for metric in request["AlgorithmSpecification"]["MetricDefinitions"])
 
 
-def test_a_warm_pool_and_a_job_without_a_gpu(little_source):
-    request = training_request(TrainingJob(recipe="gsm8k-grpo", hardware="cpu", **PLACE, keep_alive_minutes=15))
-    assert request["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 900
-    assert request["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
-    assert request["AlgorithmSpecification"]["TrainingImage"] == f"{IMAGE}-cpu-amzn2023-sagemaker"
-
-
 def test_only_gpu_tiers_install_vllm(tmp_path):
     """On a CPU container vllm's CUDA build of torchcodec makes importing TRL fail."""
     packages = {}
-    for hardware in ("smoke", "cpu", "a10g"):
+    for hardware in ("cpu", "a10g"):
         described = TrainingJob(recipe="countdown-grpo", hardware=hardware, **PLACE)
         (tmp_path / hardware).mkdir()
         packages[hardware] = read_pins(job.package_source(described, tmp_path / hardware) / "requirements.txt")
-    assert packages["smoke"] == packages["cpu"] and "trl" in packages["cpu"]
     assert set(packages["a10g"]) - set(packages["cpu"]) == {"vllm", "bitsandbytes"}
 
 
@@ -166,7 +130,7 @@ def test_the_request_of_an_evaluation(aws, request_of):
     name = launch(described, aws.session)
     request = request_of("CreateProcessingJob")
     folder = f"s3://{BUCKET}/moto/{name}"
-    assert request["ProcessingJobName"] == name and re.fullmatch(r"rl-workshop-moto-gsm8k-grpo-\w{6}-eval-\d{10}", name)
+    assert re.fullmatch(r"rl-workshop-moto-gsm8k-grpo-\w{6}-eval-\d{10}", name)
     assert {item["InputName"]: (item["S3Input"]["S3Uri"], item["S3Input"]["LocalPath"])
             for item in request["ProcessingInputs"]} == {
                 "code": (f"{folder}/input/code", "/opt/ml/processing/input/code"),
@@ -177,7 +141,6 @@ def test_the_request_of_an_evaluation(aws, request_of):
     assert request["AppSpecification"]["ContainerEntrypoint"][2].endswith(
         "exec python -m lab_utils.sagemaker.container evaluate")
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
-    assert {"Key": "project", "Value": "rl-workshop"} in request["Tags"]
     description = yaml.safe_load(uploaded(aws, f"{folder}/input/code")["job.yaml"])
     assert (description["kind"], description["limit"]) == ("evaluate", 20)
     assert without_time(evaluation_request(described)) == without_time(request)
@@ -186,21 +149,18 @@ def test_the_request_of_an_evaluation(aws, request_of):
 # --- Following, fetching ----------------------------------------------------------------------------------------------
 
 
-def log(aws, group: str, stream: str, lines: list[str]) -> None:
-    logs = aws.session.boto_session.client("logs")
-    logs.create_log_group(logGroupName=group)
-    logs.create_log_stream(logGroupName=group, logStreamName=stream)
+def log(aws, name: str, lines: list[str]) -> None:
+    """Write the log of a training job."""
+    logs, stream = aws.session.boto_session.client("logs"), {"logGroupName": "/aws/sagemaker/TrainingJobs"}
+    logs.create_log_group(**stream)
+    stream["logStreamName"] = f"{name}/algo-1-1"
+    logs.create_log_stream(**stream)
     now = int(datetime.datetime.now().timestamp() * 1000)
-    logs.put_log_events(logGroupName=group, logStreamName=stream,
-                        logEvents=[{"timestamp": now + i, "message": line} for i, line in enumerate(lines)])
+    logs.put_log_events(**stream, logEvents=[{"timestamp": now + i, "message": line} for i, line in enumerate(lines)])
 
 
-def finish(aws, name: str, state: str, files: dict[str, str], **details) -> None:
-    """Let a job end in `state`, leaving an output.tar.gz of `files`."""
-    found = aws.backend.training_jobs[name]
-    found.training_job_status = state
-    for attribute, value in details.items():
-        setattr(found, attribute, value)
+def finish(aws, name: str, files: dict[str, str]) -> None:
+    """Leave an output.tar.gz of `files`, as a completed job does."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for path, text in files.items():
@@ -212,10 +172,12 @@ def finish(aws, name: str, state: str, files: dict[str, str], **details) -> None
         aws.s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{file}", Body=packed.getvalue())
 
 
-def test_a_completed_job_is_followed_and_becomes_run_directories(aws, tmp_path, little_source):
-    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    log(aws, "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1", ["hello", "metrics sft step=1 of=3 loss=2.5"])
-    finish(aws, name, "Completed", {"sft/config.yaml": "a: 1", "grpo/config.yaml": "a: 1", "grpo/metrics.jsonl": "{}"})
+def test_a_completed_job_is_followed_and_becomes_run_directories(aws, tmp_path, start_job):
+    name = start_job()
+    with pytest.raises(SageMakerError, match="has no s3://.*output.tar.gz: wait until"):
+        job.download(name, aws.session, tmp_path / "out")
+    log(aws, name, ["hello", "metrics sft step=1 of=3 loss=2.5"])
+    finish(aws, name, {"sft/config.yaml": "a: 1", "grpo/config.yaml": "a: 1", "grpo/metrics.jsonl": "{}"})
     lines = []
     ended = job.follow(name, aws.session, lines.append, poll=0)
     assert ended.status == "Completed" and lines == ["hello", "metrics sft step=1 of=3 loss=2.5"]
@@ -226,32 +188,9 @@ def test_a_completed_job_is_followed_and_becomes_run_directories(aws, tmp_path, 
         job.download(name, aws.session, tmp_path / "out")
 
 
-def test_a_failed_job_says_why(aws, tmp_path, little_source):
-    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    aws.backend.training_jobs[name].training_job_status = "Failed"
-    aws.backend.training_jobs[name].failure_reason = "AlgorithmError: CUDA out of memory"
-    ended = job.follow(name, aws.session, poll=0)
-    assert ended.status == "Failed" and "out of memory" in str(ended)
-    with pytest.raises(SageMakerError, match="is Failed and has no s3://.*output.tar.gz: wait until"):
-        job.download(name, aws.session, tmp_path / "out")
-
-
-def test_a_running_job_is_stopped_and_can_be_continued(aws, request_of, little_source):
-    described = TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE)
-    name = launch(described, aws.session)
-    aws.backend.training_jobs[name].training_job_status = "InProgress"
-    with pytest.raises(SageMakerError, match="stop it first"):
-        resources.delete(name, aws.session)
-    assert resources.stop(name, aws.session).status == "Stopped"
-    assert request_of("StopTrainingJob") == {"TrainingJobName": name}
-    with pytest.raises(SageMakerError, match="nothing to stop"):
-        resources.stop(name, aws.session)
-    assert job.follow(name, aws.session, poll=0).checkpoints.endswith(f"/{name}/checkpoints")
-
-
-def test_every_log_line_comes_once_and_in_order(aws, monkeypatch, little_source):
+def test_every_log_line_comes_once_and_in_order(aws, monkeypatch, start_job):
     """An empty page is not the end of a log: the end repeats its token."""
-    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+    name = start_job()
     pages = {None: (["a"], "1"), "1": ([], "2"), "2": (["b"], "3"), "3": ([], "3")}
 
     class Logs:
@@ -281,43 +220,32 @@ def test_results_of_an_evaluation_are_fetched(aws, tmp_path, little_source):
     assert job.download(name, aws.session, tmp_path) == [tmp_path / "eval.json"]
 
 
-def test_a_name_that_does_not_exist(aws):
-    with pytest.raises(SageMakerError, match="no training or processing job 'nobody' in us-east-1"):
-        job.status("nobody", aws.session)
-
-
 # --- Endpoints, and the end -------------------------------------------------------------------------------------------
 
 # moto knows no newer GPU than this one's; it does not serve bfloat16, and the preflight would say so
 SERVED = {"model": "s3://b/job/output/model.tar.gz", "role": ROLE, "region": REGION, "instance_type": "ml.g4dn.xlarge"}
 
 
-def test_an_endpoint_is_created_asked_and_deleted(aws, request_of):
+def test_an_endpoint_is_created_asked_and_deleted(aws, request_of, monkeypatch):
     described = endpoint.Deployment(name="rl-workshop-demo", **SERVED)
     endpoint.deploy(described, aws.session)
     assert {name: body for name, body in aws.sent if name.startswith("Create")} == endpoint.endpoint_requests(described)
     container = request_of("CreateModel")["PrimaryContainer"]
     assert container["ModelDataSource"]["S3DataSource"] == {
         "S3Uri": SERVED["model"], "S3DataType": "S3Object", "CompressionType": "Gzip"}
-    assert container["Image"].endswith("vllm:server-sagemaker-cuda-v2.6")
     assert container["Environment"] == {"SM_VLLM_SERVED_MODEL_NAME": "rl-workshop"}, "vLLM takes the model's own length"
     shorter = endpoint.endpoint_requests(endpoint.Deployment(name="demo", max_model_len=512, **SERVED))["CreateModel"]
     assert shorter["PrimaryContainer"]["Environment"]["SM_VLLM_MAX_MODEL_LEN"] == "512"
-    [variant] = request_of("CreateEndpointConfig")["ProductionVariants"]
-    assert variant["InferenceAmiVersion"] == "al2023-ami-sagemaker-inference-gpu-4-1"
     endpoint.wait_until_in_service("rl-workshop-demo", aws.session, poll=0)
 
     said = {"choices": [{"message": {"content": "#### 7"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 4}}
     asked = []
 
-    def answers(params, **kwargs):
-        asked.append(json.loads(params["Body"]))
+    def invoke_endpoint(EndpointName, ContentType, Body):
+        asked.append(json.loads(Body))
+        return {"Body": io.BytesIO(json.dumps(said).encode())}
 
-    events = aws.session.sagemaker_runtime_client.meta.events
-    events.register("provide-client-params.sagemaker-runtime.InvokeEndpoint", answers)
-    from moto.sagemakerruntime.models import sagemakerruntime_backends
-
-    sagemakerruntime_backends[ACCOUNT][REGION].results_queue.append((json.dumps(said), "application/json", "all", ""))
+    monkeypatch.setattr(aws.session.sagemaker_runtime_client, "invoke_endpoint", invoke_endpoint)
     messages = [{"role": "user", "content": "3 + 4?"}]
     answer = endpoint.invoke("rl-workshop-demo", messages, aws.session)
     assert answer == endpoint.Answer("#### 7", 4, "stop")
@@ -383,52 +311,38 @@ def test_an_endpoint_of_the_same_name_is_neither_replaced_nor_deleted(aws, monke
     assert not aws.session.sagemaker_client.list_models()["Models"]
 
 
-def test_a_log_that_must_stay_does_not_keep_the_job(aws, little_source):
-    name = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    log(aws, "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1", ["hello"])
+def test_a_log_that_must_stay_does_not_keep_the_job(aws, start_job):
+    name = start_job()
+    log(aws, name, ["hello"])
     aws.denied.add("DeleteLogStream")
     assert resources.delete(name, aws.session)[-1] == f"training job {name}"
     assert name not in aws.backend.training_jobs
 
 
-def test_an_endpoint_whose_configuration_is_gone_is_still_listed(aws):
-    endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
-    aws.session.sagemaker_client.delete_endpoint_config(EndpointConfigName="demo")
-    [running], _ = resources.running(aws.session)
-    assert running.name == "demo" and "price unknown" in str(running)
-
-
-def test_a_job_that_another_one_needs_is_not_deleted(aws, little_source, monkeypatch):
-    first = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
+def test_a_job_that_another_one_needs_is_not_deleted(aws, start_job):
+    first = start_job()
     checkpoints = job.status(first, aws.session).checkpoints
     prefix = job.bucket_and_key(checkpoints)[1]
     aws.s3.put_object(Bucket=BUCKET, Key=f"{prefix}/x", Body=b"x")
-    second = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE, prefix="rl-workshop-second",
-                                checkpoints=checkpoints), aws.session)
-    aws.backend.training_jobs[second].training_job_status = "InProgress"
+    second = start_job("InProgress", checkpoints=checkpoints)
     with pytest.raises(SageMakerError, match=f"{second} keeps its checkpoints"):
         resources.delete(first, aws.session)
     assert first in aws.backend.training_jobs
     assert aws.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["KeyCount"]
 
 
-def test_what_others_have_created_is_left_alone(aws, little_source):
-    mine = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    other = launch(TrainingJob(recipe="gsm8k-grpo", hardware="smoke", **PLACE, tags={"owner": "anna"}), aws.session)
+def test_what_others_have_created_is_not_listed_and_what_is_not_ours_not_deleted(aws, start_job):
+    mine, other = start_job(), start_job(tags={"owner": "anna"})
     assert resources.created(aws.session, owner=caller(aws.session)) == [mine]
     assert set(resources.created(aws.session)) == {mine, other}
     assert resources.created(aws.session, "rl-workshop-mot") == [], "a prefix ends at a hyphen"
-    with pytest.raises(SageMakerError, match="belongs to 'anna', but you are 'moto'"):
-        resources.delete(other, aws.session, owner="moto")
     aws.session.sagemaker_client.create_model(ModelName="theirs", ExecutionRoleArn=ROLE)
     with pytest.raises(SageMakerError, match="theirs is not part of the workshop"):
         resources.delete("theirs", aws.session)
-    assert f"training job {other}" in resources.delete(other, aws.session)
 
 
-def test_what_costs_money_is_listed(aws, little_source):
-    name = launch(TrainingJob(recipe="countdown-grpo", hardware="a10g", **PLACE), aws.session)
-    aws.backend.training_jobs[name].training_job_status = "InProgress"
+def test_what_costs_money_is_listed(aws, start_job):
+    name = start_job("InProgress", hardware="a10g")
     aws.session.sagemaker_client.create_notebook_instance(
         NotebookInstanceName="old", InstanceType="ml.m5.xlarge", RoleArn=ROLE)
     aws.apps.append({"AppName": "default", "SpaceName": "mine", "Status": "InService",
@@ -439,16 +353,20 @@ def test_what_costs_money_is_listed(aws, little_source):
     assert found["training job"].usd_per_hour == 1.515 and found["training job"].hours < 1
     assert f"stop {name}" in str(found["training job"]) and found["Studio app"].name == "mine/default"
     aws.denied.add("ListApps")
+    endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
+    aws.session.sagemaker_client.delete_endpoint_config(EndpointConfigName="demo")  # before the endpoint itself
     visible, hidden = resources.running(aws.session)
-    assert {row.kind for row in visible} == {"training job", "notebook instance"} and hidden == ["Apps"]
+    found = {row.kind: row for row in visible}
+    assert set(found) == {"training job", "notebook instance", "endpoint"} and hidden == ["Apps"]
+    assert "price unknown" in str(found["endpoint"])
 
 
-def test_nothing_is_left_over(aws, little_source):
+def test_nothing_is_left_over(aws, start_job):
     """Training, evaluation and endpoint; then everything that the workshop has created is deleted, and no more."""
     aws.s3.put_object(Bucket=BUCKET, Key="mine/notes.txt", Body=b"keep")
-    train = launch(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE), aws.session)
-    finish(aws, train, "Completed", {"sft/config.yaml": ""})
-    log(aws, "/aws/sagemaker/TrainingJobs", f"{train}/algo-1-1", ["hello"])
+    train = start_job()
+    finish(aws, train, {"sft/config.yaml": ""})
+    log(aws, train, ["hello"])
     launch(EvaluationJob(recipe="countdown-grpo", hardware="smoke", **PLACE, model="s3://b/m.tar.gz"), aws.session)
     endpoint.deploy(endpoint.Deployment(name="rl-workshop-demo", **SERVED), aws.session)
     client = aws.session.sagemaker_client
@@ -508,13 +426,3 @@ def test_without_a_region_or_credentials_one_message_says_so(monkeypatch, tmp_pa
         record(None, BUCKET, tmp_path)
     with pytest.raises(SageMakerError, match="No AWS credentials found: .*aws configure"):
         connect(REGION, BUCKET)
-
-
-def test_a_dry_run_sends_nothing(monkeypatch):
-    """No credentials, and every attempt to connect would fail the test."""
-    def refuse(*args, **kwargs):
-        raise AssertionError("a dry run used the network")
-
-    monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", refuse)
-    monkeypatch.setattr("requests.Session.send", refuse)
-    assert training_request(TrainingJob(recipe="countdown-grpo", hardware="smoke", **PLACE))["RoleArn"] == ROLE
