@@ -17,7 +17,7 @@ from lab_utils import REPOSITORY
 from lab_utils.machine.environment import installed_version, read_pins
 
 REQUIREMENTS = REPOSITORY / "setup" / "requirements"
-SHELL_SCRIPTS = [*sorted(REPOSITORY.glob("scripts/*.sh")), *sorted(REPOSITORY.glob("setup/*.sh")),
+SHELL_SCRIPTS = [*sorted(REPOSITORY.glob("scripts/*.sh")), *sorted(REPOSITORY.glob("setup/**/*.sh")),
                  REPOSITORY / ".ci" / "run"]
 TOOLS = Path(sys.executable).parent  # where pip puts the commands of packages
 
