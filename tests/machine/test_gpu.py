@@ -83,12 +83,7 @@ def test_memory_that_another_process_holds(machine):
     machine([A10G], free=6e9)
     found = message("a10g")
     assert "needs 13.1 GB" in found and "A10G here has 6.0 of 23.7 GB free: stop the other processes that" in found
-
-
-def test_a_run_that_cannot_fit(machine):
-    machine([A10G])
-    found = message("a10g", overrides={"model.name": "Qwen/Qwen2.5-3B-Instruct"})
-    assert "needs 49.4 GB" in found and "pass --set model.lora=" in found
+    assert "needs 49.4 GB" in message("a10g", overrides={"model.name": "Qwen/Qwen2.5-3B-Instruct"})
 
 
 @pytest.mark.parametrize("package, recipe, hardware, expected", [

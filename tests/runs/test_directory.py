@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from lab_utils import TINY_MODEL
 from lab_utils import config as configuration
 from lab_utils.runs import (
-    TIMING_COLUMNS,
     MetricsCallback,
     ProgressCallback,
     RunDirectory,
@@ -26,8 +24,6 @@ from lab_utils.runs import (
     written_whole,
 )
 from lab_utils.teaching.inspection import show_completions
-
-pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +193,12 @@ class Line(torch.nn.Module):
         return {"loss": (self.linear(x) - labels).square().mean()}
 
 
-def fit(run, trackers=(), interrupt_at=None):
+def fit(run, interrupt_at=None):
     torch.manual_seed(0)
     rows = [{"x": torch.tensor([i / 8]), "labels": torch.tensor([i / 4])} for i in range(32)]
     arguments = TrainingArguments(
         str(run.checkpoints_dir), max_steps=6, save_steps=2, logging_steps=1, per_device_train_batch_size=4,
-        report_to=list(trackers), use_cpu=True, disable_tqdm=True, learning_rate=0.05,
+        report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=0.05,
     )
     callbacks = [MetricsCallback(run), ProgressCallback("line"), Interrupt(interrupt_at)]
     trainer = Trainer(Line(), arguments, train_dataset=rows, callbacks=callbacks)
@@ -211,31 +207,13 @@ def fit(run, trackers=(), interrupt_at=None):
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(config, tmp_path, capfd):
-    whole = RunDirectory.create(config, tmp_path / "whole")
-    fit(whole)
-    assert capfd.readouterr().out == ""  # the progress bar goes to stderr, and nothing else is printed
-    broken = RunDirectory.create(config, tmp_path / "broken")
+def test_a_resumed_run_continues_steps_and_clock(run, config):
     with pytest.raises(KeyboardInterrupt):
-        fit(broken, interrupt_at=6)
-    assert broken.metrics()["step"].tolist() == [1, 2, 3, 4, 5]  # step 5 was logged after checkpoint-4
-    RunDirectory.create(config, broken.path, resume=True)
-    fit(broken)
-    timing = [name for name in TIMING_COLUMNS if name in whole.metrics()]
-    assert broken.metrics().drop(columns=timing).equals(whole.metrics().drop(columns=timing))
-    assert whole.metrics()["step"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert broken.metrics()["seconds"].is_monotonic_increasing
-
-
-def test_tensorboard_gets_the_metrics(run, config):
-    trackers = report_to(config, run)
-    assert trackers == ["tensorboard"]
-    fit(run, trackers)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run.tensorboard_dir)).Reload()
-    losses = [event.value for event in events.Scalars("train/loss")]
-    assert losses == pytest.approx(run.metrics()["loss"].tolist())
+        fit(run, interrupt_at=6)
+    RunDirectory.create(config, run.path, resume=True)
+    fit(run)
+    assert run.metrics()["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert run.metrics()["seconds"].is_monotonic_increasing
 
 
 @pytest.mark.parametrize(
@@ -245,8 +223,6 @@ def test_tensorboard_gets_the_metrics(run, config):
         ("trainer_state.json", lambda b: b[:-3], "trainer_state.json is not valid JSON"),
         ("model.safetensors", None, "model file .* is missing"),
         ("model.safetensors", lambda b: b[:-1], "model.safetensors is truncated"),
-        ("model.safetensors", lambda b: b"", "model.safetensors is truncated"),
-        ("model.safetensors", lambda b: struct.pack("<Q", 2**62) + b[8:], "model.safetensors is truncated"),
         ("optimizer.pt", lambda b: b[: len(b) // 2], "optimizer.pt is truncated"),
     ],
 )
@@ -280,10 +256,6 @@ def test_a_run_killed_in_its_first_checkpoint_starts_over(run, state):
     assert run.metrics()["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_no_checkpoint_yet_is_no_error(run):
-    assert run.last_checkpoint() is None
-
-
 # --- Weights & Biases ------------------------------------------------------------------------------------------------
 
 
@@ -300,8 +272,8 @@ def test_wandb_never_asks_for_a_key(config, run, monkeypatch, key, mode, expecte
 
 
 def test_trackers_are_imported_only_if_they_are_on(config, run):
-    off = configuration.with_overrides(config, {"tracking.tensorboard": False})
-    assert report_to(off, run) == []
+    assert report_to(config, run) == ["tensorboard"]
+    assert report_to(configuration.with_overrides(config, {"tracking.tensorboard": False}), run) == []
     code = ("import sys\nfrom lab_utils.training import stages\n"
             "print(sorted({'wandb', 'tensorboard', 'torch.utils.tensorboard'} & set(sys.modules)))\nimport wandb")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
