@@ -5,7 +5,6 @@ One request is recorded and its job run to the end. The other tests look at its 
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from account import PLACE
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from lab_utils import REPOSITORY
 from lab_utils import config as configuration
@@ -96,28 +95,11 @@ def test_sft_then_grpo_leave_their_run_directories_without_checkpoints(finished)
 
 
 def test_the_model_directory_holds_a_whole_model_with_its_tokenizer(finished):
-    names = {path.name for path in finished.model_dir.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-            "chat_template.jinja"} <= names
-    assert not any(name.endswith((".bin", ".pt")) or name.startswith("adapter") for name in names)
-    with safe_open(finished.model_dir / "model.safetensors", "pt") as exported:
-        with safe_open(finished.output_dir / "grpo" / "model" / "model.safetensors", "pt") as trained:
-            assert set(exported.keys()) == set(trained.keys())
-            assert all((exported.get_tensor(key) == trained.get_tensor(key)).all() for key in exported.keys())
-
-
-def test_every_metric_definition_finds_its_metric_in_the_log(finished, recorded):
-    definitions = recorded[0]["AlgorithmSpecification"]["MetricDefinitions"]
-    grpo = RunDirectory(finished.output_dir / "grpo").metrics()
-    missing = []
-    for definition in definitions:
-        values = [float(value) for value in re.findall(definition["Regex"], finished.log)]
-        stage, name = definition["Name"].split(":")
-        metrics = RunDirectory(finished.output_dir / stage).metrics()
-        if len(values) != len(metrics) or not all(
-                abs(a - b) <= 1e-4 * abs(b) for a, b in zip(values, metrics[name], strict=True)):
-            missing.append(definition["Name"])
-    assert missing == [] and len(grpo) == 4
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+            "chat_template.jinja"} <= {path.name for path in finished.model_dir.iterdir()}
+    exported, trained = (load_file(folder / "model.safetensors")
+                         for folder in (finished.model_dir, finished.output_dir / "grpo" / "model"))
+    assert exported.keys() == trained.keys() and all(exported[name].equal(trained[name]) for name in trained)
 
 
 def test_secrets_are_replaced_by_their_names(monkeypatch):
