@@ -13,23 +13,3 @@ from .load import (
     with_overrides,
 )
 from .schema import ConfigError, LoraSettings, ModelSettings, PPOSettings, RLSettings, RunConfig, Tier
-
-__all__ = [
-    "RECIPES",
-    "ConfigError",
-    "LoraSettings",
-    "ModelSettings",
-    "PPOSettings",
-    "RLSettings",
-    "RunConfig",
-    "Tier",
-    "detect_hardware",
-    "hardware_names",
-    "launch_command",
-    "load",
-    "load_tier",
-    "read_config",
-    "read_yaml",
-    "recipe_names",
-    "with_overrides",
-]

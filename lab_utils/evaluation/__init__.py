@@ -11,19 +11,3 @@ from .statistics import (
     pass_at_k,
     wilson_interval,
 )
-
-__all__ = [
-    "Evaluation",
-    "McNemar",
-    "bootstrap_interval",
-    "evaluate",
-    "evaluate_run",
-    "format_results",
-    "judge",
-    "maj_at_k",
-    "mcnemar",
-    "paired_bootstrap",
-    "pass_at_k",
-    "results_table",
-    "wilson_interval",
-]

@@ -15,24 +15,3 @@ from .evaluation import (
 from .lessons import plot_advantages, plot_overview, plot_side_by_side, plot_token_values
 from .style import INK, METHOD_COLORS, OTHER_COLORS
 from .training import plot_against_tokens, plot_log, plot_reward_components, plot_sft, plot_training
-
-__all__ = [
-    "INK",
-    "METHOD_COLORS",
-    "OTHER_COLORS",
-    "plot_accuracy_bars",
-    "plot_advantages",
-    "plot_against_tokens",
-    "plot_attempts",
-    "plot_overview",
-    "plot_log",
-    "plot_pass_at_k",
-    "plot_problem_accuracy",
-    "plot_rates",
-    "plot_reward_components",
-    "plot_sft",
-    "plot_side_by_side",
-    "plot_story",
-    "plot_token_values",
-    "plot_training",
-]

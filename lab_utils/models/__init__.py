@@ -13,17 +13,3 @@ from .loading import (
     model_location,
     on_gpu,
 )
-
-__all__ = [
-    "END_OF_TURN",
-    "ModelLoadError",
-    "adapter_base",
-    "end_token_ids",
-    "export_model",
-    "load_model",
-    "load_tokenizer",
-    "local_gpu",
-    "lora_config",
-    "model_location",
-    "on_gpu",
-]

@@ -157,13 +157,7 @@ def export_model(name: str | Path, directory: str | Path, settings: ModelSetting
 
     An adapter trained on a 4-bit base is merged into the unquantized base in `settings.dtype`. The generation config
     holds only the end tokens: Qwen's own adds a repetition penalty, with which the model was neither trained nor
-    evaluated.
-
-    Returns:
-        `directory`.
-
-    Raises:
-        ModelLoadError: no model of that name, no access, or incomplete files.
+    evaluated. Returns `directory`.
     """
     model, tokenizer = load_model(name, settings.model_copy(update={"load_in_4bit": False})), load_tokenizer(name)
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id,
@@ -183,11 +177,7 @@ def lora_config(settings: ModelSettings) -> LoraConfig | None:
     if settings.lora is None:
         return None
     return LoraConfig(r=settings.lora.r, lora_alpha=settings.lora.alpha, lora_dropout=settings.lora.dropout,
-                      target_modules=_as_peft(settings.lora.target_modules), task_type="CAUSAL_LM")
-
-
-def _as_peft(target_modules):
-    return target_modules if isinstance(target_modules, str) else list(target_modules)
+                      target_modules=settings.lora.target_modules, task_type="CAUSAL_LM")
 
 
 def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError:

@@ -13,21 +13,3 @@ from .directory import (
     write_atomically,
     written_whole,
 )
-
-__all__ = [
-    "TIMING_COLUMNS",
-    "VALUE_HEAD_FILE",
-    "MetricsCallback",
-    "PrintMetricsCallback",
-    "ProgressCallback",
-    "RunDirectory",
-    "RunDirectoryError",
-    "checkpoint_problem",
-    "describe_environment",
-    "holds_files",
-    "model_of",
-    "parse_metrics_line",
-    "report_to",
-    "write_atomically",
-    "written_whole",
-]

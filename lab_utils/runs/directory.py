@@ -152,10 +152,7 @@ class RunDirectory:
     def create(cls, config: RunConfig, path: str | os.PathLike, resume: bool = False) -> RunDirectory:
         """Make the directory and write config.yaml and environment.json.
 
-        Args:
-            config: the resolved `RunConfig`.
-            path: a directory that does not exist or has no files, unless `resume`.
-            resume: continue the run in `path`, or start it if there is none yet. A trained model of fewer steps goes.
+        With `resume` the directory may hold a run, which keeps its checkpoints; its trained model goes.
 
         Raises:
             RunDirectoryError: the directory holds files and `resume` is false, or cannot be written.
@@ -330,18 +327,19 @@ class RunDirectory:
         """
         found = [p for p in self.checkpoints_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
         found.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+        problems = []
         for checkpoint in found:
             problem = checkpoint_problem(checkpoint)
             if problem is None:
                 return checkpoint
             warnings.warn(f"{checkpoint} is skipped: {problem}.", stacklevel=2)
-        if found and not any(map(_was_finished, found)):
-            warnings.warn(f"The run in {self.path} was stopped in its first checkpoint: it starts over.", stacklevel=2)
-        elif found:
+            problems.append(problem)
+        if any(not problem.startswith("trainer_state.json") for problem in problems):  # the Trainer writes it last
             raise RunDirectoryError(
                 f"None of the {len(found)} checkpoints in {self.checkpoints_dir} is complete (newest: {found[0].name}, "
-                f"{checkpoint_problem(found[0])}): start again in another directory, or delete {self.path} first."
-            )
+                f"{problems[0]}): start again in another directory, or delete {self.path} first.")
+        if found:
+            warnings.warn(f"The run in {self.path} was stopped in its first checkpoint: it starts over.", stacklevel=2)
         return None
 
     # Writing, while training
@@ -408,14 +406,6 @@ def _changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [prefix]
 
 
-def _was_finished(checkpoint: Path) -> bool:
-    """Say whether a checkpoint was ever complete: the Trainer writes trainer_state.json last."""
-    try:
-        return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
-
-
 def checkpoint_problem(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint that the Trainer wrote, or None. Reads headers only, so it is fast."""
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
@@ -444,15 +434,9 @@ def _weights_problem(folder: Path) -> str | None:
             if missing:
                 return f"{sorted(missing)[0]} is missing"
     for path in weights:
-        if not _is_complete(path):
+        try:
+            with safe_open(path, framework="numpy"):  # compares the header with the file's length
+                pass
+        except (SafetensorError, OSError):
             return f"{path.name} is truncated or damaged"
     return None
-
-
-def _is_complete(path: Path) -> bool:
-    """Say whether a safetensors file can be opened: its reader compares the header with the file's length."""
-    try:
-        with safe_open(path, framework="numpy"):
-            return True
-    except (SafetensorError, OSError):
-        return False

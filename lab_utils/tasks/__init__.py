@@ -5,8 +5,6 @@ from .base import Completion, Row, RowError, Task, completion_text, visible
 from .countdown import Countdown
 from .gsm8k import GSM8K
 
-__all__ = ["GSM8K", "Completion", "Countdown", "Row", "RowError", "Task", "completion_text", "load_task", "visible"]
-
 
 def load_task(name: str, response_format: str | None = None) -> Task:
     """Return a task by name, in one of its response formats (the first when None).

@@ -3,7 +3,6 @@
 Each module holds the cases and hints of one notebook as data; `runner` runs them. To add an exercise, add its cases and
 its `check_…` function to the notebook's module, and its name here.
 """
-# ruff: noqa: F401
 
 from .dataset_formatting import check_extract_hash_answer, check_make_labels
 from .diagnosing_runs import check_diagnosis, check_first_alarm
