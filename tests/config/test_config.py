@@ -1,4 +1,4 @@
-"""The configuration: every recipe on every tier, the seeds' numbers, and the message for each way to get it wrong."""
+"""The configuration: every recipe on every tier, overrides, and the message for each way to get it wrong."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lab_utils import REPOSITORY, config, rewards
-from lab_utils.config import ConfigError, RunConfig, Tier, load, read_config
+from lab_utils.config import ConfigError, RunConfig, load, read_config
 from lab_utils.config.rules import REWARDS
 from lab_utils.tasks import load_task
 
@@ -76,63 +76,11 @@ def test_the_cpu_tier_runs_offline_on_the_tiny_model(recipe):
     assert loaded.grpo == load("countdown-grpo", "cpu", {"grpo.num_train_epochs": epochs}).grpo
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_smoke_tier_is_cpu_with_a_handful_of_steps(recipe):
-    loaded = load(recipe, "smoke")
-    assert (loaded.model, loaded.task.source) == (load(recipe, "cpu").model, "synthetic")
-    assert (loaded.sft.max_steps, loaded.grpo.max_steps, loaded.ppo.max_steps) == (3, 2, 2)
-    assert loaded.task.test_limit * loaded.evaluation.num_samples == 32
-
-
 def test_a_cpu_tier_trains_sft_first_unless_stages_are_requested():
     assert load("countdown-ppo", "a10g").stages == ["ppo"]
     assert load("countdown-ppo", "cpu").stages == ["sft", "ppo"]
     assert load("gsm8k-grpo", "smoke").stages == ["sft", "grpo"]
     assert load("gsm8k-grpo", "cpu", ["stages=[grpo]"]).stages == ["grpo"], "asking for stages gives just those"
-
-
-@pytest.mark.parametrize(
-    ("recipe", "expected"),
-    [
-        ("countdown-ppo", {  # the SageMaker example
-            "model.name": "Qwen/Qwen2.5-0.5B-Instruct", "model.lora.r": 16, "model.lora.alpha": 32,
-            "ppo.learning_rate": 1.41e-5, "ppo.per_device_train_batch_size": 4, "ppo.steps_per_generation": 4,
-            "ppo.gradient_accumulation_steps": 2, "rewards": {"format_reward": 0.1, "equation_reward": 1.0},
-        }),
-        ("gsm8k-sft-ppo", {  # the QLoRA example
-            "model.name": "Qwen/Qwen2.5-0.5B", "model.load_in_4bit": True, "model.dtype": "bfloat16",
-            "model.lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-            "sft.gradient_checkpointing": True, "task.response_format": "hash",
-            "rewards": {"numeric_match_reward": 1.0},
-        }),
-        ("reasoning-sft-grpo", {  # the R1-style pipeline
-            "model.name": "Qwen/Qwen2.5-0.5B-Instruct", "model.lora.r": 8, "model.lora.alpha": 16,
-            "model.lora.dropout": 0.05, "model.lora.target_modules": ["q_proj", "v_proj"],
-            "sft.max_length": 1024, "sft.num_train_epochs": 1.0, "sft.per_device_train_batch_size": 4,
-            "sft.gradient_accumulation_steps": 4, "sft.learning_rate": 2e-5, "grpo.learning_rate": 1e-6,
-            "grpo.num_iterations": 3, "grpo.num_generations": 2, "grpo.beta": 0.1, "grpo.max_prompt_length": 512,
-            "grpo.max_completion_length": 512, "task.response_format": "think",
-            "rewards": {"cosine_scaled_accuracy_reward": 0.5, "format_reward": 0.1, "reasoning_reward": 0.15,
-                        "conciseness_reward": 0.05, "repetition_penalty_reward": 0.2},
-        }),
-        ("gsm8k-grpo", {  # the Colab notebook; 64 completions per update are its 1 × 4 prompts with 16 completions each
-            "model.name": "Qwen/Qwen2.5-0.5B-Instruct", "model.lora": None, "model.dtype": "bfloat16",
-            "grpo.learning_rate": 5e-6, "grpo.adam_beta1": 0.9, "grpo.adam_beta2": 0.99,
-            "grpo.lr_scheduler_type": "cosine", "grpo.num_generations": 16, "grpo.per_device_train_batch_size": 4,
-            "grpo.gradient_accumulation_steps": 16, "grpo.num_train_epochs": 1.0, "grpo.save_steps": 100,
-            "task.response_format": "reasoning",
-            "rewards": dict.fromkeys(["correctness_reward", "int_reward", "strict_format_reward", "soft_format_reward",
-                                      "xmlcount_reward"], 1.0),
-        }),
-    ],
-)
-def test_recipes_hold_the_numbers_of_the_seeds(recipe, expected):
-    loaded = load(recipe, "a10g").model_dump()
-    for key, value in expected.items():
-        found = loaded
-        for part in key.split("."):
-            found = found[part]
-        assert found == value, key
 
 
 def test_the_table_of_rewards_is_that_of_the_rewards_package():
@@ -195,12 +143,6 @@ def test_own_recipe_from_a_file(tmp_path):
     assert loaded.grpo.gradient_checkpointing, "sections that a recipe leaves out have their defaults"
 
 
-def test_configurations_cannot_be_changed_in_place():
-    loaded = load("countdown-grpo", "cpu")
-    with pytest.raises(ValueError, match="frozen"):
-        loaded.grpo.beta = 1.0
-
-
 # --- Mistakes, each with what its message must say -------------------------------------------------------------------
 
 
@@ -219,42 +161,27 @@ def test_configurations_cannot_be_changed_in_place():
         (["hardware=t4"], ["hardware = 't4'", "--hardware"]),
         # form
         (["foo"], ["'foo'", "KEY=VALUE", "grpo.beta=0.04"]),
-        (["=3"], ["'=3'", "KEY=VALUE"]),
         ("foo", ["'foo'", "KEY=VALUE"]),
         (["grpo.beta=[1"], ["not valid YAML"]),
         (["grpo=3"], ["grpo = 3", "section", "learning_rate"]),
-        ({"grpo": None}, ["grpo = None", "section"]),
         (["rewards=5"], ["rewards = 5", "section"]),
         # types
         ({"grpo.num_generations": True}, ["grpo.num_generations = True", "whole number", "Default: 8"]),
         (["grpo.num_generations=eight"], ["'eight'", "whole number"]),
-        (["grpo.max_steps=1e3"], ["grpo.max_steps = '1e3'", "whole number"]),
         (["grpo.learning_rate=fast"], ["grpo.learning_rate = 'fast'", "number", "Default: 1.0e-06"]),
         (["stages=sft"], ["stages = 'sft'", "list"]),
-        (["stages=[]"], ["stages = []", "list"]),
         (["model.name=3"], ["model.name = 3", "text"]),
         (["model.lora.target_modules=q_proj"], ["'q_proj'", "all-linear", "list"]),
-        (["model.lora.target_modules=[]"], ["[]", "list"]),
         # ranges
         (["grpo.learning_rate=0"], ["grpo.learning_rate = 0", "greater than 0"]),
-        (["sft.learning_rate=-1e-5"], ["sft.learning_rate = '-1e-5'", "greater than 0"]),
-        (["ppo.critic_learning_rate=1e5"], ["less than 1"]),
         (["grpo.temperature=0"], ["grpo.temperature = 0", "greater than 0", "Default: 1.0"]),
-        (["grpo.top_p=0"], ["grpo.top_p", "greater than 0"]),
         (["evaluation.top_p=1.1"], ["evaluation.top_p = 1.1", "at most 1"]),
-        (["ppo.beta=-0.1"], ["ppo.beta = -0.1", "at least 0"]),
-        (["grpo.epsilon=0"], ["grpo.epsilon", "greater than 0"]),
-        (["grpo.epsilon_high=0"], ["grpo.epsilon_high", "Default: null"]),
-        (["ppo.gamma=1.01"], ["ppo.gamma = 1.01", "at most 1"]),
-        (["ppo.lam=-0.1"], ["ppo.lam = -0.1", "at least 0"]),
         (["model.lora.dropout=1"], ["model.lora.dropout = 1", "less than 1"]),
         (["grpo.beta=.nan"], ["grpo.beta = nan", "finite"]),
         (["rewards.equation_reward=.inf"], ["rewards.equation_reward = inf", "finite"]),
         (["grpo.num_generations=1"], ["grpo.num_generations = 1", "at least 2", "group"]),
         (["grpo.max_steps=0"], ["grpo.max_steps = 0", "-1"]),
         (["task.train_limit=0"], ["task.train_limit = 0", "at least 1", "null"]),
-        (["grpo.max_prompt_length=8"], ["grpo.max_prompt_length = 8", "at least 32"]),
-        (["grpo.vllm_gpu_memory_utilization=1.5"], ["at most 1"]),
         # what must fit together
         (["stages=[grpo, sft]"], ["['grpo', 'sft']", "sft first", "['sft', 'grpo']"]),
         (["stages=[sft, sft]"], ["['sft', 'sft']", "different", "['sft']"]),
@@ -267,7 +194,6 @@ def test_configurations_cannot_be_changed_in_place():
         (["rewards={format_reward: null, equation_reward: null}"], ["rewards = {}", "at least one", "grpo"]),
         (["rewards={format_reward: 0, equation_reward: 0}"], ["not 0"]),
         (["grpo.max_completion_length=16"], ["grpo.max_completion_length = 16", "at least 32", "'think'"]),
-        (["ppo.max_completion_length=16"], ["ppo.max_completion_length = 16"]),
         (["sft.max_length=40"], ["sft.max_length = 40", "at least 64"]),
         (["evaluation.max_new_tokens=31"], ["evaluation.max_new_tokens = 31", "at least 32"]),
         (["evaluation.temperature=0"], ["evaluation.num_samples = 8", "must be 1"]),
@@ -275,7 +201,6 @@ def test_configurations_cannot_be_changed_in_place():
         (["model.dtype=bfloat16"], ["model.dtype = 'bfloat16'", "'cpu'", "use float32"]),
         (["model.load_in_4bit=true", "model.lora={}"], ["model.load_in_4bit = True", "GPU"]),
         (["grpo.use_vllm=true"], ["grpo.use_vllm = True", "GPU"]),
-        (["ppo.use_vllm=true"], ["ppo.use_vllm = True", "GPU"]),
         (["evaluation.use_vllm=true"], ["evaluation.use_vllm = True", "GPU"]),
     ],
 )
@@ -384,15 +309,6 @@ def test_auto_chooses_a_tier_and_says_why(monkeypatch, gpus, tier, reason):
     without = load("gsm8k-grpo")
     assert not without.grpo.use_vllm
     assert ("vLLM is not installed" in without.hardware_reason) == (tier != "cpu")
-
-
-def test_tiers_say_what_they_are():
-    for name in TIERS:
-        tier = config.load_tier(name)
-        assert isinstance(tier, Tier) and tier.name == name and tier.description
-        assert set(tier.recipes) <= set(RECIPES)
-        assert (tier.gpus == 0) == tier.base_model_needs_sft == (name in ("cpu", "smoke"))
-        assert ("untested on hardware" in tier.description) == (tier.gpus > 0)
 
 
 def test_importing_is_instant():

@@ -1,8 +1,5 @@
 """Every figure shows the numbers of its run directories and evaluations, and methods keep their colors."""
 
-import importlib
-
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ import pytest
 from lab_utils import REPOSITORY, figures
 from lab_utils import config as configuration
 from lab_utils.evaluation import Evaluation
-from lab_utils.figures import style
 from lab_utils.figures.style import colors, label_ends
 from lab_utils.runs import RunDirectory
 
@@ -62,15 +58,6 @@ def heights(ax):
 
 
 # The style
-
-
-def test_importing_the_style_keeps_the_backend():
-    before = matplotlib.get_backend()
-    matplotlib.use("svg")
-    importlib.reload(style)
-    after = matplotlib.get_backend()
-    matplotlib.use(before)
-    assert after == "svg"
 
 
 def test_a_method_has_one_color_and_others_differ():

@@ -16,7 +16,6 @@ from lab_utils.models import load_model, load_tokenizer
 from lab_utils.runs import RunDirectory
 from lab_utils.sampling.local import sample
 from lab_utils.sharing import serving
-from lab_utils.sharing.chat import append_jsonl, chat_records
 from lab_utils.sharing.serving import ServingError
 from lab_utils.tasks import load_task
 
@@ -106,13 +105,3 @@ def test_a_server_that_does_not_start_shows_its_log(run, monkeypatch):
     with pytest.raises(ServingError, match="out of memory"):
         with serving.serving(run):
             pass
-
-
-def test_a_record_has_the_reasoning_and_the_answer(tmp_path):
-    responses = {"base": "hello", "trained": "<think>7 * 6 = 42</think><answer>7 * 6</answer>"}
-    records = chat_records(load_task("countdown"), "6 7 42", responses)
-    append_jsonl(tmp_path / "a" / "chat.jsonl", records)
-    append_jsonl(tmp_path / "a" / "chat.jsonl", records[:1])
-    first, second, _ = map(json.loads, (tmp_path / "a" / "chat.jsonl").read_text().splitlines())
-    assert (first["model"], first["answer"], first["reasoning"]) == ("base", None, "hello")
-    assert (second["query"], second["answer"], second["reasoning"]) == ("6 7 42", "7 * 6", "7 * 6 = 42")

@@ -59,10 +59,6 @@ def test_xml_answer(text, expected):
     assert extract_xml_answer(text) == expected
 
 
-def test_xml_answer_of_another_tag():
-    assert extract_xml_answer("<think>a\nb</think><answer>72</answer>", tag="think") == "a\nb"
-
-
 @given(before=st.text(), inside=st.text(alphabet=st.characters(exclude_characters="<")), after=st.text("a <>/\n"))
 @repeatable
 def test_xml_answer_is_the_text_between_the_tags(before, inside, after):
@@ -116,11 +112,6 @@ def test_format_of_a_number_makes_no_difference(value, texts):
 def test_anything_else_is_not_72(text):
     assert not numbers_match(text, "72")
     assert not numbers_match("72", text)
-
-
-@pytest.mark.parametrize("text", [None, "", "banana"])
-def test_what_is_not_a_number_does_not_match_itself(text):
-    assert not numbers_match(text, text)
 
 
 @given(value=st.integers(-(10**12), 10**12), decimals=st.integers(0, 4), dollar=st.booleans(), commas=st.booleans())

@@ -88,12 +88,6 @@ def test_numbers_used(text, numbers):
     assert numbers_used(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["3.5*2", "x + 1", "7 * 6 = 42", "٣ + ٤", "1" * 13, "1+" * 200])
-def test_numbers_used_refuses_text_that_is_not_an_expression(text):
-    with pytest.raises(ExpressionError):
-        numbers_used(text)
-
-
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 

@@ -20,7 +20,6 @@ from lab_utils.runs import TIMING_COLUMNS, RunDirectory
 pytestmark = [pytest.mark.component, pytest.mark.timeout(300)]
 
 
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return the folders of the runs in one process and in two."""
