@@ -1,16 +1,22 @@
-"""The self-checks of notebooks 00 to 03, and what a learner sees: solutions pass, typical mistakes get their hint."""
+"""The self-checks of the notebooks, and what a learner sees: solutions pass, typical mistakes get their hint."""
 
+import math
 import re
 
 import pytest
+import torch
 
-from lab_utils import rewards
+from lab_utils import REPOSITORY, rewards
+from lab_utils.evaluation import pass_at_k
+from lab_utils.runs import RunDirectory
 from lab_utils.tasks import answers, completion_text, load_task
 from lab_utils.tasks.countdown import is_solution
 from lab_utils.tasks.expressions import ExpressionError, evaluate, numbers_used
-from lab_utils.teaching import checks
+from lab_utils.teaching import checks, grpo_math
 from lab_utils.teaching.checks import CheckFailed
 from lab_utils.teaching.checks.runner import Check
+from lab_utils.teaching.diagnosis import PROBLEMS
+from lab_utils.training.ppo import generalized_advantages
 
 CHECKS = {name: check for name, check in vars(checks).items() if isinstance(check, Check)}
 GSM8K = load_task("gsm8k")
@@ -71,6 +77,108 @@ def short_and_right(judge=GSM8K.is_correct, short=lambda tokens, limit: max(0.0,
     return reward
 
 
+def completion_loss(logps, labels):
+    return torch.nn.functional.cross_entropy(logps[:-1], labels[1:], ignore_index=-100)
+
+
+def without_shift(logps, labels):
+    return torch.nn.functional.cross_entropy(logps, labels, ignore_index=-100)
+
+
+def over_all_tokens(logps, labels):
+    return completion_loss(logps, labels) * (labels[1:] != -100).float().mean()
+
+
+def from_the_first_label_on(logps, labels):
+    first = max(1, int((labels != -100).nonzero()[0]))
+    return -logps[range(first - 1, len(labels) - 1), labels[first:].clamp(min=0)].mean()
+
+
+def whole_batch(rewards, num_generations):
+    return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+
+
+def grouped(finish):
+    def advantages(rewards, num_generations):
+        groups = rewards.view(-1, num_generations)
+        return finish(groups, groups - groups.mean(1, keepdim=True)).view(-1)
+
+    return advantages
+
+
+def loss(sign=-1, pick=torch.min, ratio=lambda new, old: (new - old).exp(), column=lambda a: a[:, None]):
+    def clipped_loss(logps, old_logps, advantages, epsilon):
+        r, a = ratio(logps, old_logps), column(advantages)
+        return sign * pick(r * a, r.clamp(1 - epsilon, 1 + epsilon) * a)
+
+    return clipped_loss
+
+
+def share_without_signal(rewards, size, same=lambda group: max(group) == min(group)):
+    groups = [rewards[start : start + size] for start in range(0, len(rewards), size)]
+    return sum(map(same, groups)) / len(groups)
+
+
+def gae(rewards, values, gamma, lam):
+    advantages, next_value, next_advantage = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        next_advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
+        next_value = value
+        advantages.insert(0, next_advantage)
+    return advantages
+
+
+def gae_of_the_trainer(rewards, values, gamma, lam):
+    rewards, values = (torch.tensor([numbers], dtype=torch.float64) for numbers in (rewards, values))
+    return generalized_advantages(rewards, values, torch.ones_like(values), gamma, lam)[0][0]
+
+
+def first_verdict(text):
+    found = re.search(r"\b(yes|no)\b", text)
+    return found and found[1]
+
+
+def alarms(metrics, function_pays_nothing=lambda column: column == 0):
+    columns = [name for name in metrics if name.startswith("rewards/") and name.endswith("/mean")]
+    return ((metrics["completions/clipped_ratio"] > 0.1) | (metrics["frac_reward_zero_std"] > 0.5)
+            | (metrics["kl"] > 0.15) | function_pays_nothing(metrics[columns]).any(axis=1))
+
+
+def first_alarm(metrics, patience=3, alarms=alarms):
+    count = 0
+    for step, alarm in zip(metrics["step"], alarms(metrics), strict=True):
+        count = count + 1 if alarm else 0
+        if count == patience:
+            return step
+    return None
+
+
+def in_all(metrics, patience=3):
+    steps = metrics["step"][alarms(metrics)]
+    return None if len(steps) < patience else int(steps.iloc[patience - 1])
+
+
+def each_reason_on_its_own(metrics, patience=3):
+    healthy = {"completions/clipped_ratio": 0, "frac_reward_zero_std": 0, "kl": 0, "rewards/sum/mean": 1}
+    found = [first_alarm(metrics.assign(**{name: healthy[name] for name in set(healthy) - {reason}}), patience)
+             for reason in healthy]
+    return min((step for step in found if step), default=None)
+
+
+def logged_values(regex, log):
+    return [float(found[1]) for line in log.splitlines() if (found := re.search(regex, line))]
+
+
+def merge_lora(weight, lora_A, lora_B, alpha):
+    return weight + alpha / lora_A.shape[0] * (lora_B @ lora_A)
+
+
+def conclude(what, difference, low, high, problems, seeds):
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
+    return (f"{what}: {verdict} ({100 * difference:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}; "
+            f"{problems} problems, {seeds} seed(s))")
+
+
 SOLUTIONS = {
     "check_solves": [lambda text, nums, target: is_solution(text, {"nums": nums, "target": target})],
     "check_extract_hash_answer": [answers.extract_hash_answer, pattern(r"#### (-?[\d,]*\.?\d+)")],
@@ -79,6 +187,24 @@ SOLUTIONS = {
     "check_strict_format_reward": [rewards.strict_format_reward],
     "check_share_to_right": [share_to_right],
     "check_short_and_right_reward": [short_and_right()],
+    "check_completion_loss": [completion_loss, lambda logps, labels: float(completion_loss(logps, labels))],
+    "check_group_advantages": [grpo_math.group_advantages],
+    "check_clipped_loss": [loss()],
+    "check_share_without_signal": [
+        share_without_signal,
+        lambda rewards, size: (torch.tensor(rewards).view(-1, size).std(1) == 0).float().mean(),
+    ],
+    "check_gae": [gae, gae_of_the_trainer],
+    "check_pass_at_k": [pass_at_k, lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k)],
+    "check_first_verdict": [first_verdict],
+    "check_first_alarm": [first_alarm],
+    "check_logged_values": [logged_values],
+    "check_merge_lora": [merge_lora],
+    "check_conclude": [
+        conclude,
+        lambda *facts: conclude(*facts).replace("not shown to", "Not shown better:"),
+        lambda *facts: conclude(*facts).replace("-", "−"),
+    ],
 }
 MISTAKES = {
     "check_solves": [
@@ -149,6 +275,95 @@ MISTAKES = {
         (lambda completions, answer, completion_ids, limit: short_and_right()(
             completions[:1], answer[:1], completion_ids[:1], limit), "one number for each completion"),
     ],
+    "check_completion_loss": [
+        (without_shift, "Row t predicts"),
+        (over_all_tokens, "divide by the number of labeled"),
+        (from_the_first_label_on, "choose by label"),
+        (lambda logps, labels: -completion_loss(logps, labels), "Row t predicts"),
+        (lambda logps, labels: logps, "Row t predicts"),
+    ],
+    "check_group_advantages": [
+        (whole_batch, "Two groups"),
+        (grouped(lambda groups, centered: centered), "divide by the standard deviation"),
+        (grouped(lambda groups, centered: centered / (groups.std(1, keepdim=True, correction=0) + 1e-4)), "n - 1"),
+        (grouped(lambda groups, centered: centered / groups.std(1, keepdim=True)), "0 / 0"),
+        (grouped(lambda groups, centered: -centered / (groups.std(1, keepdim=True) + 1e-4)), "Subtract the mean"),
+        (lambda rewards, num_generations: rewards.view(-1, num_generations), r"this one has shape \(1, 4\)"),
+        (lambda rewards, num_generations: rewards.tolist(), "a tensor of shape .*, not list"),
+    ],
+    "check_clipped_loss": [
+        (loss(sign=1), "minus"),
+        (loss(pick=lambda plain, clipped: plain), r"1 \+ epsilon"),
+        (loss(pick=lambda plain, clipped: clipped), "way back"),
+        (loss(pick=torch.max), r"1 \+ epsilon"),
+        (loss(ratio=lambda new, old: (old - new).exp()), "within the clip range"),
+        (loss(ratio=lambda new, old: new - old), r"exp\(0\)"),
+        (loss(column=lambda a: a), r"\(B, 1\)"),
+    ],
+    "check_share_without_signal": [
+        (lambda rewards, size: share_without_signal(rewards, size, lambda group: not any(group)), "All correct is no"),
+        (lambda rewards, size: share_without_signal(rewards, 4), "in the first one|each of these two"),
+        (lambda rewards, size: float(max(rewards) == min(rewards)), "two groups"),
+        (lambda rewards, size: share_without_signal([round(r) for r in rewards], size), "small difference"),
+        (lambda rewards, size: share_without_signal(rewards, size, lambda group: group[0] == group[-1]), "the last"),
+        (lambda rewards, size: None, "two groups"),
+    ],
+    "check_gae": [
+        (lambda r, v, gamma, lam: [a + b for a, b in zip(gae(r, v, gamma, lam), v, strict=True)], "the actual return"),
+        (lambda r, v, gamma, lam: gae(r, v, gamma, 1.0), "only the next prediction"),
+        (lambda r, v, gamma, lam: gae(r, v, gamma, 0.0), "every token gets 1"),
+        (lambda r, v, gamma, lam: gae(r, v, 1.0, gamma * lam), "gamma discounts twice"),
+        (lambda r, v, gamma, lam: gae([0] * (len(r) - 1) + r[-1:], v, gamma, lam), "reward of its own"),
+        (lambda r, v, gamma, lam: gae(r, v, gamma, lam)[:-1], "every token gets 1"),
+    ],
+    "check_pass_at_k": [
+        (lambda n, c, k: 1 - (1 - c / n) ** k, "without replacement"),
+        (lambda n, c, k: float(c > 0), "One draw"),
+        (lambda n, c, k: c / n, "without replacement"),
+        (lambda n, c, k: pass_at_k(n, c, k) if n < 100 else 1.0, "Large n"),
+    ],
+    "check_first_verdict": [
+        (lambda text: (re.search("yes|no", text) or [None])[0], "Match whole words"),
+        (lambda text: "yes" if "yes" in text else first_verdict(text), "first one counts"),
+        (lambda text: first_verdict(text) or "no", "nothing was checked"),
+    ],
+    "check_first_alarm": [
+        (lambda metrics, patience=3: 0, "gives None"),
+        (in_all, "in a row"),
+        (lambda metrics, patience=3: first_alarm(metrics), "two in a row are enough"),
+        (lambda metrics, patience=3: first_alarm(metrics, 1), "in a row"),
+        (each_reason_on_its_own, "take turns"),
+        (lambda metrics, patience=3: first_alarm(metrics.assign(step=metrics.index + 1), patience), "column step"),
+        (lambda metrics, patience=3: first_alarm(
+            metrics, patience, lambda m: alarms(m, lambda columns: columns < 0)), "pays 0"),
+        (lambda metrics, patience=3: first_alarm(
+            metrics, patience, lambda m: alarms(m) | (m["rewards/sum/std"] == 0)), "end with /mean"),
+    ],
+    "check_logged_values": [
+        (lambda regex, log: [float(value) for value in re.findall(regex, log)], "One value per line"),
+        (lambda regex, log: [str(value) for value in logged_values(regex, log)], r"float\(\)"),
+        (lambda regex, log: logged_values(regex, log) or None, "an empty list"),
+        (lambda regex, log: logged_values(regex.replace("grpo", ""), log), "each matching line"),
+        (lambda regex, log: [value for value in logged_values(regex, log) if value], "0 is a value"),
+        (lambda regex, log: logged_values(regex, log)[:1], "in order"),
+        (lambda regex, log: logged_values(f"^{regex}", log), "re.search, not re.match"),
+    ],
+    "check_merge_lora": [
+        (lambda weight, a, b, alpha: alpha / a.shape[0] * (b @ a), "Add the update"),
+        (lambda weight, a, b, alpha: weight + b @ a, "alpha / r"),
+        (lambda weight, a, b, alpha: weight + alpha * (b @ a), "here 2"),
+        (lambda weight, a, b, alpha: weight + alpha / a.shape[0] * (b @ a).T, r"\(out, r\)"),
+        (lambda weight, a, b, alpha: weight.add_(alpha / a.shape[0] * (b @ a)), "Return a new tensor"),
+        (lambda weight, a, b, alpha: None, "Return a tensor"),
+    ],
+    "check_conclude": [
+        (lambda what, d, low, high, n, s: conclude(what, d, d, d, n, s), "one decimal|0 lies"),
+        (lambda what, d, low, high, n, s: conclude(what, d, low or 1e-9, high, n, s), "touches 0"),
+        (lambda *facts: conclude(*facts) + " This proves it.", "cannot prove anything"),
+        (lambda *facts: conclude(*facts).split("(")[0], "both ends of its interval"),
+        (lambda *facts: conclude(*facts).replace("-1.1", "1.1"), "with its minus sign"),
+        (lambda *facts: None, "Return a string"),
+    ],
 }
 
 
@@ -160,7 +375,7 @@ def test_solutions_pass(name, solution, capsys):
 
 @pytest.mark.parametrize(("name", "wrong", "hint"), [(name, *row) for name, rows in MISTAKES.items() for row in rows])
 def test_mistakes_get_their_hint(name, wrong, hint):
-    with pytest.raises(CheckFailed, match=rf"gave [\s\S]*expected [\s\S]*\nHint: .*{hint}"):
+    with pytest.raises(CheckFailed, match=rf"gave [\s\S]*expected [\s\S]*\nHint: .*({hint})"):
         CHECKS[name](wrong)
 
 
@@ -227,3 +442,33 @@ def test_a_notebook_shows_the_message_and_no_traceback(capsys):
         "in your line: return sum(b for b, r in zip(bonuses, right) if r) / total",
         "Hint: Nothing is paid: return 0.0, do not divide by 0.",
     ]
+
+
+# --- The diagnosis of recorded runs ----------------------------------------------------------------------------------
+
+RECORDED = REPOSITORY / "notebooks" / "recorded" / "runs"
+RUNS = {letter: RunDirectory(RECORDED / letter) for letter in "ABCDEFGH"}
+HEALTHY = RunDirectory(RECORDED / "healthy")
+DIAGNOSIS = {"B": "learning rate too high", "C": "problems too easy", "D": "hacked reward",
+             "E": "learning rate too low", "F": "nothing to reward", "G": "dead reward function",
+             "H": "sampler not updated"}
+
+
+def test_the_correct_diagnosis_passes(capsys):
+    checks.check_diagnosis(DIAGNOSIS, RUNS, HEALTHY)
+    assert capsys.readouterr().out.startswith("OK: ")
+
+
+@pytest.mark.parametrize("letter", DIAGNOSIS)
+def test_every_other_diagnosis_is_rejected_with_numbers_and_without_the_answer(letter):
+    for name in set(PROBLEMS) - {DIAGNOSIS[letter]}:
+        with pytest.raises(CheckFailed, match=rf"Run {letter} does not show '{name}'.*\nHint: .* → ") as failure:
+            checks.check_diagnosis(DIAGNOSIS | {letter: name}, RUNS, HEALTHY)
+        assert DIAGNOSIS[letter] not in str(failure.value)
+
+
+@pytest.mark.parametrize(("letter", "name", "hint"), [("B", "collapse", "copy the name"), ("E", None, r"add .*'E'")])
+def test_an_unknown_and_a_missing_diagnosis_are_rejected(letter, name, hint):
+    diagnosis = {key: value for key, value in (DIAGNOSIS | {letter: name}).items() if value}
+    with pytest.raises(CheckFailed, match=hint):
+        checks.check_diagnosis(diagnosis, RUNS, HEALTHY)
