@@ -1,5 +1,6 @@
 """Code shared by the notebooks and scripts of the workshop."""
 
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,14 @@ class WorkshopError(ValueError):
 
 class TrainingStopped(Exception):
     """SIGTERM came, and the run is saved. The message says how to resume."""
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def exit_status(main: Callable[[], int | None]) -> int:

@@ -60,7 +60,6 @@ def questions(given: list[str] | None):
 
 
 def load_local(name: str, config: RunConfig, max_new_tokens: int, temperature: float) -> Model:
-    """Load a model into this process."""
     model, tokenizer = load_model(model_of(name), config.model), load_tokenizer(model_of(name))
 
     def respond(prompt: list[dict[str, str]]) -> str:

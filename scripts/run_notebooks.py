@@ -128,7 +128,6 @@ class OfflineHTML(HTMLExporter):
 
 
 def write_page(copy: Path) -> None:
-    """Write the HTML page of an executed copy beside it."""
     html, _ = OfflineHTML().from_notebook_node(nbformat.read(copy, as_version=4), {"metadata": {"name": copy.stem}})
     copy.with_suffix(".html").write_text(html, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """Settings for every test: no network, no prompts, one thread. A test without a marker is a unit test."""
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -19,3 +20,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker("unit")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a run directory whose trained model is the tiny one."""
+    from lab_utils import TINY_MODEL, config
+    from lab_utils.runs import RunDirectory
+
+    few = {"evaluation.num_samples": 2, "evaluation.max_new_tokens": 32}
+    run = RunDirectory.create(config.load("countdown-grpo", "smoke", few), tmp_path / "runs" / "grpo")
+    shutil.copytree(TINY_MODEL, run.model_dir)
+    return run

@@ -74,12 +74,10 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any] | Iterable[st
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the workshop."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def hardware_names() -> list[str]:
-    """Return the names of the hardware tiers."""
     return sorted(path.stem for path in HARDWARE.glob("*.yaml"))
 
 

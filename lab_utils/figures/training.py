@@ -39,7 +39,6 @@ Frames = dict[str, list[pd.DataFrame]]
 
 
 def metrics_of(runs: Runs) -> Frames:
-    """Return the metrics of the runs behind each label."""
     return {
         label: [run.metrics() for run in ([group] if isinstance(group, RunDirectory) else group)]
         for label, group in runs.items()

@@ -6,7 +6,6 @@ This module uses the standard library only (and torch, if it is installed), so i
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -15,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import REPOSITORY, TINY_MODEL
+from .. import REPOSITORY, TINY_MODEL, installed_version
 
 REQUIREMENTS = REPOSITORY / "setup" / "requirements"
 SET_UP = "run: bash setup/create_env.sh"
@@ -42,14 +41,6 @@ def read_pins(path: str | os.PathLike) -> dict[str, str]:
     """Return the exact versions in a requirements file, {package: version}, without the files included with -r."""
     lines = (line.split("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
     return dict(line.split("==") for line in lines if "==" in line)
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def run_checks() -> list[Check]:

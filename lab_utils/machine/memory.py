@@ -82,7 +82,6 @@ def cached_numbers(model: PreTrainedModel) -> int:
 
 
 def longest(config: RunConfig, stage: str) -> int:
-    """Return the most tokens of a prompt with its completion."""
     settings = getattr(config, stage)
     return settings.max_length if stage == "sft" else settings.max_prompt_length + settings.max_completion_length
 

@@ -4,14 +4,13 @@
     environment.json   versions, machine, git commit       metrics.csv        the same as a table, for people
     checkpoints/       checkpoint-N, to resume from        completions.jsonl  sampled completions, with their rewards
     model/             the trained model                   eval.json          the evaluation, with every example
-    figures/           figures made from this run          tensorboard/       the metrics again, for TensorBoard
+    tensorboard/       the metrics again, for TensorBoard
 
 Nothing else passes from one stage to the next: notebooks, plots and cloud jobs read run directories.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -29,7 +28,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .. import WorkshopError
+from .. import WorkshopError, installed_version
 from ..config import RunConfig, read_config, read_yaml
 
 if os.name == "nt":
@@ -104,19 +103,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """Return what a result may depend on: versions, platform, processor, GPUs, git commit; no user, host or path."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         cpu = models[0].split(":", 1)[1].strip() if models else cpu
     return {
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {package: installed_version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "cpu": cpu or platform.machine(),
         "cpu_count": os.cpu_count(),
@@ -169,8 +162,7 @@ class RunDirectory:
             remove_folder(run.model_dir)  # a model of fewer steps, which must not pass for that of this run
             for leftover in run.path.glob("*.tmp-*"):  # of a killed process
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            for directory in (run.checkpoints_dir, run.figures_dir):
-                directory.mkdir(parents=True, exist_ok=True)
+            run.checkpoints_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(run.config_path, config.to_yaml())
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         return run
@@ -277,10 +269,6 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
-    def figures_dir(self) -> Path:
-        return self.path / "figures"
-
-    @property
     def tensorboard_dir(self) -> Path:
         return self.path / "tensorboard"
 
@@ -344,7 +332,6 @@ class RunDirectory:
 
     # Writing, while training
     def append_metrics(self, step: int, metrics: dict[str, float | None]) -> None:
-        """Add one line to metrics.jsonl."""
         _append_json_lines(self.metrics_path, [{"step": step, **metrics}])
 
     def write_metrics_table(self) -> None:

@@ -32,7 +32,6 @@ def has_think_format(text: str) -> bool:
 
 
 def has_each_once(text: str, tags: tuple[str, ...]) -> bool:
-    """Return whether the text holds each tag exactly once."""
     return all(text.count(tag) == 1 for tag in tags)
 
 

@@ -43,7 +43,6 @@ def change(metrics: pd.DataFrame, column: str) -> float:
 
 
 def reward_means(metrics: pd.DataFrame) -> list[str]:
-    """Return the columns with the mean of each reward function."""
     return [name for name in metrics if name.startswith("rewards/") and name.endswith("/mean")]
 
 

@@ -8,25 +8,13 @@ import evaluate as evaluate_script
 import pytest
 
 from lab_utils import TINY_MODEL, WorkshopError, exit_status
-from lab_utils import config as configuration
 from lab_utils.evaluation import Evaluation
-from lab_utils.runs import RunDirectory
 from lab_utils.sharing.chat import QuestionError, as_prompt, reasoning_of
 from lab_utils.tasks import load_task
 
 
 def status_of(script, *arguments) -> int:
     return exit_status(lambda: script.main([*map(str, arguments)]))
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Return a run directory whose trained model is the tiny one."""
-    few = {"evaluation.num_samples": 2, "evaluation.max_new_tokens": 32}
-    config = configuration.load("countdown-grpo", "smoke", few)
-    run = RunDirectory.create(config, tmp_path / "out" / "grpo")
-    shutil.copytree(TINY_MODEL, run.model_dir)
-    return run
 
 
 # --- evaluate.py -----------------------------------------------------------------------------------------------------

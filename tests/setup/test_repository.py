@@ -13,8 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lab_utils import REPOSITORY
-from lab_utils.machine.environment import installed_version, read_pins
+from lab_utils import REPOSITORY, installed_version
+from lab_utils.machine.environment import read_pins
 
 REQUIREMENTS = REPOSITORY / "setup" / "requirements"
 SHELL_SCRIPTS = [*sorted(REPOSITORY.glob("scripts/*.sh")), *sorted(REPOSITORY.glob("setup/**/*.sh")),

@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import export as script
 import pytest
@@ -12,8 +13,8 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab_utils import TINY_MODEL, exit_status
 from lab_utils import config as configuration
+from lab_utils import exit_status
 from lab_utils.evaluation import Evaluation
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
 from lab_utils.runs import RunDirectory
@@ -25,14 +26,6 @@ TOKEN = "hf_thisIsASecret"
 
 def make_run(folder: Path, **overrides) -> RunDirectory:
     return RunDirectory.create(configuration.load("countdown-grpo", "smoke", overrides), folder / "grpo")
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Return a run directory whose trained model is the tiny one."""
-    run = make_run(tmp_path / "runs")
-    shutil.copytree(TINY_MODEL, run.model_dir)
-    return run
 
 
 @pytest.fixture
@@ -135,48 +128,31 @@ def test_a_card_names_the_base_on_the_hub_and_no_local_path(tmp_path):
 # --- The Hub ---------------------------------------------------------------------------------------------------------
 
 
-class Hub:
-    """Stands in for huggingface_hub.HfApi: keeps what it is asked, or refuses with the token in its message."""
-
-    def __init__(self, refuse: bool = False):
-        self.calls, self.refuse = [], refuse
-
-    def __call__(self, token):
-        self.token = token
-        return self
-
-    def create_repo(self, repo_id, private, exist_ok):
-        if self.refuse:
-            raise OSError(f"401: the token {self.token} may not write")
-        self.calls.append(("create_repo", repo_id, private))
-
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        self.calls.append(("upload_folder", repo_id, Path(folder_path).name))
-
-
 @pytest.fixture
 def hub(monkeypatch):
-    hub = Hub()
-    monkeypatch.setattr(export, "HfApi", hub)
+    """Stand in for huggingface_hub.HfApi."""
+    hub = mock.Mock()
+    monkeypatch.setattr(export, "HfApi", lambda token: hub)
     monkeypatch.setattr(export, "get_token", lambda: TOKEN)
     return hub
 
 
 def test_a_dry_run_lists_the_files_and_sends_nothing(hub, folder):
     told = push_to_hub(folder, "me/my-model", dry_run=True)
-    assert hub.calls == []
+    assert hub.mock_calls == []
     assert "would upload to the private repository https://huggingface.co/me/my-model" in told
     assert "model.safetensors                    2.0 kB" in told and "a token was found" in told and TOKEN not in told
 
 
 def test_a_push_makes_the_repository_and_uploads_the_folder(hub, folder):
     told = push_to_hub(folder, "me/my-model", private=False)
-    assert hub.calls == [("create_repo", "me/my-model", False), ("upload_folder", "me/my-model", "exported")]
+    hub.create_repo.assert_called_once_with("me/my-model", private=False, exist_ok=True)
+    assert hub.upload_folder.call_args.kwargs["folder_path"] == folder
     assert told.startswith("uploaded to the public repository") and TOKEN not in told
 
 
 def test_a_refusal_does_not_show_the_token(hub, folder):
-    hub.refuse = True
+    hub.create_repo.side_effect = OSError(f"401: the token {TOKEN} may not write")
     with pytest.raises(ExportError, match=r"the token \(token\) may not write") as refused:
         push_to_hub(folder, "me/my-model")
     assert refused.value.__suppress_context__ and TOKEN not in str(refused.value)
@@ -187,7 +163,7 @@ def test_a_refusal_does_not_show_the_token(hub, folder):
 def test_a_bad_name_is_refused_before_anything_is_sent(hub, folder, name, message):
     with pytest.raises(ExportError, match=message):
         push_to_hub(folder, name)
-    assert hub.calls == []
+    assert hub.mock_calls == []
 
 
 def test_a_missing_token_or_model_is_reported(hub, folder, monkeypatch):
@@ -208,7 +184,7 @@ def test_the_script_exports_zips_and_lists_what_it_would_push(run, tmp_path, hub
     arguments = [str(run.path), "--output-dir", str(tmp_path / "out"), "--zip", "--push-to", "me/it", "--dry-run"]
     script.main(arguments)
     told = capsys.readouterr().out
-    assert "the model card" in told and "out.zip" in told and "would upload" in told and hub.calls == []
+    assert "the model card" in told and "out.zip" in told and "would upload" in told and hub.mock_calls == []
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "qwen2"
     assert exit_status(lambda: script.main(arguments)) == 2
     assert "not empty" in capsys.readouterr().err

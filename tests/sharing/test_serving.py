@@ -11,22 +11,11 @@ from transformers.utils.import_utils import is_serve_available
 from trl.import_utils import is_vllm_available
 
 from lab_utils import TINY_MODEL, exit_status
-from lab_utils import config as configuration
 from lab_utils.models import load_model, load_tokenizer
-from lab_utils.runs import RunDirectory
 from lab_utils.sampling.local import sample
 from lab_utils.sharing import serving
 from lab_utils.sharing.serving import ServingError
 from lab_utils.tasks import load_task
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Return a run directory whose trained model is the tiny one."""
-    config = configuration.load("countdown-grpo", "smoke", {"evaluation.max_new_tokens": 32})
-    run = RunDirectory.create(config, tmp_path / "out" / "grpo")
-    shutil.copytree(TINY_MODEL, run.model_dir)
-    return run
 
 
 @pytest.mark.component

@@ -19,13 +19,6 @@ def run_of(name: str) -> RunDirectory:
     return RunDirectory(RECORDED / name)
 
 
-def test_there_are_a_healthy_run_and_eight_with_different_problems():
-    assert {folder.name for folder in RECORDED.iterdir() if folder.is_dir()} == set(RECORDINGS)
-    problems = [recording.problem for recording in RECORDINGS.values()]
-    assert problems[0] is None and len(set(problems)) == len(problems) == 9
-    assert set(problems[1:]) < set(PROBLEMS)
-
-
 @every_run
 def test_it_reads_like_any_run_directory(name):
     run = run_of(name)
@@ -61,24 +54,6 @@ def test_its_metrics_show_its_problem_and_no_other(name):
 
 
 # The script that records them
-
-
-def test_what_ships_is_rounded_and_holds_no_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(record_runs, "SHIPPED", tmp_path / "shipped")
-    run = RunDirectory.create(record_runs.config_of(RECORDINGS["G"], tmp_path), tmp_path / "G")
-    run.append_metrics(1, {"seconds": 1.23456789, "accuracy": 1 / 3})
-    row = {"step": 1, "question": "q", "gold": "1", "extracted": None, "correct": True, "reward": 1.10000002}
-    run.append_completions([{**row, "completion": f"{number} ≈"} for number in range(64)])
-    record_runs.ship("G", run, tmp_path)
-
-    shipped = RunDirectory(tmp_path / "shipped" / "G")
-    assert str(tmp_path) not in "".join(file.read_text(encoding="utf-8") for file in shipped.path.iterdir())
-    assert shipped.config().model.name == "sft/model"
-    assert shipped.metrics().to_dict("records") == [{"step": 1, "seconds": 1.2346, "accuracy": 0.33333}]
-    assert list(shipped.completions()["completion"]) == [f"{number} ≈" for number in record_runs.SHIPPED_ROWS]
-    assert set(shipped.completions()["reward"]) == {1.1} and shipped.completions()["extracted"][0] is None
-    own_code = (shipped.path / "own_code.txt").read_text(encoding="utf-8")
-    assert own_code.startswith("def format_reward") and own_code.count("def ") == 1
 
 
 def test_the_stale_sampler_samples_with_the_first_weights_and_training_keeps_its_own(monkeypatch):

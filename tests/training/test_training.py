@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 from lab_utils import TINY_MODEL, WorkshopError
 from lab_utils import config as configuration
 from lab_utils.config import ConfigError
-from lab_utils.models import ModelLoadError, adapter_base, load_model, load_tokenizer
+from lab_utils.models import adapter_base, load_model, load_tokenizer
 from lab_utils.runs import TIMING_COLUMNS, RunDirectory, RunDirectoryError
 from lab_utils.tasks import completion_text
 from lab_utils.training import grpo, sft
@@ -210,8 +210,8 @@ def test_a_full_disk_says_how_to_continue_and_loses_nothing(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("overrides, cause", [
     ({"task.source": "missing.jsonl"}, "no file missing.jsonl"),
-    ({"grpo.max_prompt_length": 32}, "leaves no prompt"),
-    ({"model.name": "no/such-model"}, "could not be loaded"),
+    ({"grpo.max_prompt_length": 32}, "max_prompt_length = 32 leaves no prompt .*: set it to"),
+    ({"model.name": "no/such-model"}, "(?s)no/such-model.*could not be loaded.*(Hub id|Hub cannot be reached)"),
 ])
 def test_a_failed_start_does_not_block_the_next_one(tmp_path, overrides, cause):
     config = configuration.load("countdown-grpo", "smoke", overrides)
@@ -251,16 +251,3 @@ def test_a_broken_reward_stops_the_run_and_is_named(tmp_path, reward, message):
     config = configuration.load("countdown-grpo", "smoke", {"rewards.format_reward": None})
     with pytest.raises(ValueError, match=message):
         grpo.train(config, tmp_path / "run", reward_funcs=[reward])
-
-
-def test_prompts_that_are_all_too_long_say_what_length_would_do(tmp_path):
-    config = configuration.load("gsm8k-grpo", "smoke", {"grpo.max_prompt_length": 32})
-    with pytest.raises(ValueError, match="max_prompt_length = 32 leaves no prompt .*: set it to"):
-        grpo.train(config, tmp_path / "run")
-
-
-def test_a_model_that_does_not_exist_is_named_before_anything_is_written(tmp_path):
-    config = configuration.load("countdown-grpo", "smoke")
-    with pytest.raises(ModelLoadError, match="(?s)nowhere/model.*(Hub id|Hub cannot be reached)"):
-        grpo.train(config, tmp_path / "run", model="nowhere/model")
-    assert not (tmp_path / "run").exists()
