@@ -58,9 +58,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-# --- Runs ------------------------------------------------------------------------------------------------------------
-
-
 def random_reward(completions: list, **columns: Any) -> list[float]:
     """Return 1.0 or 0.0 by the toss of a coin. The trainer seeds `random`, so the same seed tosses the same coins."""
     return [float(random.random() < 0.5) for _ in completions]
@@ -162,9 +159,6 @@ def runs_of_seed(arguments: argparse.Namespace, seed: int) -> dict[str, RunDirec
         extra = with_overrides(config, {"sft.max_steps": max(1, steps)})
         runs["extra SFT"] = trained(folder / f"{stage}-extra-sft", "sft", extra, model=start)
     return runs
-
-
-# --- Results ---------------------------------------------------------------------------------------------------------
 
 
 def rows_of(seed: int, evaluations: dict[str, Evaluation], runs: dict[str, RunDirectory]) -> pd.DataFrame:

@@ -44,9 +44,6 @@ SHIPPED_ROWS = (0, 1, 2, 3, 16, 17, 18, 19)  # of a step's completions: four to 
 EASY_PROBLEMS = 64
 
 
-# --- Code with a problem ----------------------------------------------------------------------------------------------
-
-
 def format_reward(completions, **columns):
     """Return 1.0 for the format that the prompt asks for, else 0.0."""
     pattern = r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>"
@@ -74,9 +71,6 @@ def stale_rollout() -> Callable:
         return completions
 
     return sample_with_old_weights
-
-
-# --- The recordings --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -133,14 +133,11 @@ class Evaluation:
             "maj_at": {str(k): value for k, value in self.maj_at.items()},
         }
 
-    def to_json(self) -> str:
-        content = {"settings": self.settings, "summary": self.summary(), "examples": self.examples}
-        return json.dumps(content, ensure_ascii=False, indent=1)
-
     def save(self, path: str | Path) -> None:
         """Write eval.json: settings, summary and every example."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), self.to_json())
+        content = {"settings": self.settings, "summary": self.summary(), "examples": self.examples}
+        write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

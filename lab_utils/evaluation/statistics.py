@@ -16,9 +16,6 @@ from ..tasks.answers import parse_number
 Interval = tuple[float, float]
 
 
-# --- Estimates for one model -------------------------------------------------------------------------------------
-
-
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Estimate the probability that at least one of k samples is correct, given n samples with c correct ones.
 
@@ -105,9 +102,6 @@ def _checked(values: Sequence[float], name: str) -> np.ndarray:
     if np.isnan(array).any():
         raise ValueError(f"{name}[{int(np.isnan(array).argmax())}] is NaN: give every question a score.")
     return array
-
-
-# --- Comparing two models on the same questions --------------------------------------------------------------------
 
 
 class PairedDifference(NamedTuple):

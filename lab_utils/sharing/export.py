@@ -57,9 +57,6 @@ def zip_folder(folder: str | Path) -> Path:
     return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
 
 
-# --- The model card --------------------------------------------------------------------------------------------------
-
-
 def model_card(run: RunDirectory) -> str:
     """Describe a model from its run directory, in the Hub's format: data, recipe, metrics and limits.
 
@@ -100,9 +97,6 @@ def model_card(run: RunDirectory) -> str:
         sampling=evaluation and evaluation.settings,
     )
     return f"{card}\n"
-
-
-# --- The Hub ---------------------------------------------------------------------------------------------------------
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False) -> str:

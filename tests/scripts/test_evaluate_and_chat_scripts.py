@@ -17,9 +17,6 @@ def status_of(script, *arguments) -> int:
     return exit_status(lambda: script.main([*map(str, arguments)]))
 
 
-# --- evaluate.py -----------------------------------------------------------------------------------------------------
-
-
 def test_models_are_labeled_by_their_stage_or_name(tmp_path):
     for stage in ("sft", "grpo"):
         shutil.copytree(TINY_MODEL, tmp_path / "out" / stage / "model")
@@ -55,9 +52,6 @@ def test_evaluate_compares_models_and_writes_everything(run, tmp_path, capsys):
     assert {path.name for path in results.iterdir()} == written
     # the same model, the same questions and the same seed: the same answers
     assert "+0.0 [+0.0, +0.0]" in capsys.readouterr().out
-
-
-# --- chat.py ---------------------------------------------------------------------------------------------------------
 
 
 def test_countdown_questions_are_numbers_and_a_target():

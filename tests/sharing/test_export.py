@@ -46,9 +46,6 @@ def evaluation(**change) -> Evaluation:
     return Evaluation(examples, {"max_new_tokens": 192, "temperature": 0.0})
 
 
-# --- The folder ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.component
 def test_an_adapter_is_merged_and_the_export_loads_by_itself(tmp_path):
     run = make_run(tmp_path / "runs")
@@ -97,9 +94,6 @@ def test_an_export_overwrites_nothing_and_needs_a_trained_model(run, tmp_path, f
         export_run(run, tmp_path / "out")
 
 
-# --- The card --------------------------------------------------------------------------------------------------------
-
-
 def test_the_card_reports_data_recipe_metrics_and_limits(run):
     evaluation().save(run.evaluation_path)
     _, metadata, text = model_card(run).split("---\n", 2)
@@ -123,9 +117,6 @@ def test_a_card_names_the_base_on_the_hub_and_no_local_path(tmp_path):
     assert "base_model: Qwen/Qwen2.5-0.5B-Instruct" in model_card(run)
     run = make_run(tmp_path / "other", **{"model.name": str(tmp_path / "secret-place" / "my-model")})
     assert "secret-place" not in model_card(run) and "my-model, fine-tuned" in model_card(run)
-
-
-# --- The Hub ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -174,9 +165,6 @@ def test_a_missing_token_or_model_is_reported(hub, folder, monkeypatch):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ExportError, match="no model"):
         push_to_hub(folder, "me/my-model", dry_run=True)
-
-
-# --- scripts/export.py -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.component

@@ -21,8 +21,6 @@ from lab_utils.training.ppo import generalized_advantages
 CHECKS = {name: check for name, check in vars(checks).items() if isinstance(check, Check)}
 GSM8K = load_task("gsm8k")
 
-# --- Typical solutions, right and wrong ------------------------------------------------------------------------------
-
 
 def solves(used=lambda text, nums: True, value=evaluate):
     def solution(text, nums, target):
@@ -351,9 +349,6 @@ def test_mistakes_get_their_hint(name, wrong, hint):
         CHECKS[name](wrong)
 
 
-# --- Errors in the learner's function --------------------------------------------------------------------------------
-
-
 def as_floats(predicted, gold):
     return predicted is not None and float(predicted.strip()) == float(gold)
 
@@ -415,8 +410,6 @@ def test_a_notebook_shows_the_message_and_no_traceback(capsys):
         "Hint: Nothing is paid: return 0.0, do not divide by 0.",
     ]
 
-
-# --- The diagnosis of recorded runs ----------------------------------------------------------------------------------
 
 RECORDED = REPOSITORY / "notebooks" / "recorded" / "runs"
 RUNS = {letter: RunDirectory(RECORDED / letter) for letter in "ABCDEFGH"}

@@ -71,9 +71,6 @@ def test_in_the_first_pass_the_loss_says_nothing_but_its_gradient_does():
     assert_close(logps.grad, -advantages[:, None].expand(2, 3) / 6)
 
 
-# --- Against TRL -----------------------------------------------------------------------------------------------------
-
-
 def tiny_trainer(folder, **settings):
     """Return a GRPOTrainer around a random two-layer model, without a download or training."""
     from datasets import Dataset
