@@ -115,10 +115,10 @@ def test_reasoning_format(text, strict, soft, xmlcount):
     assert score(xmlcount_reward, text) == pytest.approx(xmlcount)
 
 
-@given(st.text())
+@given(st.text(alphabet=st.characters(exclude_characters="<")))
 @repeatable
 def test_strict_format_takes_any_content(content):
-    """Any character may be inside the tags, also a line break: a pattern without DOTALL would fail."""
+    """Any text without a tag may be inside the tags, also a line break: a pattern without DOTALL would fail."""
     text = f"<reasoning>\n{content}\n</reasoning>\n<answer>\n{content}\n</answer>"
     assert score(strict_format_reward, text) == score(soft_format_reward, text) == score(xmlcount_reward, text) == 0.5
 
