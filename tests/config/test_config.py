@@ -83,6 +83,50 @@ def test_a_cpu_tier_trains_sft_first_unless_stages_are_requested():
     assert load("gsm8k-grpo", "cpu", ["stages=[grpo]"]).stages == ["grpo"], "asking for stages gives just those"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("countdown-ppo", {  # the SageMaker example
+            "model.name": "Qwen/Qwen2.5-0.5B-Instruct", "model.lora.r": 16, "model.lora.alpha": 32,
+            "ppo.learning_rate": 1.41e-5, "ppo.per_device_train_batch_size": 4, "ppo.steps_per_generation": 4,
+            "ppo.gradient_accumulation_steps": 2, "rewards": {"format_reward": 0.1, "equation_reward": 1.0},
+        }),
+        ("gsm8k-sft-ppo", {  # the QLoRA example
+            "model.name": "Qwen/Qwen2.5-0.5B", "model.load_in_4bit": True, "model.dtype": "bfloat16",
+            "model.lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            "sft.gradient_checkpointing": True, "task.response_format": "hash",
+            "rewards": {"numeric_match_reward": 1.0},
+        }),
+        ("reasoning-sft-grpo", {  # the R1-style pipeline
+            "model.name": "Qwen/Qwen2.5-0.5B-Instruct", "model.lora.r": 8, "model.lora.alpha": 16,
+            "model.lora.dropout": 0.05, "model.lora.target_modules": ["q_proj", "v_proj"],
+            "sft.max_length": 1024, "sft.num_train_epochs": 1.0, "sft.per_device_train_batch_size": 4,
+            "sft.gradient_accumulation_steps": 4, "sft.learning_rate": 2e-5, "grpo.learning_rate": 1e-6,
+            "grpo.num_iterations": 3, "grpo.num_generations": 2, "grpo.beta": 0.1, "grpo.max_prompt_length": 512,
+            "grpo.max_completion_length": 512, "task.response_format": "think",
+            "rewards": {"cosine_scaled_accuracy_reward": 0.5, "format_reward": 0.1, "reasoning_reward": 0.15,
+                        "conciseness_reward": 0.05, "repetition_penalty_reward": 0.2},
+        }),
+        ("gsm8k-grpo", {  # the Colab notebook; 64 completions an update are its 1 × 4 prompts with 16 completions each
+            "model.name": "Qwen/Qwen2.5-0.5B-Instruct", "model.lora": None, "model.dtype": "bfloat16",
+            "grpo.learning_rate": 5e-6, "grpo.adam_beta1": 0.9, "grpo.adam_beta2": 0.99,
+            "grpo.lr_scheduler_type": "cosine", "grpo.num_generations": 16, "grpo.per_device_train_batch_size": 4,
+            "grpo.gradient_accumulation_steps": 16, "grpo.num_train_epochs": 1.0, "grpo.save_steps": 100,
+            "task.response_format": "reasoning",
+            "rewards": dict.fromkeys(["correctness_reward", "int_reward", "strict_format_reward", "soft_format_reward",
+                                      "xmlcount_reward"], 1.0),
+        }),
+    ],
+)
+def test_recipes_hold_the_numbers_of_the_examples_they_follow(recipe, expected):
+    loaded = load(recipe, "a10g").model_dump()
+    for key, value in expected.items():
+        found = loaded
+        for part in key.split("."):
+            found = found[part]
+        assert found == value, key
+
+
 def test_the_table_of_rewards_is_that_of_the_rewards_package():
     assert set(REWARDS) == set(rewards.__all__) - {"combine_rewards", "CORRECTNESS"}
     for name, (tasks, formats) in REWARDS.items():
