@@ -1,6 +1,7 @@
 """The workshop on SageMaker: train, evaluate, deploy, ask, list what costs money, stop and delete it.
 
     python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware a10g --dry-run
+    python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware a10g --spot --max-wait-hours 12
     python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware cpu --wait --output-dir outputs/cloud
     python scripts/launch_sagemaker.py evaluate --recipe countdown-grpo --hardware a10g --job TRAINING_JOB --wait
     python scripts/launch_sagemaker.py deploy --job TRAINING_JOB --wait
@@ -28,7 +29,7 @@ from lab_utils import config as configuration
 from lab_utils import exit_status
 from lab_utils.sagemaker import cost, endpoint, preflight, resources
 from lab_utils.sagemaker import job as jobs
-from lab_utils.sagemaker.job import EvaluationJob, TrainingJob
+from lab_utils.sagemaker.job import PROJECT, EvaluationJob, JobStatus, TrainingJob
 from lab_utils.sagemaker.session import SageMakerError, aws_errors, caller, connect, known_region, one_person
 
 
@@ -60,6 +61,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     job.add_argument("--bucket", default=os.environ.get("SAGEMAKER_BUCKET", ""), help="for source and outputs")
     job.add_argument("--instance-type", help="default: that of the tier; `cost` lists them")
     job.add_argument("--data", help="a folder, here or in S3, with train.jsonl and test.jsonl")
+    job.add_argument("--job-prefix", default=PROJECT, dest="prefix", help=f"of the job names; default: {PROJECT}")
     job.add_argument("--image", help="your own container in ECR; default: AWS's PyTorch container")
     job.add_argument("--volume-gb", type=int, default=100)
     job.add_argument("--max-run-hours", type=float, default=6.0, help="SageMaker then stops the job; default: 6")
@@ -82,8 +84,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        help="do not evaluate the models after training")
     train.add_argument("--spot", action="store_true", help="spare capacity: up to 90%% cheaper, may be interrupted")
     train.add_argument("--max-wait-hours", type=float, help="with --spot: for waiting and training together")
+    train.add_argument("--keep-alive-minutes", type=int, default=0, help="keep the instance warm for the next job")
     train.add_argument("--resume", metavar="JOB", dest="checkpoints",
                        help="resume from the checkpoints of a stopped job")
+    train.add_argument("--entry-point", default=TrainingJob.entry_point,
+                       help="the command in the source directory, for a script of your own in lab_utils or scripts")
 
     evaluate = command("evaluate", "evaluate a model as a processing job", role, job, start, yes)
     deploy = command("deploy", "serve a model on a vLLM endpoint, which costs money until you delete it", role, start,
@@ -94,6 +99,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         source.add_argument("--model", help="or a model.tar.gz in S3")
     deploy.add_argument("--name", help="name of the endpoint; default: rl-workshop-USER-endpoint-RANDOM")
     deploy.add_argument("--instance-type", default="ml.g5.xlarge")
+    deploy.add_argument("--image", help="your own container; default: AWS's vLLM container")
     deploy.add_argument("--max-model-len", type=int, help="tokens of prompt and answer; default: the model's length")
 
     invoke = command("invoke", "ask an endpoint")
@@ -103,7 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     invoke.add_argument("--max-tokens", type=int, help="of the answer; default: as many as the model can")
     invoke.add_argument("--temperature", type=float, default=0.0)
 
-    status = command("status", "show one job, or all jobs and endpoints that cost money")
+    status = command("status", "show one job, or everything that costs money")
     status.add_argument("name", nargs="?", help="a job")
     status.add_argument("--logs", action="store_true", help="print its log")
     status.add_argument("--output-dir", type=Path, help="fetch its outputs to this directory")
@@ -114,8 +120,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     delete = command("delete", "delete endpoints, or jobs with all their files in S3", others, yes)
     delete.add_argument("name", nargs="*")
     delete.add_argument("--all", action="store_true", help="everything that you have created in the region")
+    delete.add_argument("--job-prefix", default=PROJECT, help="with --all: of the names")
 
-    command("cost", "list the prices of the instances")
+    prices = command("cost", "list the prices of the instances")
+    prices.add_argument("--refresh", action="store_true", help="ask AWS's price list first, and remember it")
     return parser.parse_args(argv)
 
 
@@ -147,8 +155,7 @@ def train_or_evaluate(arguments: argparse.Namespace) -> int:
     later = (f"stop it with launch_sagemaker.py stop {name}, or fetch its outputs later with "
              f"launch_sagemaker.py status {name} --output-dir DIR")
     with keeps_running(name, job.instance, job.region, later):
-        finished = jobs.follow(name, session)
-    print(finished)
+        finished = follow_with_bar(name, session)
     if arguments.output_dir and finished.status != "Failed":
         fetch(name, session, arguments.output_dir)
     return 0 if finished.status == "Completed" else 1  # "Stopped" may mean: by its limit of hours
@@ -171,11 +178,12 @@ def described_job(arguments: argparse.Namespace) -> TrainingJob | EvaluationJob:
 def deploy(arguments: argparse.Namespace) -> int:
     region = known_region(arguments.region)
     deployment = endpoint.Deployment(
-        name=arguments.name or jobs.unique_name(getpass.getuser(), "endpoint"),
+        name=arguments.name or jobs.unique_name(PROJECT, getpass.getuser(), "endpoint"),
         model=arguments.model or model_of_job(arguments),
         role=arguments.role,
         region=region,
         instance_type=arguments.instance_type,
+        image=arguments.image,
         max_model_len=arguments.max_model_len,
     )
     preflight.stop_at(endpoint.deployment_problems(deployment))
@@ -191,10 +199,10 @@ def deploy(arguments: argparse.Namespace) -> int:
         return 0
     print(expected)
     session = connect(region)
-    deployment = dataclasses.replace(deployment, owner=caller(session))
+    deployment = dataclasses.replace(deployment, tags={"owner": caller(session), **deployment.tags})
     preflight.stop_at([*endpoint.name_problems(deployment.name, session),
                        *preflight.missing_inputs({"--model": deployment.model}, session),
-                       *preflight.quota_problems(deployment.instance_type, "endpoint", session)])
+                       *preflight.quota_problems(deployment.instance_type, ["endpoint"], session)])
     confirm(arguments, price and 24 * price.usd)
     endpoint.deploy(deployment, session)
     print(f"Created the endpoint {deployment.name}, which will be in service in 5 to 10 minutes.\n"
@@ -225,7 +233,7 @@ def status(arguments: argparse.Namespace) -> int:
     session = connect(arguments.region)
     if arguments.name is None:
         found, hidden = resources.running(session)
-        nothing = f"No job or endpoint costs money by the hour in {session.boto_region_name}."
+        nothing = f"Nothing on SageMaker costs money by the hour in {session.boto_region_name}."
         print("\n".join(map(str, found)) or nothing)
         for what in hidden:
             print(f"There may be more: your permissions do not list {what}.")
@@ -235,7 +243,7 @@ def status(arguments: argparse.Namespace) -> int:
         return 0
     print(jobs.status(arguments.name, session))
     if arguments.logs:
-        print("\n".join(jobs.log_lines(jobs.status(arguments.name, session), session, {})))
+        print("\n".join(jobs.log_lines(arguments.name, session)))
     if arguments.output_dir:
         fetch(arguments.name, session, arguments.output_dir)
     return 0
@@ -250,12 +258,12 @@ def stop(arguments: argparse.Namespace) -> int:
 def delete(arguments: argparse.Namespace) -> int:
     session = connect(arguments.region)
     if arguments.all == bool(arguments.name):
-        raise SageMakerError("Nothing to delete, or too much: pass either names or --all.")
+        raise SageMakerError("Nothing to delete, or too much: give either names or --all.")
     names, owner = arguments.name, None
     if not arguments.everyone:
         owner = one_person(session) if arguments.all else caller(session)
     if arguments.all:
-        names = resources.created(session, owner)
+        names = resources.created(session, arguments.job_prefix, owner)
         if not names:
             print(f"Nothing to delete: no workshop resources of {owner or 'any user'} in {session.boto_region_name}.")
             return 0
@@ -274,7 +282,11 @@ def delete(arguments: argparse.Namespace) -> int:
 
 
 def prices(arguments: argparse.Namespace) -> int:
-    print(cost.table(known_region(arguments.region)))
+    region = known_region(arguments.region)
+    if arguments.refresh:
+        found = cost.refresh(region, connect(region).boto_session)
+        print(f"Wrote {len(found)} of today's prices to {cost.CACHE}.")
+    print(cost.table(region))
     return 0
 
 
@@ -308,6 +320,30 @@ def keeps_running(name: str, instance: str, region: str, later: str) -> Iterator
         raise SageMakerError(f"Waiting ended ({reason}), but {name} keeps running for {hourly}: {later}.") from None
 
 
+def follow_with_bar(name: str, session) -> JobStatus:
+    """Print the log of a job, with a progress bar from its metrics; return its last status."""
+    from tqdm import tqdm
+
+    from lab_utils.runs import parse_metrics_line  # takes seconds to import
+
+    bar = tqdm(unit="step", dynamic_ncols=True)
+
+    def show(line: str) -> None:
+        found = parse_metrics_line(line)
+        if found is None:
+            tqdm.write(line)
+            return
+        stage, values = found
+        bar.set_description(stage, refresh=False)
+        bar.total, bar.n = int(values["of"]), int(values["step"])
+        bar.set_postfix({key: f"{values[key]:.3g}" for key in ("loss", "reward", "accuracy") if key in values})
+
+    with bar:
+        finished = jobs.follow(name, session, show)
+    print(finished)
+    return finished
+
+
 def fetch(name: str, session, directory: Path) -> None:
     for path in jobs.download(name, session, directory):
         print(f"fetched {path}")
@@ -317,7 +353,7 @@ def model_of_job(arguments: argparse.Namespace) -> str:
     """Return the S3 URI of the model.tar.gz of the training job --job."""
     found = jobs.status(arguments.job, connect(arguments.region))
     if not found.model or found.status != "Completed":
-        raise SageMakerError(f"{found}: only a completed job has a model; resume a stopped one with train --resume.")
+        raise SageMakerError(f"{found}: only a completed job has a model; continue a stopped one with train --resume.")
     return found.model
 
 

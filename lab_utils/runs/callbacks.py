@@ -94,6 +94,18 @@ class PrintMetricsCallback(TrainerCallback):
             print(f"metrics {self.stage} step={state.global_step} of={state.max_steps} {values}", flush=True)
 
 
+def parse_metrics_line(line: str) -> tuple[str, dict[str, float]] | None:
+    """Return stage and values of a line that PrintMetricsCallback printed; None for any other line of a log."""
+    marker, _, rest = line.partition(" ")
+    stage, _, values = rest.partition(" ")
+    if marker != "metrics" or not values.startswith("step="):
+        return None
+    try:
+        return stage, {name: float(value) for name, value in (pair.split("=") for pair in values.split())}
+    except ValueError:  # another process wrote into the same line
+        return None
+
+
 def report_to(config: RunConfig, run: RunDirectory) -> list[str]:
     """Return the Trainer's `report_to`, and prepare each tracker so that it never asks for anything.
 

@@ -125,12 +125,16 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
     """Start a recorded training or processing job.
 
     Args:
-        request: from `training_request` or `evaluation_request`.
-        folder: the folder that was given there.
+        request: the body of CreateTrainingJob or CreateProcessingJob, from `training_request` or `evaluation_request`.
+        folder: the folder that was given there; uploads are in folder/s3/BUCKET/KEY.
         ml: a new folder that stands for /opt/ml.
-        checkpoints: those of an interrupted job, which this one resumes from.
-        python: the interpreter of an environment that stands for the image; the job installs its requirements.txt
-            there. None: this environment, in which nothing is installed.
+        checkpoints: the checkpoints of an earlier job, which this one finds in /opt/ml/checkpoints as after a spot
+            interruption.
+        python: the interpreter of an environment that stands for the image, such as one with torch only; the job
+            installs its requirements.txt there. None: this environment, in which nothing is installed.
+
+    Raises:
+        SageMakerError: a channel is not in `folder`, or `ml` holds files.
     """
     ml = Path(ml).resolve()
     if ml.is_dir() and any(ml.iterdir()):
@@ -192,7 +196,7 @@ def lay(uri: str, folder: Path, target: Path) -> None:
         target.mkdir(parents=True)
         shutil.copy2(source, target)
     else:
-        raise SageMakerError(f"{uri} is not on this machine ({source} does not exist): pass a local folder, "
+        raise SageMakerError(f"{uri} is not on this machine ({source} does not exist): give the job a local folder, "
                              "because the emulation cannot fetch from S3.")
 
 

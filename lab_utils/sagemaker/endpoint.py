@@ -6,19 +6,18 @@ and the endpoint. The endpoint costs money until `delete`, used or not.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cost
 from .job import PROJECT, as_tags
 from .preflight import role_problems, service_model
-from .resources import parts
+from .resources import is_missing
 from .session import SageMakerError, aws_errors, is_transient, record
 
 if TYPE_CHECKING:
@@ -38,8 +37,12 @@ class Deployment:
     role: str
     region: str
     instance_type: str = "ml.g5.xlarge"
+    image: str | None = None  # None: AWS's vLLM container
     max_model_len: int | None = None  # tokens of prompt and completion; None: as many as the model allows
-    owner: str | None = None  # the tag
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def all_tags(self) -> dict[str, str]:
+        return {"project": PROJECT, **self.tags}
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def deployment_problems(deployment: Deployment) -> list[str]:
         problems.append(f"--name {deployment.name!r} is not allowed: give 1 to 63 letters, digits and hyphens.")
     if not re.match(r"s3://[^/]+/.+(\.tar\.gz|/)$", deployment.model):
         problems.append(f"--model {deployment.model} is not a model.tar.gz or folder (ending in /) in S3: give such an "
-                        "S3 URI, or pass --job NAME of a finished training job.")
+                        "S3 URI, or --job NAME of a finished training job.")
     if instance not in service_model().shape_for("ProductionVariantInstanceType").enum:
         problems.append(f"--instance-type {instance!r} does not exist for endpoints: give ml.g5.xlarge, or another one "
                         "with a GPU from launch_sagemaker.py cost.")
@@ -76,10 +79,19 @@ def deployment_problems(deployment: Deployment) -> list[str]:
 
 
 def name_problems(name: str, session: Session) -> list[str]:
-    """Return a problem if a model, configuration or endpoint has this name already, perhaps another user's."""
-    for what, *_ in parts(name, session):
-        return [f"--name {name} is taken by an existing {what}: choose another name, or delete it with "
-                f"launch_sagemaker.py delete {name}"]
+    """Return a problem if a model, configuration or endpoint has this name already, perhaps someone else's."""
+    client = session.sagemaker_client
+    for what, describe, argument in (("endpoint", client.describe_endpoint, "EndpointName"),
+                                     ("endpoint configuration", client.describe_endpoint_config, "EndpointConfigName"),
+                                     ("model", client.describe_model, "ModelName")):
+        try:
+            describe(**{argument: name})
+        except client.exceptions.ClientError as error:
+            if not is_missing(error):
+                raise
+        else:
+            return [f"--name {name} is taken by an existing {what}: choose another name, or delete it with "
+                    f"launch_sagemaker.py delete {name}"]
     return []
 
 
@@ -95,27 +107,37 @@ def deploy(deployment: Deployment, session: Session) -> None:
     from sagemaker.core import image_uris
 
     logging.getLogger("sagemaker").setLevel(logging.WARNING)
-    image = image_uris.retrieve("vllm-server", deployment.region, version=VLLM, image_scope="inference",
-                                instance_type=deployment.instance_type)
+    image = deployment.image or image_uris.retrieve(
+        "vllm-server", deployment.region, version=VLLM, image_scope="inference", instance_type=deployment.instance_type
+    )
     packed = deployment.model.endswith(".tar.gz")
     weights = {"S3Uri": deployment.model, "S3DataType": "S3Object" if packed else "S3Prefix",
                "CompressionType": "Gzip" if packed else "None"}
     variant = {"VariantName": "all", "ModelName": deployment.name, "InstanceType": deployment.instance_type,
-               "InitialInstanceCount": 1, "ContainerStartupHealthCheckTimeoutInSeconds": 900,
-               "InferenceAmiVersion": CUDA_13_AMI}
+               "InitialInstanceCount": 1, "ContainerStartupHealthCheckTimeoutInSeconds": 900}
+    if deployment.image is None:
+        variant["InferenceAmiVersion"] = CUDA_13_AMI
     environment = {"SM_VLLM_SERVED_MODEL_NAME": SERVED_NAME}  # SM_VLLM_X_Y=z becomes vLLM's option --x-y z
     if deployment.max_model_len is not None:
         environment["SM_VLLM_MAX_MODEL_LEN"] = str(deployment.max_model_len)
-    client, name = session.sagemaker_client, deployment.name
-    tags = as_tags({"project": PROJECT} | ({"owner": deployment.owner} if deployment.owner else {}))
-    container = {"Image": image, "ModelDataSource": {"S3DataSource": weights}, "Environment": environment}
-    with contextlib.ExitStack() as undo:  # after an error, such as a quota, delete what was created here and no more
-        client.create_model(ModelName=name, ExecutionRoleArn=deployment.role, PrimaryContainer=container, Tags=tags)
-        undo.callback(client.delete_model, ModelName=name)
+    client, name, tags = session.sagemaker_client, deployment.name, as_tags(deployment.all_tags())
+    client.create_model(
+        ModelName=name,
+        ExecutionRoleArn=deployment.role,
+        PrimaryContainer={"Image": image, "ModelDataSource": {"S3DataSource": weights}, "Environment": environment},
+        Tags=tags,
+    )
+    try:
         client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tags)
-        undo.callback(client.delete_endpoint_config, EndpointConfigName=name)
+    except Exception:
+        client.delete_model(ModelName=name)
+        raise
+    try:
         client.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tags)
-        undo.pop_all()
+    except Exception:  # such as a quota: delete what was created here, and nothing else of that name
+        client.delete_endpoint_config(EndpointConfigName=name)
+        client.delete_model(ModelName=name)
+        raise
 
 
 def wait_until_in_service(name: str, session: Session, poll: float = 15.0) -> None:
@@ -139,9 +161,12 @@ def wait_until_in_service(name: str, session: Session, poll: float = 15.0) -> No
 
 def invoke(name: str, messages: list[dict[str, str]], session: Session, *, max_tokens: int | None = None,
            temperature: float = 0.0) -> Answer:
-    """Send a chat prompt, such as a task's `prompt(row)`, to an endpoint.
+    """Ask an endpoint.
 
-    Without `max_tokens`, an answer may have as many as fit into the model's length. Temperature 0 is greedy.
+    Args:
+        messages: a chat prompt, as a task's `prompt(row)` returns.
+        max_tokens: None allows as many as fit into the model's length.
+        temperature: 0 is greedy.
     """
     client = session.sagemaker_runtime_client
     body = {"model": SERVED_NAME, "messages": messages, "temperature": temperature}

@@ -1,7 +1,7 @@
 """Training and evaluation jobs: the request to SageMaker, following a running job, and its outputs.
 
 A job is recipe ⊕ tier ⊕ overrides like any other run. They travel as job.yaml in the job's source directory, not as
-hyperparameters, where an apostrophe would end the job before it starts.
+hyperparameters: an apostrophe in one would end the job before it starts.
 
     TrainingJob(...)    training_request    the request; nothing is sent     launch    the job's name
     EvaluationJob(...)  evaluation_request  the same                         follow, download    run directories
@@ -29,7 +29,7 @@ from .. import REPOSITORY
 from .. import config as configuration
 from ..config import RunConfig
 from .cost import default_instance
-from .session import SageMakerError, aws_errors, caller, is_missing, is_transient, record
+from .session import SageMakerError, aws_errors, caller, is_transient, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
@@ -55,6 +55,7 @@ class Job:
     limit: int | None = None  # at most this many problems, demonstrations and test questions
     model: str | None = None  # channel "model", the start model: an S3 URI, or a local folder to upload
     data: str | None = None  # channel "data", a folder with train.jsonl and test.jsonl: likewise
+    prefix: str = PROJECT  # of job names
     image: str | None = None  # None: AWS's PyTorch container
     volume_gb: int = 100
     max_run_hours: float = 6.0  # SageMaker then stops the job, which bounds its cost
@@ -92,7 +93,9 @@ class TrainingJob(Job):
     evaluate: bool = True  # the model of every stage, after training
     spot: bool = False  # spare capacity: far cheaper, but AWS may interrupt it; training resumes from its checkpoint
     max_wait_hours: float | None = None  # with spot: the longest time for waiting and training together
+    keep_alive_minutes: int = 0  # keep the instance for the next job, which then starts at once; costs the same
     checkpoints: str | None = None  # S3 URI of another job's checkpoints, to resume from
+    entry_point: str = f"{CONTAINER} train"  # runs in the source directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,8 @@ def training_request(job: TrainingJob, directory: Path | None = None) -> dict[st
     """Return the body of the CreateTrainingJob request, without access to AWS.
 
     Everything that the SDK would upload is afterwards in `directory`, at s3/BUCKET/KEY. The channels are code (the
-    source directory), sm_drivers (the SDK's start scripts), and the job's model and data.
+    source directory), sm_drivers (the SDK's start scripts), and the job's model and data. The entry point,
+    AlgorithmSpecification.ContainerEntrypoint and ContainerArguments, starts sm_drivers/sm_train.sh.
     """
     return _recorded(job, directory, "CreateTrainingJob")
 
@@ -196,15 +200,15 @@ def launch(job: Job, session: Session) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         source = package_source(job, Path(temporary) / "code")
         start = _train if isinstance(job, TrainingJob) else _evaluate
-        return start(job, session, source, unique_name(owner, job.recipe_name))
+        return start(job, session, source, unique_name(job.prefix, owner, job.recipe_name))
 
 
-def unique_name(owner: str, recipe: str) -> str:
-    """Return rl-workshop-OWNER-RECIPE-RANDOM, short enough that a job's name, with the time, has at most 63 characters.
+def unique_name(prefix: str, owner: str, recipe: str) -> str:
+    """Return PREFIX-OWNER-RECIPE-RANDOM, short enough that a job's name, with the time, has at most 63 characters.
 
     Two learners, or two launches within a second, get different names and so different folders.
     """
-    words = [re.sub(r"[^a-zA-Z0-9]+", "-", text).strip("-") for text in (PROJECT, owner.rsplit("/", 1)[-1][:9], recipe)]
+    words = [re.sub(r"[^a-zA-Z0-9]+", "-", text).strip("-") for text in (prefix, owner.rsplit("/", 1)[-1][:9], recipe)]
     return f"{'-'.join(filter(None, words))[:40].rstrip('-')}-{secrets.token_hex(3)}"
 
 
@@ -219,7 +223,7 @@ def image_of(job: Job) -> str:
                                    image_scope="training")
     except ValueError as error:
         raise SageMakerError(f"AWS has no PyTorch {PYTORCH} container for {job.instance} in {job.region}: choose "
-                             f"another --region, or pass your own container as --image. ({error})") from None
+                             f"another --region, or give your own container as --image. ({error})") from None
 
 
 def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
@@ -230,6 +234,7 @@ def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
     stopping = {"max_runtime_in_seconds": round(job.max_run_hours * 3600)}
     if job.max_wait_hours is not None:
         stopping["max_wait_time_in_seconds"] = round(job.max_wait_hours * 3600)
+    keep_alive = {"keep_alive_period_in_seconds": job.keep_alive_minutes * 60} if job.keep_alive_minutes else {}
     os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")  # that check simulates policies, which few users may do
     trainer = ModelTrainer(
         sagemaker_session=session,
@@ -238,14 +243,15 @@ def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
         training_image=image_of(job),
         # exec: python replaces the shell, and so gets SIGTERM two minutes before a spot instance is taken away
         source_code=configs.SourceCode(source_dir=str(source), requirements="requirements.txt",
-                                       command=f"exec {CONTAINER} train"),
+                                       command=f"exec {job.entry_point}"),
         compute=configs.Compute(instance_type=job.instance, instance_count=1, volume_size_in_gb=job.volume_gb,
-                                enable_managed_spot_training=job.spot),
+                                enable_managed_spot_training=job.spot, **keep_alive),
         stopping_condition=configs.StoppingCondition(**stopping),
         checkpoint_config=configs.CheckpointConfig(s3_uri=job.checkpoints),
         output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{job.bucket}/{job.tags['owner']}/{name}"),
         input_data_config=[configs.InputData(channel_name=name, data_source=source)
                            for name, source in channels.items() if source],
+        hyperparameters=hyperparameters(job),
         environment=ENVIRONMENT | job.environment,
         tags=[configs.Tag(key=key, value=value) for key, value in job.all_tags().items()],
     )
@@ -253,6 +259,15 @@ def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
                                      for name, regex in metric_definitions(job.config()).items()])
     trainer.train(wait=False, logs=False)
     return trainer._latest_training_job.training_job_name
+
+
+def hyperparameters(job: Job) -> dict[str, str]:
+    """Return the settings that the console shows of a job. The container reads job.yaml instead."""
+    given = {"stages": ",".join(getattr(job, "stages", None) or ()), "limit": job.limit}
+    given = {name: str(value) for name, value in given.items() if value}
+    # SageMaker's start script makes each name a shell variable, and a dot in one ends the job
+    overrides = {key.replace(".", "-"): value for key, _, value in (text.partition("=") for text in job.overrides)}
+    return {"recipe": job.recipe_name, "hardware": job.hardware, **given, **overrides}
 
 
 def _evaluate(job: EvaluationJob, session: Session, source: Path, name: str) -> str:
@@ -320,8 +335,10 @@ def status(name: str, session: Session) -> JobStatus:
                                      ("processing", client.describe_processing_job, "ProcessingJobName")):
         try:
             answer = describe(**{argument: name})
-        except client.exceptions.ClientError as error:
-            if not is_missing(error):
+        except client.exceptions.ResourceNotFound:
+            continue
+        except client.exceptions.ClientError as error:  # "Requested resource not found", or "Could not find"
+            if not re.search("not f(ou|i)nd", str(error), re.IGNORECASE):
                 raise
             continue
         if kind == "training":
@@ -341,7 +358,7 @@ def status(name: str, session: Session) -> JobStatus:
         return JobStatus(name, kind, state, "" if detail == state else detail, seconds, model, outputs, checkpoints,
                          answer[f"{kind.capitalize()}JobArn"])
     raise SageMakerError(f"There is no training or processing job {name!r} in {session.boto_region_name}: check the "
-                         "name, or pass its --region. `launch_sagemaker.py status` lists the running jobs.")
+                         "name, or give its --region. `launch_sagemaker.py status` lists the running jobs.")
 
 
 def follow(name: str, session: Session, on_line: Callable[[str], None] = print, poll: float = 10.0) -> JobStatus:
@@ -354,7 +371,7 @@ def follow(name: str, session: Session, on_line: Callable[[str], None] = print, 
     while True:
         try:
             now = status(name, session)
-            for line in log_lines(now, session, tokens):
+            for line in _new_log_lines(now, session, tokens):
                 on_line(line)
             reached = time.monotonic()
             if now.status in FINAL:
@@ -365,7 +382,12 @@ def follow(name: str, session: Session, on_line: Callable[[str], None] = print, 
         time.sleep(poll)
 
 
-def log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> Iterator[str]:
+def log_lines(name: str, session: Session) -> list[str]:
+    """Return the log of a job so far."""
+    return list(_new_log_lines(status(name, session), session, {}))
+
+
+def _new_log_lines(job: JobStatus, session: Session, tokens: dict[str, str]) -> Iterator[str]:
     """Yield the log lines of a job since the last call; `tokens` keeps the position in each stream."""
     logs = session.boto_session.client("logs")
     group = f"/aws/sagemaker/{job.kind.capitalize()}Jobs"

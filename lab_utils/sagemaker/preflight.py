@@ -22,11 +22,16 @@ from .. import config as configuration
 from ..config import ConfigError
 from . import cost
 from .container import SECRET
-from .job import EvaluationJob, Job, TrainingJob, bucket_and_key
+from .job import EvaluationJob, Job, TrainingJob, bucket_and_key, hyperparameters
 from .session import SageMakerError
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
+
+LONGEST_RUN_HOURS = 28 * 24  # of a training job
+LONGEST_PROCESSING_HOURS = 5 * 24
+LONGEST_KEEP_ALIVE_MINUTES = 60
+OWN_RECIPE = "write the settings into your own recipe file, --recipe my-recipe.yaml"
 
 
 def stop_at(problems: list[str]) -> None:
@@ -67,6 +72,7 @@ def job_problems(job: Job) -> list[str]:
 
 
 def _place_problems(job: Job) -> Iterator[str]:
+    """Yield problems of role, bucket and region."""
     if job.region not in regions():
         yield f"--region {job.region!r} is not a SageMaker region: {_suggestion(job.region, regions(), 'us-east-1')}"
     yield from role_problems(job.role)
@@ -84,10 +90,11 @@ def role_problems(role: str) -> Iterator[str]:
 
 
 def _config_problems(job: Job) -> Iterator[str]:
+    """Yield problems of recipe, tier and overrides, by the rules for every run."""
     if job.limit is not None and job.limit < 1:
         yield f"--limit {job.limit} leaves no problems to train on or test with: give at least 1."
     if job.hardware == "auto":
-        yield ("--hardware auto looks at this machine, but the job runs on another: give one of "
+        yield ("--hardware auto looks at this machine, and the job runs on another: give one of "
                f"{', '.join(configuration.hardware_names())}.")
         return
     try:
@@ -106,8 +113,8 @@ def _instance_problems(job: Job, instance: str) -> Iterator[str]:
                f"{_suggestion(instance, types, 'one that launch_sagemaker.py cost lists')}")
         return
     if kind == "Processing" and tier.gpus > 1:
-        yield (f"--hardware {tier.name} uses {tier.gpus} GPUs, but an evaluation runs in one process: "
-               f"pass --hardware {tier.based_on}, the same settings on one GPU.")
+        yield (f"--hardware {tier.name} uses {tier.gpus} GPUs, and an evaluation runs in one process: "
+               f"give --hardware {tier.based_on}, the same settings on one GPU.")
         return
     if job.volume_gb > known.get(instance, {}).get("storage_gb", job.volume_gb):
         storage = known[instance]["storage_gb"]
@@ -122,7 +129,7 @@ def _instance_problems(job: Job, instance: str) -> Iterator[str]:
                if name in types and other["gpus"] == tier.gpus and other["memory_gb"] >= tier.memory_gb]
     fix = f"choose one of {', '.join(fitting) or 'no known instance types'}, or another --hardware"
     if gpus < tier.gpus:
-        yield f"--hardware {tier.name} needs {tier.gpus} GPU(s), but {instance} has {gpus or 'none'}: {fix}."
+        yield f"--hardware {tier.name} needs {tier.gpus} GPU(s), and {instance} has {gpus or 'none'}: {fix}."
     elif gpus > tier.gpus and tier.gpus == 0:
         yield (f"--hardware {tier.name} trains on the processor, and you would pay for the idle GPU of {instance}: "
                f"{fix}.")
@@ -130,12 +137,13 @@ def _instance_problems(job: Job, instance: str) -> Iterator[str]:
         yield (f"--hardware {tier.name} trains on {tier.gpus} GPU(s), and you would pay for all {gpus} of {instance}: "
                f"{fix}, or accept it with --env CUDA_VISIBLE_DEVICES=0.")
     elif memory_gb < tier.memory_gb:
-        yield f"--hardware {tier.name} needs {tier.memory_gb:g} GB per GPU, but {instance} has {memory_gb} GB: {fix}."
+        yield f"--hardware {tier.name} needs {tier.memory_gb:g} GB a GPU, and {instance} has {memory_gb} GB: {fix}."
 
 
 def _time_problems(job: Job) -> Iterator[str]:
+    """Yield problems of durations, spot and the warm pool."""
     training = isinstance(job, TrainingJob)
-    longest = 28 * 24 if training else 5 * 24
+    longest = LONGEST_RUN_HOURS if training else LONGEST_PROCESSING_HOURS
     if not 0 < job.max_run_hours <= longest:
         yield f"--max-run-hours {job.max_run_hours:g} is not allowed: give more than 0 and at most {longest} hours."
     if not training:
@@ -145,6 +153,11 @@ def _time_problems(job: Job) -> Iterator[str]:
                f"{job.max_run_hours:g} (given: {job.max_wait_hours or 'none'}): give {2 * job.max_run_hours:g}.")
     if not job.spot and job.max_wait_hours is not None:
         yield "--max-wait-hours is only for spot jobs: add --spot, or leave it out."
+    if job.keep_alive_minutes and job.spot:
+        yield "--keep-alive-minutes does not work with --spot: leave out one of them."
+    if not 0 <= job.keep_alive_minutes <= LONGEST_KEEP_ALIVE_MINUTES:
+        yield (f"--keep-alive-minutes {job.keep_alive_minutes} is not allowed: give 0 to {LONGEST_KEEP_ALIVE_MINUTES}; "
+               "a warm instance costs the same as a running one.")
 
 
 def _duration_problems(job: Job) -> Iterator[str]:
@@ -154,12 +167,13 @@ def _duration_problems(job: Job) -> Iterator[str]:
     if expected.hours and expected.hours[0 if expected.estimated else 1] > job.max_run_hours > 0:
         least, most = expected.hours
         yield (f"--max-run-hours {job.max_run_hours:g} is too short for a job of about {least:g} to {most:g} hours: "
-               f"pass --max-run-hours {most:g} or more, or a --limit.")
+               f"give --max-run-hours {most:g} or more, or a --limit.")
 
 
 def _input_problems(job: Job) -> Iterator[str]:
+    """Yield problems of start model, data, checkpoints, container and volume."""
     if isinstance(job, EvaluationJob) and not job.model:
-        yield "No model to evaluate: pass --job NAME of a training job, or --model s3://... or a folder."
+        yield "No model to evaluate: give --job NAME of a training job, or --model s3://... or a folder."
     for option, uri in (("--model", job.model), ("--data", job.data)):
         if not uri or re.match(r"s3://[^/]+/.+", uri):
             continue
@@ -171,24 +185,30 @@ def _input_problems(job: Job) -> Iterator[str]:
             yield (f"--model {uri} holds neither config.json nor adapter_config.json: give the folder `model` of a "
                    "run directory, such as outputs/countdown-grpo/sft/model.")
         elif option == "--data" and not all((Path(uri) / name).is_file() for name in ("train.jsonl", "test.jsonl")):
-            yield (f"--data {uri} does not hold train.jsonl and test.jsonl: write both files, one JSON object per "
-                   "line; notebook 01 shows the columns of each task.")
+            yield (f"--data {uri} does not hold train.jsonl and test.jsonl: write both files, one JSON object a line; "
+                   "notebook 01 shows the columns of each task.")
     if isinstance(job, TrainingJob) and job.checkpoints and not job.checkpoints.startswith("s3://"):
-        yield f"The checkpoints {job.checkpoints} are not in S3: pass --resume JOB, or an S3 URI."
+        yield f"The checkpoints {job.checkpoints} are not in S3: give --resume JOB, or an S3 URI."
     if job.image and not (found := re.match(r"\d{12}\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?/", job.image)):
         yield (f"--image {job.image!r} is not in Amazon ECR, the only registry for jobs: push it to ECR "
                "(setup/sagemaker/README.md), or leave out --image.")
     elif job.image and found[1] != job.region:
-        yield (f"--image is in {found[1]}, but the job would run in {job.region}: push the image to {job.region} "
-               f"(setup/sagemaker/README.md), or pass --region {found[1]}.")
+        yield (f"--image is in {found[1]}, and the job would run in {job.region}: push the image to {job.region} "
+               f"(setup/sagemaker/README.md), or give --region {found[1]}.")
     if not 30 <= job.volume_gb <= 1000:
         yield f"--volume-gb {job.volume_gb} is not allowed: give 30 to 1000; 100 is enough for the recipes."
 
 
 def _text_problems(job: Job) -> Iterator[str]:
+    """Yield problems of names, hyperparameters, environment and tags; the service's limits are checked later."""
+    if not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,18}[a-zA-Z0-9])?", job.prefix):
+        yield f"--job-prefix {job.prefix!r} is not allowed: give 1 to 20 letters, digits and hyphens."
+    for key, value in hyperparameters(job).items():
+        if "'" in key + value:
+            yield f"The setting {key}={value[:60]} has an apostrophe, which would end the job at once: {OWN_RECIPE}."
     for key in job.environment:
         if SECRET.search(key):
-            yield (f"--env {key} looks like a secret, but everyone with access to the job can read it: leave it out. "
+            yield (f"--env {key} looks like a secret, and everyone with access to the job can read it: leave it out. "
                    "Models and data are public, and W&B records offline (`wandb sync`).")
     for key in job.tags:
         if key.lower().startswith("aws:"):
@@ -243,15 +263,16 @@ def limit_problems(name: str, value: Any, shape: Any) -> Iterator[str]:
 
 def account_problems(job: Job, session: Session) -> list[str]:
     """Return what the account lacks: bucket, role, inputs, quota. Without permission to look, a check is skipped."""
-    usage = "processing job"
+    usages = ["processing job"]
     if isinstance(job, TrainingJob):
-        usage = "spot training job" if job.spot else "training job"
+        usages = ["spot training job" if job.spot else "training job"]
+        usages += ["training warm pool"] if job.keep_alive_minutes else []
     return [
         *_bucket_problems(job.bucket, session),
         *_role_problems(job.role, session),
         *missing_inputs({"--model": job.model, "--data": job.data, "--resume": getattr(job, "checkpoints", None)},
                         session),
-        *quota_problems(job.instance, usage, session),
+        *quota_problems(job.instance, usages, session),
     ]
 
 
@@ -267,8 +288,8 @@ def _bucket_problems(bucket: str, session: Session) -> Iterator[str]:
                    f"aws s3 mb s3://{bucket} --region {session.boto_region_name}")
         return
     if found != session.boto_region_name:
-        yield (f"The bucket {bucket} is in {found}, but the job would run in {session.boto_region_name}: "
-               f"pass --region {found}, or a bucket in {session.boto_region_name}.")
+        yield (f"The bucket {bucket} is in {found}, and the job would run in {session.boto_region_name}: "
+               f"give --region {found}, or a bucket in {session.boto_region_name}.")
 
 
 def _role_problems(role: str, session: Session) -> Iterator[str]:
@@ -277,7 +298,7 @@ def _role_problems(role: str, session: Session) -> Iterator[str]:
     account = session.account_id()
     owner = role.split(":")[4]
     if owner != account:
-        yield (f"The role belongs to the account {owner}, but your credentials to {account}: pass a --role of this "
+        yield (f"The role belongs to the account {owner}, and your credentials to {account}: give a --role of this "
                "account, or choose other credentials with AWS_PROFILE.")
         return
     try:
@@ -309,8 +330,8 @@ def missing_inputs(inputs: dict[str, str | None], session: Session) -> Iterator[
                    "A job writes its model only at its end.")
 
 
-def quota_problems(instance: str, usage: str, session: Session) -> Iterator[str]:
-    """Yield a quota of 0, the default for many instance types; `usage` is "training job", "endpoint" and so on."""
+def quota_problems(instance: str, usages: list[str], session: Session) -> Iterator[str]:
+    """Yield quotas of 0, the default for many instance types; a usage is "training job", "endpoint" and so on."""
     from botocore.exceptions import ClientError
 
     client = session.boto_session.client("service-quotas")
@@ -321,7 +342,7 @@ def quota_problems(instance: str, usage: str, session: Session) -> Iterator[str]
                 quotas |= {quota["QuotaName"]: quota["Value"] for quota in page["Quotas"]}
         except ClientError:  # no permission to look
             return
-    name = f"{instance} for {usage} usage"
-    if quotas.get(name) == 0:
-        yield (f"The quota '{name}' of this account is 0 in {session.boto_region_name}: request 1 in the console "
-               "under Service Quotas, Amazon SageMaker (hours to days), or choose another instance type.")
+    for name in (f"{instance} for {usage} usage" for usage in usages):
+        if quotas.get(name) == 0:
+            yield (f"The quota '{name}' of this account is 0 in {session.boto_region_name}: request 1 in the console "
+                   "under Service Quotas, Amazon SageMaker (hours to days), or choose another instance type.")

@@ -1,27 +1,27 @@
-"""List the jobs and endpoints that cost money; stop and delete those of the workshop."""
+"""List what costs money in the account; stop and delete what the workshop has created."""
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import cost
 from .job import FINAL, PROJECT, JobStatus, bucket_and_key, status
-from .session import SageMakerError, is_missing
+from .session import SageMakerError
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
+
 PAGES = {"PageSize": 100}  # the default is 10
-BUSY = ("Creating", "Updating", "RollingBack")  # states in which SageMaker deletes no endpoint
 
 
 @dataclass(frozen=True)
 class Running:
-    """A job or an endpoint that costs money by the hour."""
+    """A resource that costs money by the hour."""
 
     kind: str
     name: str
@@ -29,7 +29,7 @@ class Running:
     instances: str  # "1 × ml.g5.xlarge"
     hours: float  # since it was created
     usd_per_hour: float | None
-    end_it: str
+    end_it: str  # the command or action that ends it
 
     def __str__(self) -> str:
         usd = "price unknown" if self.usd_per_hour is None else f"{self.usd_per_hour:.2f} USD an hour"
@@ -38,12 +38,12 @@ class Running:
 
 
 def running(session: Session) -> tuple[list[Running], list[str]]:
-    """Return all jobs and endpoints in this region that cost money by the hour, the workshop's or not.
+    """Return everything on SageMaker in this region that costs money by the hour, the workshop's or not.
 
-    The second list names what the caller's permissions hide. Studio spaces and notebook instances are not listed.
+    The second list names what the caller's permissions hide.
     """
     client, region = session.sagemaker_client, session.boto_region_name
-    found, hidden = [], []
+    hidden = []
 
     def pages(operation: str, key: str) -> Iterator[dict]:
         try:
@@ -54,24 +54,30 @@ def running(session: Session) -> tuple[list[Running], list[str]]:
                 raise
             hidden.append(key)
 
-    def add(kind: str, name: str, state: str, created: datetime.datetime, used: dict[str, int], end_it: str) -> None:
+    def row(kind: str, name: str, state: str, created: datetime.datetime, used: dict[str, int], end_it: str) -> Running:
         prices = {instance: cost.price(instance, region) for instance in used}
         usd = sum(prices[i].usd * n for i, n in used.items()) if used and all(prices.values()) else None
         hours = (datetime.datetime.now(datetime.UTC) - created).total_seconds() / 3600
-        instances = ", ".join(f"{n} × {i}" for i, n in used.items())
-        found.append(Running(kind, name, state, instances, hours, usd, f"launch_sagemaker.py {end_it} {name}"))
+        return Running(kind, name, state, ", ".join(f"{n} × {i}" for i, n in used.items()), hours, usd, end_it)
 
+    found = []
     for job in pages("list_training_jobs", "TrainingJobSummaries"):
-        name, state = job["TrainingJobName"], job["TrainingJobStatus"]
-        if state not in FINAL:
-            used = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
-            add("training job", name, state, job["CreationTime"], {used["InstanceType"]: used["InstanceCount"]}, "stop")
+        name, state, warm = job["TrainingJobName"], job["TrainingJobStatus"], job.get("WarmPoolStatus", {})
+        if state in FINAL and warm.get("Status") not in ("Available", "InUse"):
+            continue
+        used = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
+        if state in FINAL:
+            state, end_it = "warm pool", "ends automatically after --keep-alive-minutes"
+        else:
+            end_it = f"launch_sagemaker.py stop {name}"
+        found.append(row("training job", name, state, job["CreationTime"],
+                         {used["InstanceType"]: used["InstanceCount"]}, end_it))
     for job in pages("list_processing_jobs", "ProcessingJobSummaries"):
         name, state = job["ProcessingJobName"], job["ProcessingJobStatus"]
         if state not in FINAL:
             used = client.describe_processing_job(ProcessingJobName=name)["ProcessingResources"]["ClusterConfig"]
-            add("processing job", name, state, job["CreationTime"], {used["InstanceType"]: used["InstanceCount"]},
-                "stop")
+            found.append(row("processing job", name, state, job["CreationTime"],
+                             {used["InstanceType"]: used["InstanceCount"]}, f"launch_sagemaker.py stop {name}"))
     for endpoint in pages("list_endpoints", "Endpoints"):
         name = endpoint["EndpointName"]
         config = client.describe_endpoint(EndpointName=name)["EndpointConfigName"]
@@ -82,7 +88,19 @@ def running(session: Session) -> tuple[list[Running], list[str]]:
                 raise
             variants = []  # deleted before its endpoint, which keeps running
         used = {v["InstanceType"]: v["InitialInstanceCount"] for v in variants if "InstanceType" in v}  # not serverless
-        add("endpoint", name, endpoint["EndpointStatus"], endpoint["CreationTime"], used, "delete")
+        found.append(row("endpoint", name, endpoint["EndpointStatus"], endpoint["CreationTime"], used,
+                         f"launch_sagemaker.py delete {name}"))
+    for notebook in pages("list_notebook_instances", "NotebookInstances"):
+        name, state = notebook["NotebookInstanceName"], notebook["NotebookInstanceStatus"]
+        if state == "InService":
+            found.append(row("notebook instance", name, state, notebook["CreationTime"], {notebook["InstanceType"]: 1},
+                             f"aws sagemaker stop-notebook-instance --notebook-instance-name {name}"))
+    for app in pages("list_apps", "Apps"):
+        used = {app["ResourceSpec"]["InstanceType"]: 1} if "InstanceType" in app.get("ResourceSpec", {}) else {}
+        if app["Status"] == "InService" and used != {"system": 1}:
+            owner = app.get("SpaceName") or app.get("UserProfileName", "")
+            found.append(row("Studio app", f"{owner}/{app['AppName']}", "InService", app["CreationTime"], used,
+                             "stop the space in Studio, under Running instances"))
     return found, hidden
 
 
@@ -91,7 +109,7 @@ def check_owner(name: str, arn: str, session: Session, owner: str | None) -> Non
     tags = _tags(arn, session)
     if tags.get("project") != PROJECT:
         raise SageMakerError(f"{name} is not part of the workshop (it lacks the tag project={PROJECT}): "
-                             "delete it in the console if it is yours.")
+                             "end it in the console if it is yours.")
     if owner is not None and tags.get("owner") != owner:
         raise SageMakerError(f"{name} belongs to {tags.get('owner')!r}, but you are {owner!r}: leave it alone, or add "
                              "--everyone.")
@@ -115,13 +133,18 @@ def stop(name: str, session: Session, owner: str | None = None) -> JobStatus:
 
 
 def delete(name: str, session: Session, owner: str | None = None, poll: float = 15.0) -> list[str]:
-    """Delete an endpoint with its configuration and model, or a job with its files in S3 and its log; return them.
+    """Delete an endpoint with its configuration and model, or a job with its files in S3 and its log.
 
-    SageMaker cannot delete an endpoint that is being created or updated, so this waits until that has ended. With an
-    `owner`, refuse the resources of other users.
+    SageMaker cannot delete an endpoint that is being created or updated; this waits for the end of that.
+
+    Args:
+        owner: refuse resources of anyone else; None deletes those of all users.
+
+    Returns:
+        A description of each deleted resource.
 
     Raises:
-        SageMakerError: the name does not exist, belongs to another user, or is a job that still runs or that another
+        SageMakerError: the name does not exist, it is not the owner's, or it is a job that still runs or that another
             job needs.
     """
     done = _delete_endpoint(name, session, owner, poll)
@@ -132,8 +155,12 @@ def delete(name: str, session: Session, owner: str | None = None, poll: float = 
     return done
 
 
-def created(session: Session, owner: str | None = None) -> list[str]:
-    """Return the names of the workshop's endpoints and jobs, of one owner or of all users."""
+def created(session: Session, prefix: str = PROJECT, owner: str | None = None) -> list[str]:
+    """Return the names PREFIX-... of the endpoints and jobs with the tag project=rl-workshop.
+
+    Args:
+        owner: only those with this tag `owner`; None means those of all users.
+    """
     client, names = session.sagemaker_client, []
     wanted = {"project": PROJECT} | ({"owner": owner} if owner else {})
     for operation, key, what in (("list_endpoints", "Endpoints", "Endpoint"),
@@ -141,10 +168,10 @@ def created(session: Session, owner: str | None = None) -> list[str]:
                                  ("list_models", "Models", "Model"),
                                  ("list_training_jobs", "TrainingJobSummaries", "TrainingJob"),
                                  ("list_processing_jobs", "ProcessingJobSummaries", "ProcessingJob")):
-        for page in client.get_paginator(operation).paginate(NameContains=PROJECT, PaginationConfig=PAGES):
+        for page in client.get_paginator(operation).paginate(NameContains=prefix, PaginationConfig=PAGES):
             for entry in page[key]:
                 name = entry[f"{what}Name"]
-                if name.startswith(f"{PROJECT}-") and wanted.items() <= _tags(entry[f"{what}Arn"], session).items():
+                if name.startswith(f"{prefix}-") and wanted.items() <= _tags(entry[f"{what}Arn"], session).items():
                     names.append(name)
     return list(dict.fromkeys(names))  # an endpoint, its configuration and its model share a name
 
@@ -154,30 +181,32 @@ def is_denied(error: Any) -> bool:
     return error.response["Error"]["Code"].startswith("AccessDenied")
 
 
-def parts(name: str, session: Session) -> Iterator[tuple[str, str, Callable[..., Any], dict[str, str]]]:
-    """Yield what exists of an endpoint, its configuration and its model: kind, ARN, function to delete it, argument."""
-    client = session.sagemaker_client
+def is_missing(error: Any) -> bool:
+    """Return whether an error means that a resource does not exist; SageMaker uses the same code for other errors."""
+    return error.response["Error"]["Code"] == "ResourceNotFound" or "could not find" in str(error).lower()
+
+
+def _delete_endpoint(name: str, session: Session, owner: str | None, poll: float) -> list[str]:
+    client, done = session.sagemaker_client, []
+    try:
+        while client.describe_endpoint(EndpointName=name)["EndpointStatus"] in ("Creating", "Updating", "RollingBack"):
+            time.sleep(poll)
+    except client.exceptions.ClientError as error:
+        if not is_missing(error):
+            raise
     for what, kind, describe, remove in (
         ("endpoint", "Endpoint", client.describe_endpoint, client.delete_endpoint),
         ("endpoint configuration", "EndpointConfig", client.describe_endpoint_config, client.delete_endpoint_config),
         ("model", "Model", client.describe_model, client.delete_model),
     ):
-        argument = {f"{kind}Name": name}
         try:
-            yield what, describe(**argument)[f"{kind}Arn"], remove, argument
+            check_owner(name, describe(**{f"{kind}Name": name})[f"{kind}Arn"], session, owner)
+            remove(**{f"{kind}Name": name})
         except client.exceptions.ClientError as error:
             if not is_missing(error):
                 raise
-
-
-def _delete_endpoint(name: str, session: Session, owner: str | None, poll: float) -> list[str]:
-    client, done = session.sagemaker_client, []
-    for what, arn, remove, argument in parts(name, session):
-        check_owner(name, arn, session, owner)
-        while what == "endpoint" and client.describe_endpoint(**argument)["EndpointStatus"] in BUSY:
-            time.sleep(poll)
-        remove(**argument)
-        done.append(f"{what} {name}")
+        else:
+            done.append(f"{what} {name}")
     return done + _delete_log(f"/aws/sagemaker/Endpoints/{name}", "", session) if done else []
 
 
@@ -186,7 +215,7 @@ def _delete_job(job: JobStatus, session: Session) -> list[str]:
         raise SageMakerError(f"{job}: stop it first with launch_sagemaker.py stop {job.name}")
     folders = sorted({uri.split(f"/{job.name}/")[0] + f"/{job.name}/" for uri in (*job.outputs, job.checkpoints)
                       if uri and f"/{job.name}/" in uri})  # not the checkpoints of another job
-    _check_unused(job, folders, session)
+    _check_deletable(job, folders, session)
     done = []
     s3 = session.boto_session.resource("s3")
     for folder in folders:
@@ -204,9 +233,14 @@ def _delete_job(job: JobStatus, session: Session) -> list[str]:
     return [*done, f"{job.kind} job {job.name}"]
 
 
-def _check_unused(job: JobStatus, folders: list[str], session: Session) -> None:
-    """Raise SageMakerError if a running job (--resume) keeps its checkpoints in the folders."""
+def _check_deletable(job: JobStatus, folders: list[str], session: Session) -> None:
+    """Raise SageMakerError if the job has a warm pool, or a running job (--resume) keeps its checkpoints there."""
     client = session.sagemaker_client
+    if job.kind != "training":
+        return
+    if client.describe_training_job(TrainingJobName=job.name).get("WarmPoolStatus", {}).get("Status") == "Available":
+        raise SageMakerError(f"{job}: its instance is kept warm, and SageMaker deletes no job with a warm pool. Try "
+                             "again after its --keep-alive-minutes.")
     for page in client.get_paginator("list_training_jobs").paginate(StatusEquals="InProgress", PaginationConfig=PAGES):
         for other in page["TrainingJobSummaries"]:
             found = client.describe_training_job(TrainingJobName=other["TrainingJobName"])

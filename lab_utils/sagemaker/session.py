@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,15 @@ class SageMakerError(WorkshopError):
 
 
 def connect(region: str | None, bucket: str = "") -> Session:
-    """Connect to AWS with the credentials that boto3 finds; raise SageMakerError without credentials or a region."""
+    """Connect to AWS with the credentials that boto3 finds (environment, ~/.aws, or the role of a Studio space).
+
+    Args:
+        region: such as "us-east-1"; None takes the configured one.
+        bucket: where the SDK uploads to.
+
+    Raises:
+        SageMakerError: the SDK, a region or credentials are missing.
+    """
     region = known_region(region)
     import boto3
 
@@ -84,18 +91,23 @@ def record(region: str | None, bucket: str, folder: Path) -> Session:
 
 
 def known_region(region: str | None) -> str:
-    """Return `region`, or the configured one; raise SageMakerError without either, or without the SageMaker SDK 3."""
+    """Return `region`, or the one that boto3 is configured with; raise SageMakerError without either."""
+    require_sdk()
+    import boto3
+
+    found = region or boto3.Session().region_name
+    if not found:
+        raise SageMakerError("No AWS region is set: give --region us-east-1, or set AWS_DEFAULT_REGION.")
+    return found
+
+
+def require_sdk() -> None:
+    """Raise SageMakerError if the SageMaker SDK 3 is missing."""
     try:
         importlib.metadata.version("sagemaker-train")
     except importlib.metadata.PackageNotFoundError:
         raise SageMakerError("The SageMaker SDK 3 is not installed: run "
                              "pip install -r setup/requirements/sagemaker.txt") from None
-    import boto3
-
-    found = region or boto3.Session().region_name
-    if not found:
-        raise SageMakerError("No AWS region is set: pass --region us-east-1, or set AWS_DEFAULT_REGION.")
-    return found
 
 
 def aws_errors() -> tuple[type[Exception], ...]:
@@ -115,11 +127,6 @@ def is_transient(error: Exception) -> bool:
         code = error.response["Error"]["Code"]
         return "Throttl" in code or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400) >= 500
     return isinstance(error, (ConnectionError, HTTPClientError))
-
-
-def is_missing(error: Any) -> bool:
-    """Return whether a resource does not exist; SageMaker reports this with several codes and messages."""
-    return error.response["Error"]["Code"] == "ResourceNotFound" or bool(re.search("not f(ou|i)nd", str(error), re.I))
 
 
 @functools.cache

@@ -319,7 +319,7 @@ plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
 # ```bash
 # export SAGEMAKER_ROLE=arn:aws:iam::...:role/... SAGEMAKER_BUCKET=... AWS_DEFAULT_REGION=us-east-1
 # python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware a10g --spot --max-wait-hours 8 --dry-run
-# python scripts/launch_sagemaker.py status      # jobs and endpoints that cost money
+# python scripts/launch_sagemaker.py status      # everything that costs money
 # python scripts/launch_sagemaker.py stop NAME
 # ```
 #

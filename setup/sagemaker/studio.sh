@@ -27,4 +27,17 @@ python=$(bash setup/create_env.sh --print-python)
 # Step 3: the kernel, where JupyterLab and Code Editor look for kernels.
 "$python" -m ipykernel install --user --name "$kernel" --display-name "RL workshop" >/dev/null
 echo "The kernel 'RL workshop' is registered. Choose it in a notebook; if it is not listed, reload the page."
+
+# Step 4: show region and identity, which launching jobs needs. Neither is a secret.
+"$python" - <<'PYTHON'
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+session = boto3.Session()
+print(f"Region: {session.region_name or 'none: set AWS_DEFAULT_REGION'}")
+try:
+    print(f"Role or user: {session.client('sts').get_caller_identity()['Arn']}")
+except (BotoCoreError, ClientError) as error:
+    print(f"No AWS credentials ({type(error).__name__}): everything except launching jobs works.")
+PYTHON
 echo "Stop the space when you have finished: it costs money while it runs."

@@ -31,7 +31,7 @@ def one_check_of_a_schema_is_enough():
 
 @pytest.fixture(autouse=True)
 def no_account_of_yours(monkeypatch, tmp_path):
-    """Neither credentials nor configuration of the machine that runs the tests."""
+    """Neither credentials nor configuration nor cached prices of the machine that runs the tests."""
     if not SDK:
         return
     for name in [name for name in os.environ if name.startswith(("AWS_", "SAGEMAKER_"))]:
@@ -39,21 +39,24 @@ def no_account_of_yours(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    from lab_utils.sagemaker import cost
+
+    monkeypatch.setattr(cost, "CACHE", tmp_path / "prices.yaml")
 
 
 @pytest.fixture(scope="session")
 def connection(one_check_of_a_schema_is_enough):
     """One session for all tests, because it takes a second to make, and what its requests are answered with.
 
-    moto knows neither StopTrainingJob nor DeleteTrainingJob, DeleteProcessingJob nor SageMaker's quotas: they are
-    done here on moto's state.
+    moto knows neither StopTrainingJob nor DeleteTrainingJob, DeleteProcessingJob, ListApps nor SageMaker's quotas: they
+    are done here on moto's state.
     """
     from botocore.awsrequest import AWSResponse
     from moto.sagemaker.models import sagemaker_backends
 
     from lab_utils.sagemaker.session import connect
 
-    account = SimpleNamespace(sent=[], quotas={}, default_quotas={}, denied=set())
+    account = SimpleNamespace(sent=[], quotas={}, default_quotas={}, apps=[], denied=set())
 
     def missing(model, params, **kwargs):
         if model.name in account.denied:
@@ -75,6 +78,8 @@ def connection(one_check_of_a_schema_is_enough):
                 del backend.training_jobs[body["TrainingJobName"]]
             elif model.name == "DeleteProcessingJob":
                 del backend.processing_jobs[body["ProcessingJobName"]]
+            elif model.name == "ListApps":
+                answer = {"Apps": account.apps}
             else:
                 return None
         return AWSResponse(params["url"], 200, {}, None), answer
@@ -98,7 +103,7 @@ def aws(monkeypatch, no_account_of_yours, connection):
     """Return a connected session in an account with a bucket and an execution role.
 
     `denied` holds the operations without permission, `sent` lists (operation, body) of every request to SageMaker,
-    `backend` is moto's state, `quotas` are those of the account.
+    `backend` is moto's state, `quotas` and `apps` are what the account shows of these.
     """
     import boto3
     import moto
@@ -108,7 +113,7 @@ def aws(monkeypatch, no_account_of_yours, connection):
         monkeypatch.setenv(name, value)
     with moto.mock_aws():
         connection.sent.clear()
-        for state in (connection.quotas, connection.default_quotas, connection.denied):
+        for state in (connection.quotas, connection.default_quotas, connection.apps, connection.denied):
             state.clear()
         connection.backend = sagemaker_backends[ACCOUNT][REGION]
         connection.s3 = connection.session.s3_client

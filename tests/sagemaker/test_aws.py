@@ -71,9 +71,10 @@ def test_every_option_reaches_the_request(tmp_path):
     (tmp_path / "model" / "config.json").write_text("{}")
     described = TrainingJob(
         recipe="countdown-grpo", hardware="a10g-x4", **PLACE, stages=("grpo",), overrides=("grpo.beta=0.04", "seed=1"),
-        limit=50, evaluate=False, model=str(tmp_path / "model"), data="s3://elsewhere/my-data",
+        limit=50, evaluate=False, model=str(tmp_path / "model"), data="s3://elsewhere/my-data", prefix="my-class",
         image="123456789012.dkr.ecr.us-east-1.amazonaws.com/mine:1", volume_gb=50, max_run_hours=2, spot=True,
         max_wait_hours=5, checkpoints="s3://elsewhere/checkpoints", environment={"A": "b"}, tags={"team": "red"},
+        keep_alive_minutes=15, entry_point="python scripts/mine.py",
     )
     request = training_request(described, tmp_path / "recorded")
     channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
@@ -84,10 +85,15 @@ def test_every_option_reaches_the_request(tmp_path):
     assert yaml.safe_load((code / "job.yaml").read_text()) == {
         "kind": "train", "recipe": "countdown-grpo", "hardware": "a10g-x4", "stages": ["grpo"], "limit": 50,
         "evaluate": False, "overrides": ["grpo.beta=0.04", "seed=1", "tracking.print_metrics=true"], "processes": 4}
-    assert request["TrainingJobName"].startswith("rl-workshop-you-countdown-grpo-")
+    start = (local_copy(tmp_path / "recorded", channels["sm_drivers"]) / "sm_train.sh").read_text()
+    assert "exec python scripts/mine.py\n" in start
+    assert request["TrainingJobName"].startswith("my-class-you-countdown-grpo-")
+    assert request["HyperParameters"] == {"recipe": "countdown-grpo", "hardware": "a10g-x4", "stages": "grpo",
+                                          "limit": "50", "grpo-beta": "0.04", "seed": "1"}
     assert request["EnableManagedSpotTraining"] is True
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 18000}
-    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50,
+                                         "KeepAlivePeriodInSeconds": 900}
     assert request["CheckpointConfig"]["S3Uri"] == "s3://elsewhere/checkpoints"
     assert request["Environment"]["A"] == "b" and {"Key": "team", "Value": "red"} in request["Tags"]
     assert request["AlgorithmSpecification"]["TrainingImage"].endswith("/mine:1")
@@ -105,11 +111,12 @@ def test_only_gpu_tiers_install_vllm(tmp_path):
 
 
 def test_your_own_recipe_travels_as_a_file(tmp_path):
-    """With an apostrophe, which would end the job as a hyperparameter."""
+    """With an apostrophe, which would end the job if it went through a hyperparameter."""
     own = tmp_path / "my_recipe.yaml"
     own.write_text((configuration.RECIPES / "gsm8k-grpo.yaml").read_text(encoding="utf-8") + "# it's mine\n")
     request = training_request(TrainingJob(recipe=str(own), hardware="a10g", **PLACE), tmp_path / "recorded")
     assert request["TrainingJobName"].startswith("rl-workshop-you-my-recipe-")
+    assert request["HyperParameters"]["recipe"] == "my_recipe"
     [copy] = (tmp_path / "recorded").rglob("recipes/my_recipe.yaml")
     assert copy.read_text() == own.read_text()
 
@@ -198,9 +205,9 @@ def test_every_log_line_comes_once_and_in_order(aws, monkeypatch, start_job):
 
     now, tokens = job.status(name, aws.session), {}
     monkeypatch.setattr(aws.session.boto_session, "client", lambda service: Logs())
-    assert list(job.log_lines(now, aws.session, tokens)) == ["a", "b"]
+    assert list(job._new_log_lines(now, aws.session, tokens)) == ["a", "b"]
     pages["3"] = (["c"], "3")
-    assert list(job.log_lines(now, aws.session, tokens)) == ["c"]
+    assert list(job._new_log_lines(now, aws.session, tokens)) == ["c"]
 
 
 def test_results_of_an_evaluation_are_fetched(aws, tmp_path, little_source):
@@ -328,6 +335,7 @@ def test_what_others_have_created_is_not_listed_and_what_is_not_ours_not_deleted
     mine, other = start_job(), start_job(tags={"owner": "anna"})
     assert resources.created(aws.session, owner=caller(aws.session)) == [mine]
     assert set(resources.created(aws.session)) == {mine, other}
+    assert resources.created(aws.session, "rl-workshop-mot") == [], "a prefix ends at a hyphen"
     aws.session.sagemaker_client.create_model(ModelName="theirs", ExecutionRoleArn=ROLE)
     with pytest.raises(SageMakerError, match="theirs is not part of the workshop"):
         resources.delete("theirs", aws.session)
@@ -335,14 +343,21 @@ def test_what_others_have_created_is_not_listed_and_what_is_not_ours_not_deleted
 
 def test_what_costs_money_is_listed(aws, start_job):
     name = start_job("InProgress", hardware="a10g")
-    aws.denied.add("ListProcessingJobs")
+    aws.session.sagemaker_client.create_notebook_instance(
+        NotebookInstanceName="old", InstanceType="ml.m5.xlarge", RoleArn=ROLE)
+    aws.apps.append({"AppName": "default", "SpaceName": "mine", "Status": "InService",
+                     "CreationTime": datetime.datetime.now(datetime.UTC),
+                     "ResourceSpec": {"InstanceType": "ml.g5.xlarge"}})
+    found = {row.kind: row for row in resources.running(aws.session)[0]}
+    assert set(found) == {"training job", "notebook instance", "Studio app"}
+    assert found["training job"].usd_per_hour == 1.515 and found["training job"].hours < 1
+    assert f"stop {name}" in str(found["training job"]) and found["Studio app"].name == "mine/default"
+    aws.denied.add("ListApps")
     endpoint.deploy(endpoint.Deployment(name="demo", **SERVED), aws.session)
     aws.session.sagemaker_client.delete_endpoint_config(EndpointConfigName="demo")  # before the endpoint itself
     visible, hidden = resources.running(aws.session)
     found = {row.kind: row for row in visible}
-    assert set(found) == {"training job", "endpoint"} and hidden == ["ProcessingJobSummaries"]
-    assert found["training job"].usd_per_hour == 1.515 and found["training job"].hours < 1
-    assert f"stop {name}" in str(found["training job"])
+    assert set(found) == {"training job", "notebook instance", "endpoint"} and hidden == ["Apps"]
     assert "price unknown" in str(found["endpoint"])
 
 
@@ -396,9 +411,9 @@ def test_everyone_in_studio_has_a_name(aws, monkeypatch, tmp_path, studio, arn, 
 
 
 def test_names_are_unique_and_short_enough():
-    names = {job.unique_name(owner, "reasoning-sft-grpo") for owner in ["anna", "ben"] * 30}
+    names = {job.unique_name("rl-workshop", owner, "reasoning-sft-grpo") for owner in ["anna", "ben"] * 30}
     assert len(names) == 60 and all(name.startswith(("rl-workshop-anna-", "rl-workshop-ben-")) for name in names)
-    longest = job.unique_name("AWSReservedSSO_Power/anna.b+test@example.org", "a_very_long.recipe_of-my-own")
+    longest = job.unique_name("a" * 20, "AWSReservedSSO_Power/anna.b+test@example.org", "a_very_long.recipe_of-my-own")
     assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", f"{longest}-20260101000000") and len(longest) <= 48
     assert len(f"{longest}-eval-0101000000") <= 63
 
@@ -407,7 +422,7 @@ def test_names_are_unique_and_short_enough():
 
 
 def test_without_a_region_or_credentials_one_message_says_so(monkeypatch, tmp_path):
-    with pytest.raises(SageMakerError, match="No AWS region is set: pass --region"):
+    with pytest.raises(SageMakerError, match="No AWS region is set: give --region"):
         record(None, BUCKET, tmp_path)
     with pytest.raises(SageMakerError, match="No AWS credentials found: .*aws configure"):
         connect(REGION, BUCKET)

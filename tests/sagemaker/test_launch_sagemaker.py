@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 
 from lab_utils import REPOSITORY, exit_status
 from lab_utils import config as configuration
-from lab_utils.runs import RunDirectory
+from lab_utils.runs import RunDirectory, parse_metrics_line
 from lab_utils.sagemaker.job import bucket_and_key, follow, launch, metric_definitions
 from lab_utils.sagemaker.job import status as look_up
 from lab_utils.sagemaker.session import SageMakerError
@@ -58,7 +58,8 @@ def test_the_metric_definitions_extract_every_metric_of_a_real_log(tmp_path):
         for name, regex in definitions.items():
             expected = rows[name.split(":")[1]].dropna().tolist()  # not every step measures all
             assert [float(value) for value in re.findall(regex, log)] == pytest.approx(expected, rel=1e-5)
-        assert [int(step) for step in re.findall(rf"metrics {stage} step=(\d+) ", log)] == rows["step"].tolist()
+        parsed = [parse_metrics_line(line) for line in log.splitlines() if line.startswith(f"metrics {stage} ")]
+        assert [(found, values["step"]) for found, values in parsed] == [(stage, step) for step in rows["step"]]
 
 
 def test_a_job_of_any_recipe_has_few_enough_metrics():
@@ -67,6 +68,13 @@ def test_a_job_of_any_recipe_has_few_enough_metrics():
             assert len(metric_definitions(configuration.load(recipe, hardware))) < 40
     all_stages = configuration.load("countdown-grpo", "a10g", ["stages=[sft,grpo,ppo]"])
     assert len(metric_definitions(all_stages)) == 40  # cut to what SageMaker takes
+
+
+def test_other_lines_of_a_log_are_no_metrics():
+    assert parse_metrics_line("Training on metrics of 3 kinds") is None
+    assert parse_metrics_line("metrics are fine") is None
+    found = parse_metrics_line("metrics grpo step=2 of=44 reward=-1e-05")
+    assert found == ("grpo", {"step": 2, "of": 44, "reward": -1e-5})
 
 
 # The command line
@@ -79,9 +87,10 @@ def test_a_dry_run_prints_the_request_and_sends_nothing(little_source, capsys, m
 
     monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", refuse)
     monkeypatch.setattr("requests.Session.send", refuse)
-    status = script.main(["train", *JOB, "--set", "grpo.beta=0.04", "--dry-run"])
+    status = script.main(["train", *JOB, "--set", "grpo.beta=0.04", "--set", "seed=3", "--dry-run"])
     out, err = capsys.readouterr()
-    assert status == 0 and json.loads(out)["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
+    shown = json.loads(out)["HyperParameters"]
+    assert status == 0 and (shown["grpo-beta"], shown["seed"]) == ("0.04", "3")
     assert "ceiling   6 hours, 1.38 USD" in err and "nothing was sent" in err
 
 
@@ -183,7 +192,7 @@ def test_a_job_is_launched_stopped_and_deleted(run, aws):
     assert status == 2 and "Not running interactively: pass --yes" in err
     assert f"deleted: training job {name}" in run("delete", name, "--yes")[1]
     assert "no workshop resources of moto" in run("delete", "--all", "--yes")[1]
-    assert "No job or endpoint costs money" in run("status")[1]
+    assert "Nothing on SageMaker costs money" in run("status")[1]
 
 
 @pytest.mark.component
@@ -212,10 +221,10 @@ def test_waiting_shows_log_and_result(run, aws, monkeypatch):
 
     lines = ["installing", "metrics grpo step=1 of=2 reward=0.5"]
     monkeypatch.setattr("lab_utils.sagemaker.job.launch", launch_and_fail)
-    monkeypatch.setattr("lab_utils.sagemaker.job.log_lines", lambda *arguments: lines)
+    monkeypatch.setattr("lab_utils.sagemaker.job._new_log_lines", lambda *arguments: lines)
     status, out, err = run("train", *JOB, "--wait")
     assert status == 1 and "installing" in out and "Failed" in out and "out of memory" in out
-    assert "step=1 of=2 reward=0.5" in out
+    assert "grpo:  50%" in err and "reward=0.5" in err
 
 
 @pytest.mark.component

@@ -1,5 +1,7 @@
 """Wrong jobs, each stopped with its fix before it costs anything."""
 
+import json
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -25,7 +27,7 @@ ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
     ({"hardware": "auto"}, "looks at this machine", "give one of a100"),
     ({"overrides": ("grpo.betta=1",)}, "grpo.betta", "Did you mean grpo.beta"),
     ({"instance_type": "ml.g5.2xlrage"}, "'ml.g5.2xlrage' does not exist", "did you mean ml.g5.2xlarge"),
-    ({"instance_type": "ml.m5.xlarge"}, "needs 1 GPU(s), but ml.m5.xlarge has none", "ml.g5.2xlarge"),
+    ({"instance_type": "ml.m5.xlarge"}, "needs 1 GPU(s), and ml.m5.xlarge has none", "ml.g5.2xlarge"),
     ({"hardware": "a10g-x4", "instance_type": "ml.g5.xlarge"}, "needs 4 GPU(s)", "ml.g5.12xlarge"),
     ({"instance_type": "ml.g5.12xlarge"}, "pay for all 4", "CUDA_VISIBLE_DEVICES=0"),
     ({"hardware": "a100", "instance_type": "ml.g5.xlarge"}, "needs 40 GB", "ml.p5.4xlarge"),
@@ -36,18 +38,22 @@ ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
     ({"spot": True}, "needs a --max-wait-hours", "(given: none): give 12"),
     ({"spot": True, "max_wait_hours": 2}, "at least --max-run-hours 6", "give 12"),
     ({"max_wait_hours": 9}, "only for spot jobs", "add --spot"),
+    ({"spot": True, "max_wait_hours": 9, "keep_alive_minutes": 9}, "does not work with --spot", "leave out"),
+    ({"keep_alive_minutes": 1440}, "--keep-alive-minutes 1440", "give 0 to 60"),
     ({"max_run_hours": 0}, "--max-run-hours 0", "more than 0"),
     ({"max_run_hours": 1440}, "--max-run-hours 1440", "at most 672 hours"),
     ({"recipe": "gsm8k-sft-ppo", "max_run_hours": 2}, "too short for a job of about 3 to 5", "--max-run-hours 5"),
     ({"model": "outputs/nothing"}, "neither an S3 URI nor a local folder", "to upload"),
     ({"model": "Qwen/Qwen2.5-0.5B"}, "neither an S3 URI nor a local", "model.name"),
     ({"model": "."}, "neither config.json", "`model` of a run directory"),
-    ({"data": "."}, "train.jsonl and test.jsonl", "one JSON object per line"),
+    ({"data": "."}, "train.jsonl and test.jsonl", "one JSON object a line"),
     ({"checkpoints": "outputs/a"}, "not in S3", "--resume"),
     ({"image": "docker.io/library/python:3.12"}, "not in Amazon ECR", "push it"),
     ({"image": ECR.format("eu-west-1")}, "is in eu-west-1", "--region eu-west-1"),
     ({"volume_gb": 5}, "--volume-gb 5", "give 30 to 1000"),
     ({"hardware": "t4", "volume_gb": 200}, "more than the 125 GB disk of ml.g4dn.xlarge", "give 125 or less"),
+    ({"prefix": "a-very-long-prefix-for-the-jobs"}, "is not allowed", "1 to 20 letters"),
+    ({"overrides": ("task.source='s3'",)}, "has an apostrophe", "--recipe my-recipe.yaml"),
     ({"environment": {"HF_TOKEN": "hf_x"}}, "HF_TOKEN looks like a secret", "leave it out"),
     ({"tags": {"aws:owner": "me"}}, "begins with aws:", "another name"),
 ])
@@ -58,7 +64,7 @@ def test_a_wrong_job_is_stopped_with_its_fix(changes, problem, fix):
 
 @pytest.mark.parametrize("changes", [
     *({"hardware": tier} for tier in cost.known()["default_instance"]), {"recipe": "gsm8k-sft-ppo"},
-    {"spot": True, "max_wait_hours": 6}, {"model": "s3://b/model.tar.gz"},
+    {"spot": True, "max_wait_hours": 6}, {"keep_alive_minutes": 30}, {"model": "s3://b/model.tar.gz"},
     {"environment": {"TOKENIZERS_PARALLELISM": "false"}},
     {"instance_type": "ml.g5.12xlarge", "environment": {"CUDA_VISIBLE_DEVICES": "0"}},
     {"image": ECR.format(REGION)}, {"instance_type": "ml.g6e.xlarge"},
@@ -118,7 +124,7 @@ def test_the_account(aws):
         return " ".join(preflight.account_problems(TrainingJob(**GOOD | changes), aws.session))
 
     aws.s3.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
-    assert "far-away is in eu-west-1, but the job would run in us-east-1" in problems(bucket="far-away")
+    assert "far-away is in eu-west-1, and the job would run in us-east-1" in problems(bucket="far-away")
     assert "The bucket nowhere-to-be-found does not exist" in problems(bucket="nowhere-to-be-found")
     assert "belongs to the account 999999999999" in problems(role="arn:aws:iam::999999999999:role/x")
     assert "-2 does not exist" in problems(role=f"{ROLE}-2")
@@ -132,11 +138,14 @@ def test_the_account(aws):
     aws.quotas |= {"ml.g5.2xlarge for training job usage": 0.0, "ml.g5.2xlarge for spot training job usage": 1.0}
     assert "'ml.g5.2xlarge for training job usage' of this account is 0" in problems()
     assert problems(spot=True, max_wait_hours=9) == ""
-    aws.default_quotas["ml.m5.xlarge for spot training job usage"] = 0.0  # the default of notebook 10's job
+    aws.default_quotas |= {"ml.m5.xlarge for spot training job usage": 0.0,  # the default of notebook 10's job
+                           "ml.g5.2xlarge for training warm pool usage": 0.0}
     assert "'ml.m5.xlarge for spot training job usage' of this account is 0" in problems(
         hardware="cpu", spot=True, max_wait_hours=9)
+    aws.quotas["ml.g5.2xlarge for training job usage"] = 1.0
+    assert problems() == "" and "training warm pool usage' of this account is 0" in problems(keep_alive_minutes=9)
     aws.denied.add("ListServiceQuotas")
-    assert problems() == ""
+    assert problems(keep_alive_minutes=9) == ""
 
 
 # Endpoints
@@ -169,9 +178,9 @@ def test_a_right_deployment_passes():
 
 
 def test_the_cost_of_a_job_is_estimate_and_ceiling():
-    expected = cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-sft-ppo"}))
+    expected = cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-sft-ppo"}, keep_alive_minutes=30))
     assert expected.hours == (3.0, 5.0)
-    assert expected.ceiling == pytest.approx(6 * 1.515)
+    assert expected.ceiling == pytest.approx(6.5 * 1.515)
     assert "3 to 5 hours, 4.54 to 7.57 USD" in str(expected) and "captured 2026-08-17" in str(expected)
     assert cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-sft-ppo"}, limit=10)).hours is None  # not timed
     estimated = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}))
@@ -182,3 +191,19 @@ def test_the_cost_of_a_job_is_estimate_and_ceiling():
     assert shorter.hours[1] < estimated.hours[1]
     unknown = cost.cost_of(TrainingJob(**GOOD | {"region": "eu-west-1"}))
     assert unknown.ceiling is None and "is unknown" in str(unknown)
+
+
+def test_prices_are_refreshed_from_the_price_list():
+    def get_products(Filters, **arguments):
+        asked = {filter["Field"]: filter["Value"] for filter in Filters}
+        if asked["instanceName"] != "ml.g5.2xlarge" or asked["component"] != "Training":
+            return {"PriceList": []}
+        dimension = {"unit": "Hrs", "pricePerUnit": {"USD": "1.6900000000"}}
+        return {"PriceList": [json.dumps({"terms": {"OnDemand": {"a": {"priceDimensions": {"b": dimension}}}}})]}
+
+    pricing = SimpleNamespace(client=lambda *arguments, **options: SimpleNamespace(get_products=get_products))
+    assert cost.price("ml.g5.2xlarge", "eu-west-1") is None
+    assert cost.refresh("eu-west-1", pricing) == {"ml.g5.2xlarge": 1.69}
+    found = cost.price("ml.g5.2xlarge", "eu-west-1")
+    assert found.usd == 1.69 and found.source.startswith("AWS's price list, 20")
+    assert cost.price("ml.g5.xlarge", "us-east-1").usd == 1.408  # those that ship stay

@@ -53,7 +53,7 @@ def test_cfn_lint_passes():
 
 
 def test_no_statement_allows_every_action_or_every_resource_without_need(resources):
-    without_resources = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken",
+    without_resources = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken", "pricing:GetProducts",
                          "servicequotas:ListAWSDefaultServiceQuotas", "servicequotas:ListServiceQuotas"}
     for statement in [*statements(resources["ExecutionRole"]), *statements(resources["LearnerPolicy"])]:
         for action in as_list(statement["Action"]):
@@ -126,7 +126,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     ("arguments", "part"),
     [
         (["--regoin"], "--regoin"),
-        (["--account", "123456789012"], "--region '' is not"),
+        (["--account", "123456789012"], "--region is missing"),
         (["--account", "1234-5678-9012", "--region", "us-east-1"], "12 digits, without dashes"),
         (["--account", "123456789012", "--region", "useast1"], "is not an AWS region"),
         (["--account", "123456789012", "--region"], "--region has no value"),
@@ -138,9 +138,9 @@ def test_the_push_script_refuses(arguments, part):
 
 
 def test_the_push_script_prints_what_it_would_do():
-    arguments = ("--account", "123456789012", "--region", "eu-west-1", "--dry-run")
+    arguments = ("--account", "123456789012", "--region", "eu-west-1", "--tag", "mine", "--dry-run")
     lines = run("push_image.sh", *arguments, PATH="/usr/bin:/bin").stdout.splitlines()
-    image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/rl-workshop:pytorch2.13"
+    image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/rl-workshop:mine"
     assert f"+ docker push {image}" in lines
     [login] = [line for line in lines if "docker login" in line]
     assert "--region eu-west-1" in login and lines.index(login) < lines.index(f"+ docker push {image}")
