@@ -1,7 +1,7 @@
 """Sampling with vLLM: the same call and the same results as local.sample, for thousands of completions at once.
 
 vLLM is imported only by the functions that need it, because that takes seconds and most machines do not have it.
-Rollouts do not use this module: TRL runs its own vLLM (`use_vllm`) and sends it the policy's weights.
+In rollouts TRL runs its own vLLM (`use_vllm`); the last section has what TRL lacks there.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedTokenizerBase
 
 from ..models import adapter_base, end_token_ids, export_model, model_location
 from .local import Completion, check_sizes
 
 if TYPE_CHECKING:
+    from trl.generation.vllm_generation import VLLMGeneration
     from vllm import LLM
 
     from ..config import ModelSettings
+
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
@@ -103,3 +108,54 @@ def _completion(output: Any, tokenizer: PreTrainedTokenizerBase, ends: list[int]
     ids = list(output.token_ids)
     logprobs = [token[id].logprob for token, id in zip(output.logprobs, ids, strict=True)]
     return Completion(tokenizer.decode(ids, skip_special_tokens=True), ids, logprobs, ids[-1] in ends)
+
+
+# --- Rollouts with TRL's vLLM ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def launcher_variables_restored() -> Iterator[None]:
+    """Restore what TRL sets for vLLM: the next trainer of this process would take itself for one of several."""
+    before = {name: os.environ.get(name) for name in LAUNCHER_VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@torch.no_grad()
+def policy_weights(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights of a model with a LoRA adapter under the names of its base model, the adapter added.
+
+    The base weights are only read. TRL would merge the adapter into them and take it out again at every transfer, and
+    in bfloat16 the rounding of both stays in the base (github.com/huggingface/trl/issues/6688).
+    """
+    adapted = {id(module.base_layer.weight): module for module in model.modules() if isinstance(module, LoraLayer)}
+    for name, weight in model.named_parameters():
+        if model.prefix in name:  # the adapter itself
+            continue
+        merged = weight.data
+        if id(weight) in adapted:
+            layer = adapted[id(weight)]
+            for adapter in layer.active_adapters:
+                merged = merged.float() + layer.get_delta_weight(adapter).float()
+        yield name.removeprefix("base_model.model.").replace(".base_layer", ""), merged.to(weight.dtype)
+
+
+def stop_engine(generation: VLLMGeneration) -> None:
+    """Wake and stop the vLLM of a finished run, so that the next run of this process can start its own.
+
+    A sleeping engine's memory is already released, and stopping it would release it again
+    (github.com/vllm-project/vllm/issues/36651).
+    """
+    engine, generation.llm = generation.llm, None
+    if generation.enable_sleep_mode:
+        for part in ("weights", "kv_cache"):  # vLLM skips a part that is awake
+            engine.wake_up(tags=[part])
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -45,6 +45,7 @@ from ..runs import (
     written_whole,
 )
 from ..sampling.local import rollout
+from ..sampling.vllm import launcher_variables_restored, policy_weights, stop_engine
 from ..tasks import Task, completion_text, load_task
 from .shared_prompt import completion_states, token_logps
 from .stopping import StopOnSIGTERM
@@ -181,7 +182,17 @@ class RLTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         if self.use_vllm:  # it reads only a checkpoint's own end token, and a chat turn may end with another
             self.vllm_generation.generation_kwargs["stop_token_ids"] = self.eos_token_ids
+            if isinstance(self.model, PeftModel):
+                self.vllm_generation._iter_named_params = functools.partial(policy_weights, self.model)
         self.task, self.run, self.settings = task, run, settings
+
+    def close(self) -> None:
+        """Stop vLLM if it samples. Training's own memory goes first, because a sleeping vLLM must wake to stop."""
+        if self.use_vllm:
+            self.optimizer = self.lr_scheduler = None
+            self.model.zero_grad()
+            self.accelerator.free_memory()
+            stop_engine(self.vllm_generation)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -280,9 +291,10 @@ def train_rl(stage: str, trainer_class: type[RLTrainer], arguments_of: Callable[
     arguments = arguments_of(config, run)
     if resume and is_finished(run, arguments, config, stage):
         return run
-    with out_of_memory_explained(stage):
+    with out_of_memory_explained(stage), launcher_variables_restored():
         trainer = make_trainer(stage, trainer_class, config, arguments, run, start, reward_funcs, callbacks)
-        return run_trainer(trainer, config, run, resume, stage.upper())
+        with closing(trainer):
+            return run_trainer(trainer, config, run, resume, stage.upper())
 
 
 def make_trainer(stage: str, trainer_class: type[RLTrainer], config: RunConfig, arguments: GRPOConfig,
