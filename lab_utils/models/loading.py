@@ -36,6 +36,16 @@ if TYPE_CHECKING:
     from ..config import ModelSettings
 
 END_OF_TURN = "<|im_end|>"
+# Qwen3's own mode without thinking, which puts an empty block before each answer. Its template puts that block into
+# demonstrations but not into prompts, and takes <think> in a demonstration apart; a model with thinking switched on fills
+# its tokens before it comes to the response format. With this template a completion is what the format says.
+WITHOUT_THINKING = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' }}
+    {%- if message.role == 'assistant' %}{{- '<think>\n\n</think>\n\n' }}{% endif %}
+    {{- message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}"""
 
 
 class ModelLoadError(WorkshopError):
@@ -62,7 +72,7 @@ def adapter_base(location: str) -> str | None:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model ("tiny", a path or a Hub id)."""
+    """Load the tokenizer of a model ("tiny", a path or a Hub id); one that can think gets a template without."""
     location = model_location(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
@@ -71,6 +81,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"The tokenizer of {str(name)!r} has no chat template, so it cannot ask questions: give "
                              "an instruct model, such as Qwen/Qwen2.5-0.5B-Instruct.")
+    if "enable_thinking" in tokenizer.chat_template:
+        tokenizer.chat_template = WITHOUT_THINKING
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -195,9 +207,10 @@ def _load_error(what: str, name: str | Path, error: Exception) -> ModelLoadError
     elif caused_by(torch.OutOfMemoryError):
         step = ("The GPU has no room for it: free what another process or an earlier model holds (nvidia-smi "
                 "shows which; restart the notebook's kernel), or use a smaller model.")
+    elif caused_by(ImportError) and "bitsandbytes" not in str(error):
+        step = "A package is missing or too old for this: python setup/check_environment.py says which, and the fix."
     elif caused_by(ImportError):
-        step = ("4-bit weights need bitsandbytes and an NVIDIA GPU: pip install -r setup/requirements/gpu.txt, or "
-                "set model.load_in_4bit to false.")
+        step = ("4-bit weights need bitsandbytes: run bash setup/create_env.sh, or set model.load_in_4bit to false.")
     elif caused_by(GatedRepoError):
         step = (f"Its owner grants access on request: ask on https://huggingface.co/{name}, then run `hf auth login` "
                 "with a token of your account. The Qwen models need neither.")

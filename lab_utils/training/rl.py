@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ def trainer_arguments(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "bf16": config.model.dtype == "bfloat16" and gpu,
         "fp16": config.model.dtype == "float16" and gpu,
         "logging_first_step": True,
-        "save_total_limit": 2,
+        "save_total_limit": 2,  # in RL the last and the best
         "report_to": report_to(config, run),
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
@@ -263,6 +264,15 @@ class RLTrainer(GRPOTrainer):
 
     def _forward(self, model, input_ids, attention_mask, logits_to_keep, **kwargs) -> tuple:
         return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save, and keep the checkpoint with the best reward since the one before: a way back if the run collapses."""
+        rewards = [log["reward"] for log in self.state.log_history
+                   if "reward" in log and log["step"] > self.state.global_step - self.args.save_steps]
+        if rewards and (self.state.best_metric is None or statistics.fmean(rewards) > self.state.best_metric):
+            self.state.best_metric = statistics.fmean(rewards)
+            self.state.best_model_checkpoint = str(self.run.checkpoints_dir / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save without the reference adapter: TRL makes it anew from the start model, and transformers would load it on

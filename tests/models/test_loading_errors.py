@@ -43,7 +43,8 @@ def test_what_to_do_about_a_model_that_cannot_be_loaded(monkeypatch, loader, bou
 
 @pytest.mark.parametrize("error, expected", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "GPU has no room for it: free what another process"),
-    (ImportError("Using bitsandbytes 4-bit quantization requires ..."), "model.load_in_4bit to false")])
+    (ImportError("Using `bitsandbytes` 4-bit quantization requires ..."), "model.load_in_4bit to false"),
+    (ImportError("cannot import name 'AutoModel' from 'timm'"), "timm'\nA package is missing .*check_environment")])
 def test_a_model_that_the_machine_cannot_hold(monkeypatch, error, expected):
     def fails(*args, **kwargs):
         raise error

@@ -187,6 +187,19 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     assert sft.train(longer, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2, 3, 4]
 
 
+def test_the_checkpoint_with_the_best_reward_stays_when_the_run_collapses(tmp_path):
+    rewards = iter([0.0, 5.0, 1.0, 0.0, 0.0])
+
+    def reward(completions, **columns):
+        return [next(rewards)] * len(completions)
+
+    config = configuration.load("countdown-grpo", "smoke", {
+        "grpo.max_steps": 5, "grpo.save_steps": 1, "rewards.format_reward": None})
+    run = grpo.train(config, tmp_path / "grpo", reward_funcs=[reward])
+    assert sorted(folder.name for folder in run.checkpoints_dir.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-5"]
+    assert load_model(run.checkpoints_dir / "checkpoint-2")
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device"),
                                    RuntimeError("PytorchStreamWriter failed writing file data/0")])
 def test_a_full_disk_says_how_to_continue_and_loses_nothing(tmp_path, monkeypatch, error):
