@@ -16,14 +16,17 @@ from lab_utils.config import hardware_names, load, load_tier, recipe_names
 from lab_utils.machine import memory
 
 
+WITHOUT_VLLM = {"grpo.use_vllm": False, "ppo.use_vllm": False, "evaluation.use_vllm": False}  # as on Colab
+
+
 def table() -> str:
-    """Return the ranges of GB and hours of every recipe on every GPU tier, as Markdown."""
+    """Return the ranges of GB and hours of every recipe on every GPU tier, and on Colab's A100, as Markdown."""
     tiers = [tier for tier in map(load_tier, hardware_names()) if tier.gpus]
     tiers.sort(key=lambda tier: (tier.memory_gb, tier.gpus))
-    rows = [["recipe", "stage", *(f"{tier.name} ({tier.memory_gb:g} GB)" for tier in tiers)],
-            ["---"] * (2 + len(tiers))]
+    rows = [["recipe", "stage", *(f"{tier.name} ({tier.memory_gb:g} GB)" for tier in tiers), "Colab's A100 (40 GB)"],
+            ["---"] * (3 + len(tiers))]
     for recipe in recipe_names():
-        configs = [load(recipe, tier.name) for tier in tiers]
+        configs = [*(load(recipe, tier.name) for tier in tiers), load(recipe, "a100", WITHOUT_VLLM)]
         rows += [[recipe, stage, *(memory.in_words(config, stage) for config in configs)]
                  for stage in configs[0].stages]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

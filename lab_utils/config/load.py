@@ -113,8 +113,9 @@ def detect_hardware() -> tuple[str, str]:
         return "cpu", f"{found}; the smallest GPU tier needs 16 GB"
     if gpus[0].major < 8:
         return "t4", f"{found}; GPUs before the Ampere generation have no bfloat16"
-    if fitting[-1] == "a10g" and len(gpus) >= 4:
-        return "a10g-x4", f"{found}; start with: {launch_command('a10g-x4')} ..."
+    together = {"a10g": "a10g-x4", "a100": "a100-x8"}.get(fitting[-1])
+    if together and len(gpus) >= load_tier(together).gpus:
+        return together, f"{found}; start with: {launch_command(together)} ..."
     return fitting[-1], found + ("; set CUDA_VISIBLE_DEVICES=0 to use one of them" if len(gpus) > 1 else "")
 
 

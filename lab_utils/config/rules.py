@@ -114,8 +114,6 @@ def _model_problems(config: RunConfig, tier: Tier) -> Iterator[str]:
         yield _problem(config, "model.dtype", f"float32 {where}, because half precision needs a GPU", "float32")
     if tier.gpus and model.device == "cpu":
         yield _problem(config, "model.device", f"auto {where}", "auto, or --hardware cpu")
-    if tier.gpus == 0 and model.load_in_4bit:
-        yield _problem(config, "model.load_in_4bit", f"false {where}, because bitsandbytes needs a GPU", "false")
     if tier.name == "t4" and model.dtype == "bfloat16":
         yield _problem(config, "model.dtype", f"float16 {where}, whose GPU has no bfloat16", "float16")
     if model.load_in_4bit and model.lora is None:

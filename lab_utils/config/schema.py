@@ -120,9 +120,9 @@ class RLSettings(TrainingSettings):
     use_vllm: bool = False
     vllm_gpu_memory_utilization: Share = 0.3
     vllm_enable_sleep_mode: bool = False
-    # Correction of the gap between vLLM's and the trainer's probabilities: per token, weights cut off at the maximum. TRL's
-    # own mode masks whole completions by the product of their weights. Gaps of 0.05 per token, as measured in bfloat16
-    # (TRL issue 6789), then halve the effective sample at 512 tokens; per token they cost less than 1%.
+    # Correction of the gap between vLLM's and the trainer's probabilities: per token, weights cut off at the maximum.
+    # TRL's own mode masks whole completions by the product of their weights. Gaps of 0.05 per token, as measured in
+    # bfloat16 (TRL issue 6789), then halve the effective sample at 512 tokens; per token they cost less than 1%.
     vllm_importance_sampling_mode: Literal[
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
     vllm_importance_sampling_clip_max: Positive = 3.0

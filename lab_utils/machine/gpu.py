@@ -21,10 +21,14 @@ REPORTED = 0.93  # share of its nominal memory that a GPU reports at least: the 
 def check_machine(config: RunConfig) -> None:
     """Raise ConfigError, with the fix, if this machine cannot run a configuration.
 
-    On a tier with GPUs this checks that torch can use them, their number and memory, bfloat16, the number of processes,
-    vLLM and bitsandbytes, and that each stage has room for what it must hold.
+    This checks bitsandbytes and, on a tier with GPUs, that torch can use them, their number and memory, bfloat16, the
+    number of processes and vLLM, and that each stage has room for what it must hold.
     """
     tier = load_tier(config.hardware)
+    if config.model.load_in_4bit and not is_bitsandbytes_available():
+        pin = read_pins(REPOSITORY / "setup" / "requirements" / "gpu.txt")["bitsandbytes"]
+        raise ConfigError("model.load_in_4bit = True, but bitsandbytes is not installed: run pip install "
+                          f"bitsandbytes=={pin}, or pass --set model.load_in_4bit=false.")
     if tier.gpus == 0:
         return
     if not torch.cuda.is_available():
@@ -56,10 +60,6 @@ def check_machine(config: RunConfig) -> None:
         if stage != "sft" and getattr(config, stage).use_vllm and not is_vllm_available():
             raise ConfigError(f"{stage}.use_vllm = True, but vLLM is not installed: run bash setup/create_env.sh "
                               f"(Linux with an NVIDIA GPU), or sample without it: pass --set {stage}.use_vllm=false.")
-    if config.model.load_in_4bit and not is_bitsandbytes_available():
-        pin = read_pins(REPOSITORY / "setup" / "requirements" / "gpu.txt")["bitsandbytes"]
-        raise ConfigError("model.load_in_4bit = True, but bitsandbytes is not installed: run pip install "
-                          f"bitsandbytes=={pin}, or pass --set model.load_in_4bit=false.")
     check_memory(config)
     for stage in config.stages:
         needed = memory(config, stage)

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 END_OF_TURN = "<|im_end|>"
 # Qwen3's own mode without thinking, which puts an empty block before each answer. Its template puts that block into
-# demonstrations but not into prompts, and takes <think> in a demonstration apart; a model with thinking switched on fills
-# its tokens before it comes to the response format. With this template a completion is what the format says.
+# demonstrations but not into prompts, and takes <think> in a demonstration apart. A model with thinking switched on
+# fills its tokens before it comes to the response format. With this template a completion is what the format says.
 WITHOUT_THINKING = """\
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\n' }}
@@ -119,6 +119,9 @@ def load_model(name: str | Path, settings: ModelSettings | None = None, *,
         arguments["device_map"] = {"": local_gpu()}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(model_location(base or location), **arguments)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' fast way on a CPU, which has no gradients
+                module.support_avx512bf16_for_cpu = False
         if base is not None:
             stays = train_adapter or (settings is not None and settings.load_in_4bit)
             with warnings.catch_warnings():

@@ -95,10 +95,9 @@ class Cost:
 
 def cost_of(job: Any) -> Cost:
     """Return the cost of a TrainingJob or EvaluationJob."""
-    hours = known()["hours"]
     found = None
     if not any(getattr(job, name, None) for name in ("stages", "limit", "overrides")):  # those change the duration
-        found = hours["any"].get(job.hardware) or hours.get(job.recipe_name, {}).get(job.hardware)
+        found = known()["hours"].get(job.hardware)
     estimate = None if found else estimated_hours(job)
     return Cost(
         price=price(job.instance, job.region),

@@ -172,7 +172,7 @@ for tier in ("cpu", "a10g"):
 
 # %% [markdown]
 # LoRA saves memory for gradients and optimizer states; **4-bit** storage of the frozen weights (QLoRA) saves more. It
-# needs bitsandbytes and a GPU. On tier `cpu` all weights of the tiny model are trained, without either.
+# needs bitsandbytes. On tier `cpu` all weights of the tiny model are trained, without either.
 #
 # ## The real run
 #

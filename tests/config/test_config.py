@@ -16,7 +16,7 @@ from lab_utils.tasks import load_task
 pytestmark = pytest.mark.unit
 
 RECIPES = ["countdown-grpo", "countdown-ppo", "gsm8k-grpo", "gsm8k-sft-ppo", "reasoning-sft-grpo"]
-GPU_TIERS = ["t4", "a10g", "a10g-x4", "a100", "h200"]
+GPU_TIERS = ["t4", "a10g", "a10g-x4", "a100", "a100-x8", "h200"]
 TIERS = ["cpu", "smoke", *GPU_TIERS]
 
 
@@ -243,7 +243,6 @@ def test_own_recipe_from_a_file(tmp_path):
         (["evaluation.temperature=0"], ["evaluation.num_samples = 8", "must be 1"]),
         # the machine
         (["model.dtype=bfloat16"], ["model.dtype = 'bfloat16'", "'cpu'", "use float32"]),
-        (["model.load_in_4bit=true", "model.lora={}"], ["model.load_in_4bit = True", "GPU"]),
         (["grpo.use_vllm=true"], ["grpo.use_vllm = True", "GPU"]),
         (["evaluation.use_vllm=true"], ["evaluation.use_vllm = True", "GPU"]),
     ],
@@ -332,7 +331,8 @@ def test_hub_data_on_a_cpu_tier_is_allowed_with_a_hint():
         ([("NVIDIA A10G", 22.1, 8)] * 4, "a10g-x4", "accelerate launch"),
         ([("NVIDIA A10G", 22.1, 8)] * 2, "a10g", "CUDA_VISIBLE_DEVICES=0"),
         ([("NVIDIA A100", 39.4, 8)], "a100", "1 × NVIDIA A100 with 39 GiB"),
-        ([("NVIDIA H100", 79.2, 9)] * 8, "a100", "8 × NVIDIA H100"),
+        ([("NVIDIA H100", 79.2, 9)] * 4, "a100", "4 × NVIDIA H100"),
+        ([("NVIDIA A100", 39.4, 8)] * 8, "a100-x8", "accelerate launch --config_file setup/accelerate/a100-x8.yaml"),
         ([("NVIDIA H200", 139.8, 9)], "h200", "H200"),
     ],
 )
@@ -353,6 +353,12 @@ def test_auto_chooses_a_tier_and_says_why(monkeypatch, gpus, tier, reason):
     without = load("gsm8k-grpo")
     assert not without.grpo.use_vllm
     assert ("vLLM is not installed" in without.hardware_reason) == (tier != "cpu")
+
+
+@pytest.mark.parametrize("tier", [tier for tier in GPU_TIERS if config.load_tier(tier).gpus > 1])
+def test_accelerate_starts_a_process_for_each_gpu(tier):
+    launched = yaml.safe_load((REPOSITORY / "setup" / "accelerate" / f"{tier}.yaml").read_text(encoding="utf-8"))
+    assert launched["num_processes"] == config.load_tier(tier).gpus
 
 
 def test_importing_is_instant():

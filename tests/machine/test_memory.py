@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
-from lab_utils import exit_status
+from lab_utils import REPOSITORY, exit_status
 from lab_utils.config import ConfigError, hardware_names, load, load_tier, recipe_names, with_overrides
 from lab_utils.machine.memory import KEPT, architecture, check_memory, hours, memory, optimizer_steps, skeleton
 from lab_utils.models import ModelLoadError, lora_config
@@ -181,6 +181,9 @@ def test_the_script_prints_a_table_and_one_run(capsys):
     script.main([])
     table = capsys.readouterr().out
     assert table.count("\n") == 2 + len(STAGES) / len(GPU_TIERS) and "| gsm8k-grpo | grpo |" in table
+    in_readme = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("| recipe | stage |")[2]
+    rows = f"| recipe | stage |{in_readme}".partition("\n\n")[0].splitlines()
+    assert len(rows) == 7 and set(rows) <= set(table.splitlines()), "README: copy the rows that estimate.py prints"
     script.main(["--recipe", "gsm8k-grpo", "--hardware", "a10g", "--step-seconds", "10"])
     assert "1,869 steps of 10 s: 5.2 h" in capsys.readouterr().out
     too_large = ["--recipe", "gsm8k-grpo", "--hardware", "a10g", "--set", "model.name=Qwen/Qwen2.5-3B"]

@@ -42,7 +42,7 @@ ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
     ({"keep_alive_minutes": 1440}, "--keep-alive-minutes 1440", "give 0 to 60"),
     ({"max_run_hours": 0}, "--max-run-hours 0", "more than 0"),
     ({"max_run_hours": 1440}, "--max-run-hours 1440", "at most 672 hours"),
-    ({"recipe": "gsm8k-sft-ppo", "max_run_hours": 2}, "too short for a job of about 3 to 5", "--max-run-hours 5"),
+    ({"recipe": "gsm8k-sft-ppo", "max_run_hours": 0.5}, "too short for a job of about 0.8 to 3.8", "hours 3.8"),
     ({"model": "outputs/nothing"}, "neither an S3 URI nor a local folder", "to upload"),
     ({"model": "Qwen/Qwen2.5-0.5B"}, "neither an S3 URI nor a local", "model.name"),
     ({"model": "."}, "neither config.json", "`model` of a run directory"),
@@ -178,15 +178,15 @@ def test_a_right_deployment_passes():
 
 
 def test_the_cost_of_a_job_is_estimate_and_ceiling():
-    expected = cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-sft-ppo"}, keep_alive_minutes=30))
-    assert expected.hours == (3.0, 5.0)
-    assert expected.ceiling == pytest.approx(6.5 * 1.515)
-    assert "3 to 5 hours, 4.54 to 7.57 USD" in str(expected) and "captured 2026-08-17" in str(expected)
+    expected = cost.cost_of(TrainingJob(**GOOD | {"hardware": "cpu"}, keep_alive_minutes=30))
+    assert expected.hours == (0.2, 0.5) and not expected.estimated
+    assert expected.ceiling == pytest.approx(6.5 * 0.23)
+    assert "expected  0.2 to 0.5 hours, 0.05 to 0.12 USD" in str(expected)
     assert cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-sft-ppo"}, limit=10)).hours is None  # not timed
     estimated = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}))
     low, high = zip(*(estimate.hours(load("countdown-grpo", "a10g"), stage) for stage in ("sft", "grpo")), strict=True)
     assert estimated.hours == pytest.approx((0.25 + sum(low), 0.25 + sum(high)), abs=0.06)
-    assert estimated.estimated and "an estimate" in str(estimated)
+    assert estimated.estimated and "an estimate" in str(estimated) and "captured 2026-08-17" in str(estimated)
     shorter = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}, stages=("sft",)))
     assert shorter.hours[1] < estimated.hours[1]
     unknown = cost.cost_of(TrainingJob(**GOOD | {"region": "eu-west-1"}))
