@@ -3,16 +3,13 @@
     python scripts/benchmark.py generation --model runs/measured/countdown/seed-0/grpo/model
     python scripts/benchmark.py ppo --model runs/measured/countdown/seed-0/grpo/model
     python scripts/benchmark.py cpu --output-dir runs/cpu-benchmark
-    python scripts/benchmark.py gpu --output-dir runs/gpu
 
-`cpu` compares this project's GRPO with TRL's and with a plain loop, in turn too. `gpu` needs no model and no download.
-It also runs without a GPU: with the tiny model's shape, in a minute.
+`cpu` compares this project's GRPO with TRL's and with a plain loop, in turn too. scripts/gpu_check.sh measures a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import subprocess
 import sys
@@ -29,7 +26,7 @@ from trl.import_utils import is_vllm_available
 
 from lab_utils import config as configuration
 from lab_utils import exit_status
-from lab_utils.machine import cpu_benchmark, step_times
+from lab_utils.machine import cpu_benchmark
 from lab_utils.machine.step_times import spread
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
 from lab_utils.sampling import vllm as vllm_sampling
@@ -189,31 +186,6 @@ def cpu(options: argparse.Namespace) -> None:
     print(f"{cpu_benchmark.as_markdown(results)}\nWritten to {options.output_dir}: cpu_benchmark.json, .md, .png")
 
 
-def gpu(options: argparse.Namespace) -> None:
-    """Compare step times, tokens per second and memory of back ends and batch sizes."""
-    on_gpu = torch.cuda.is_available()
-    hardware = options.hardware or (configuration.detect_hardware()[0] if on_gpu else "cpu")
-    shape = options.shape or ("Qwen/Qwen2.5-0.5B" if on_gpu else "tiny")
-    engines = options.engines or (["transformers", "vllm"] if on_gpu and is_vllm_available() else ["transformers"])
-    machine = step_times.machine()
-    print(f"{shape} with random weights on tier {hardware}, {machine}")
-    if not on_gpu:
-        print("There is no GPU here: these are figures of a CPU in float32, not of a GPU.")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        model = str(step_times.random_model(shape, Path(folder) / "model"))
-        for stage, engine, size in itertools.product(options.stages, engines, options.batch_sizes or [8]):
-            case = step_times.Case(
-                stage, engine, size, rollout=options.rollout or (64 if on_gpu else 16),
-                completion=options.completion or (512 if on_gpu else 32), steps=options.steps, hardware=hardware,
-                model=model, settings=tuple(options.settings))
-            rows.append(step_times.measure_alone(case))
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-            step_times.write(rows, options.output_dir, f"{shape}, {machine}{'' if on_gpu else '; not a GPU'}")
-    print(f"Written to {options.output_dir}: gpu_benchmark.csv, gpu_benchmark.md, gpu_benchmark.png")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
@@ -243,18 +215,6 @@ def main() -> None:
     command.add_argument("--pairs", type=int, default=3, help="runs of each of the three ways in `steps`")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of `learning`")
     command.set_defaults(run=cpu)
-    command = commands.add_parser("gpu", help=gpu.__doc__, allow_abbrev=False)
-    command.add_argument("--output-dir", type=Path, default=Path("outputs/gpu-benchmark"))
-    command.add_argument("--hardware", help="tier; by default what auto chooses")
-    command.add_argument("--shape", help="model whose shape is taken; Qwen/Qwen2.5-0.5B, or tiny without a GPU")
-    command.add_argument("--stages", nargs="+", choices=["grpo", "ppo"], default=["grpo", "ppo"])
-    command.add_argument("--engines", nargs="+", choices=["transformers", "vllm"], help="by default what is installed")
-    command.add_argument("--batch-sizes", nargs="+", type=int, help="rows of a forward pass; 8 by default")
-    command.add_argument("--rollout", type=int, help="completions in a rollout; 64, without a GPU 16")
-    command.add_argument("--completion", type=int, help="tokens of a completion; 512, without a GPU 32")
-    command.add_argument("--steps", type=int, default=3, help="timed steps of a case")
-    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    command.set_defaults(run=gpu)
     options = parser.parse_args()
     options.run(options)
 

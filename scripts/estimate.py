@@ -15,7 +15,6 @@ from lab_utils import exit_status
 from lab_utils.config import hardware_names, load, load_tier, recipe_names
 from lab_utils.machine import memory
 
-
 WITHOUT_VLLM = {"grpo.use_vllm": False, "ppo.use_vllm": False, "evaluation.use_vllm": False}  # as on Colab
 
 

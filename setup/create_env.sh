@@ -29,12 +29,14 @@ at_least_311() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/d
 # Step 1: choose the environment. A conda base environment stays as it is: it belongs to conda (in Studio to Jupyter).
 started=$SECONDS
 ours=no
+colab=no
 if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
     python=$VIRTUAL_ENV/bin/python
 elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
     python=$CONDA_PREFIX/bin/python
 elif [ -n "${COLAB_RELEASE_TAG:-}" ]; then
     python=$(command -v python3)
+    colab=yes
 else
     ours=yes
     python=$repo/.venv/bin/python
@@ -68,9 +70,11 @@ prefix=$("$python" -c 'import sys; print(sys.prefix)')
 gpu=no
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then gpu=yes; fi
 torch_pin=$(grep '^torch==' $requirements/cpu.txt)
-torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true; }
-torch_found=$(torch_version)
-keep_torch=no
+version_of() {
+    "$python" -c 'import sys; from importlib.metadata import version; print(version(sys.argv[1]))' "$1" 2>/dev/null || true
+}
+torch_found=$(version_of torch)
+keep_torch=$colab
 if [ -n "$torch_found" ] && [ "torch==${torch_found%%+*}" != "$torch_pin" ]; then keep_torch=yes; fi
 say "$("$python" --version) in $prefix, GPU: $gpu"
 
@@ -98,7 +102,7 @@ if [ -z "$torch_found" ] && [ $gpu = no ] && [ "$(uname -s)" = Linux ]; then
     say "torch, CPU build (about 200 MB): a minute or less ..."
     install --no-deps --retries 1 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu "$torch_pin" \
         || say "that failed; the next step takes torch from the standard index"
-    say "torch $(torch_version): $((SECONDS - started)) s"
+    say "torch $(version_of torch): $((SECONDS - started)) s"
 fi
 
 # Step 4: install everything else.
@@ -108,7 +112,19 @@ if [ $keep_torch = yes ]; then
     say "keeping the installed torch $torch_found (the workshop is tested with $torch_pin)"
     constraint=$prefix/.rl-workshop-constraint
     echo "torch==$torch_found" >"$constraint"
-    set -- -r $requirements/base.txt -c "$constraint"
+    base=$requirements/base.txt
+    if [ $colab = yes ]; then
+        # Colab's kernel has imported some of these and belongs to others. With new files under it, the first plot fails.
+        kept="numpy pandas matplotlib ipython ipykernel"
+        base=$prefix/.rl-workshop-requirements
+        grep -vE "^(${kept// /|}|jupyterlab|nb[a-z]+|papermill)==" $requirements/base.txt >"$base"
+        for package in $kept; do
+            found=$(version_of "$package")
+            if [ -n "$found" ]; then echo "$package==$found" >>"$constraint"; fi
+        done
+        say "keeping Colab's $(tail -n +2 "$constraint" | tr '\n' ' ')"
+    fi
+    set -- -r "$base" -c "$constraint"
     if [ $gpu = yes ]; then
         set -- "$@" "$(grep '^bitsandbytes==' $requirements/gpu.txt)"
         say "vLLM is left out, because it needs exactly $torch_pin: everything runs without it, but sampling is slower"
@@ -127,8 +143,10 @@ say "packages: $((SECONDS - started)) s"
 # Step 5: install this repository, editable, and a Jupyter kernel for this environment only.
 started=$SECONDS
 install --no-deps --editable .
-"$python" -m ipykernel install --sys-prefix --name rl-workshop --display-name "RL workshop" >/dev/null
-say "lab_utils and the kernel 'RL workshop': $((SECONDS - started)) s"
+if [ $colab = no ]; then
+    "$python" -m ipykernel install --sys-prefix --name rl-workshop --display-name "RL workshop" >/dev/null
+fi
+say "lab_utils and its kernel: $((SECONDS - started)) s"
 
 # Step 6: check that the versions fit together. An environment of the user's own may have other conflicts, so there they
 # are only reported.

@@ -93,5 +93,6 @@ def test_memory_that_another_process_holds(machine):
     ("bitsandbytes", "gsm8k-sft-ppo", "cpu", ["load_in_4bit = True", "pip install bitsandbytes=="])])
 def test_a_package_that_is_missing(machine, package, recipe, hardware, expected):
     machine([A10G], packages=[name for name in ("vllm", "bitsandbytes") if name != package])
-    found = message(hardware, recipe, {"model": {"load_in_4bit": True, "lora": {"r": 4}}} if hardware == "cpu" else None)
+    four_bits = {"model": {"load_in_4bit": True, "lora": {"r": 4}}} if hardware == "cpu" else None
+    found = message(hardware, recipe, four_bits)
     assert all(part in found for part in expected), found

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 from lab_utils import REPOSITORY
 from lab_utils.machine.environment import read_pins
@@ -16,11 +18,16 @@ case "$1 $2" in
     "-m ipykernel") exit 0 ;;
 esac
 case "$2" in
-    *'version("torch")'*) echo "{torch}"; exit 0 ;;
+    *"version(sys.argv[1])"*) case "$3" in
+        torch) echo "{torch}" ;; numpy) echo 2.0.2 ;; pandas) echo 2.2.2 ;; matplotlib) echo 3.10.0 ;;
+        ipython) echo 7.34.0 ;; ipykernel) echo 6.17.1 ;; esac; exit 0 ;;
     *"print(sys.prefix)"*) echo "{prefix}"; exit 0 ;;
 esac
 exec "{real}" "$@"
 """
+# Colab in the middle of 2026, with Python 3.12
+COLAB = {"numpy": "2.0.2", "pandas": "2.2.2", "matplotlib": "3.10.0", "ipython": "7.34.0", "ipykernel": "6.17.1"}
+FOR_OTHER_KERNELS = ("jupyterlab", "nbclient", "nbconvert", "nbformat", "papermill")
 NVIDIA_SMI = "#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-0)'\n"
 
 
@@ -28,25 +35,63 @@ NVIDIA_SMI = "#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-0)'\n"
 def set_up(tmp_path):
     """Return a function that runs create_env.sh on a pretended machine: output and pip's arguments, call by call."""
 
-    def run(torch: str = "", gpu: bool = True) -> tuple[str, list[str]]:
+    def run(torch: str = "", gpu: bool = True, colab: bool = False) -> tuple[str, list[str]]:
         log = tmp_path / "pip.log"
         log.write_text("")
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
         python = PYTHON.format(log=log, torch=torch, prefix=tmp_path, real=sys.executable)
-        for name, text in (("python", python), ("nvidia-smi", NVIDIA_SMI if gpu else "#!/bin/sh\nexit 9\n")):
+        smi = NVIDIA_SMI if gpu else "#!/bin/sh\nexit 9\n"
+        for name, text in (("python", python), ("python3", python), ("nvidia-smi", smi)):
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
         done = subprocess.run(
             ["bash", "setup/create_env.sh"], cwd=REPOSITORY, capture_output=True, text=True, timeout=100,
-            env={**os.environ, "VIRTUAL_ENV": str(tmp_path), "PATH": f"{folder}:{os.environ['PATH']}"})
+            env={**os.environ, "VIRTUAL_ENV": "" if colab else str(tmp_path), "CONDA_PREFIX": "",
+                 "COLAB_RELEASE_TAG": "release-colab" if colab else "", "PATH": f"{folder}:{os.environ['PATH']}"})
         assert done.returncode == 0, done.stderr
         return done.stdout, log.read_text().splitlines()
 
     return run
 
 
-def test_colabs_own_torch_stays_and_vllm_which_needs_another_is_left_out(set_up, tmp_path):
+@pytest.mark.parametrize("torch", ["2.11.0+cu128", "2.13.0+cu130"])
+def test_what_colabs_kernel_has_imported_stays(set_up, tmp_path, torch):
+    """New files under a running kernel end in "cannot import name 'RenderMode' from 'matplotlib.ft2font'"."""
+    printed, calls = set_up(torch=torch, colab=True)
+    requirements, constraint = tmp_path / ".rl-workshop-requirements", tmp_path / ".rl-workshop-constraint"
+    (packages,) = [call for call in calls if str(requirements) in call]
+    assert f"-c {constraint}" in packages and "base.txt" not in packages and "vllm" not in packages
+    kept = {"torch": torch, **COLAB}
+    assert read_pins(constraint) == kept and "keeping Colab's numpy==2.0.2" in printed
+    asked = read_pins(requirements)
+    assert {"trl", "transformers", "datasets"} < set(asked)
+    assert not {*kept, *FOR_OTHER_KERNELS} & set(asked)
+
+
+def test_everything_that_colab_gets_runs_with_what_colab_has():
+    """No package of base.txt, nor what it requires, forbids the versions that stay."""
+    pins = read_pins(REPOSITORY / "setup" / "requirements" / "base.txt")
+    waiting = [name for name in pins if name not in COLAB and name not in FOR_OTHER_KERNELS]
+    seen = set(waiting)
+    while waiting:
+        package = waiting.pop()
+        try:
+            needed = map(Requirement, metadata.requires(package) or [])
+        except metadata.PackageNotFoundError:
+            continue  # for another platform
+        for requirement in needed:
+            if requirement.marker is None or requirement.marker.evaluate({"python_version": "3.12", "extra": ""}):
+                name = requirement.name.lower()
+                version = {**COLAB, "torch": "2.11.0"}.get(name)
+                assert version is None or version in requirement.specifier, f"{package} requires {requirement}"
+                if name not in seen and name not in COLAB:
+                    seen.add(name)
+                    waiting.append(name)
+    assert "pyarrow" in seen
+
+
+def test_another_torch_stays_and_vllm_which_needs_the_pinned_one_is_left_out(set_up, tmp_path):
     printed, calls = set_up(torch="2.9.0+cu128")
     (packages,) = [call for call in calls if "base.txt" in call]
     pin = read_pins(REPOSITORY / "setup" / "requirements" / "gpu.txt")["bitsandbytes"]
