@@ -30,7 +30,17 @@ from lab_utils import exit_status
 from lab_utils.sagemaker import cost, endpoint, preflight, resources
 from lab_utils.sagemaker import job as jobs
 from lab_utils.sagemaker.job import PROJECT, EvaluationJob, JobStatus, TrainingJob
-from lab_utils.sagemaker.session import SageMakerError, aws_errors, caller, connect, known_region, one_person
+from lab_utils.sagemaker.session import (
+    Enclosure,
+    SageMakerError,
+    aws_errors,
+    caller,
+    connect,
+    enclosure,
+    known_region,
+    one_person,
+    require_sdk,
+)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -49,9 +59,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     def command(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[place, *parents], allow_abbrev=False)
 
-    place, role, job, start, yes, others = (argparse.ArgumentParser(add_help=False) for _ in range(6))
+    place, role, vpc, job, start, yes, others = (argparse.ArgumentParser(add_help=False) for _ in range(7))
     place.add_argument("--region", help="default: AWS_DEFAULT_REGION, or that of ~/.aws/config")
     role.add_argument("--role", default=os.environ.get("SAGEMAKER_ROLE", ""), help="ARN of the execution role")
+    vpc.add_argument("--subnet", action="append", default=[], metavar="ID", dest="subnets",
+                     help="of your private network (VPC), with --security-group; may be repeated")
+    vpc.add_argument("--security-group", action="append", default=[], metavar="ID", dest="security_groups",
+                     help="may be repeated; default of all three: the SDK's ~/.config/sagemaker/config.yaml")
+    vpc.add_argument("--kms-key", metavar="KEY", help="encrypts outputs, uploads and, where it can, disks")
     recipes = ", ".join(configuration.recipe_names())
     job.add_argument("--recipe", required=True, help=f"what is learned: {recipes}, or your own .yaml file")
     job.add_argument("--hardware", required=True, help=f"the tier: {', '.join(configuration.hardware_names())}")
@@ -61,6 +76,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     job.add_argument("--bucket", default=os.environ.get("SAGEMAKER_BUCKET", ""), help="for source and outputs")
     job.add_argument("--instance-type", help="default: that of the tier; `cost` lists them")
     job.add_argument("--data", help="a folder, here or in S3, with train.jsonl and test.jsonl")
+    job.add_argument("--requirements", metavar="FILE", help="packages of your own, besides those of the workshop")
     job.add_argument("--job-prefix", default=PROJECT, dest="prefix", help=f"of the job names; default: {PROJECT}")
     job.add_argument("--image", help="your own container in ECR; default: AWS's PyTorch container")
     job.add_argument("--volume-gb", type=int, default=100)
@@ -76,9 +92,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     yes.add_argument("--yes", action="store_true", help="do not ask")
     others.add_argument("--everyone", action="store_true", help="also resources of other users")
 
-    train = command("train", "start a training job", role, job, start, yes)
+    train = command("train", "start a training job", role, vpc, job, start, yes)
+    train.add_argument("--instances", type=int, default=1, metavar="N",
+                       help="machines of the same type; N of them train on N times the batch")
     train.add_argument("--stages", type=lambda text: text.split(","),
                        help="only these stages, such as sft or sft,grpo; those of the recipe by default")
+    train.add_argument("--test-data", metavar="FOLDER", help="with test.jsonl, if --data has only train.jsonl")
+    train.add_argument("--wandb-secret", metavar="NAME",
+                       help="turn on W&B, with the key in this secret of AWS Secrets Manager")
     train.add_argument("--model", help="start model, such as an SFT model: its folder, or a model.tar.gz in S3")
     train.add_argument("--no-evaluate", action="store_false", dest="evaluate",
                        help="do not evaluate the models after training")
@@ -88,11 +109,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--resume", metavar="JOB", dest="checkpoints",
                        help="resume from the checkpoints of a stopped job")
     train.add_argument("--entry-point", default=TrainingJob.entry_point,
-                       help="the command in the source directory, for a script of your own in lab_utils or scripts")
+                       help="a script of your own, or a command; the files and folders that it names travel with it")
 
-    evaluate = command("evaluate", "evaluate a model as a processing job", role, job, start, yes)
-    deploy = command("deploy", "serve a model on a vLLM endpoint, which costs money until you delete it", role, start,
-                     yes)
+    evaluate = command("evaluate", "evaluate a model as a processing job", role, vpc, job, start, yes)
+    deploy = command("deploy", "serve a model on a vLLM endpoint, which costs money until you delete it", role, vpc,
+                     start, yes)
     for takes_a_model in (evaluate, deploy):
         source = takes_a_model.add_mutually_exclusive_group(required=True)
         source.add_argument("--job", help="the training job that made the model")
@@ -154,7 +175,7 @@ def train_or_evaluate(arguments: argparse.Namespace) -> int:
         return 0
     later = (f"stop it with launch_sagemaker.py stop {name}, or fetch its outputs later with "
              f"launch_sagemaker.py status {name} --output-dir DIR")
-    with keeps_running(name, job.instance, job.region, later):
+    with keeps_running(name, job.instance, job.region, later, job.instances):
         finished = follow_with_bar(name, session)
     if arguments.output_dir and finished.status != "Failed":
         fetch(name, session, arguments.output_dir)
@@ -164,6 +185,7 @@ def train_or_evaluate(arguments: argparse.Namespace) -> int:
 def described_job(arguments: argparse.Namespace) -> TrainingJob | EvaluationJob:
     """Return the job that the options describe; the options are stored under the names of its fields."""
     kind = TrainingJob if arguments.command == "train" else EvaluationJob
+    arguments.enclosure = enclosed(arguments)
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(kind)}
     options |= {name: tuple(options[name]) for name in ("overrides", "stages") if options.get(name) is not None}
     options |= {name: dict(options[name]) for name in ("environment", "tags")}
@@ -185,6 +207,7 @@ def deploy(arguments: argparse.Namespace) -> int:
         instance_type=arguments.instance_type,
         image=arguments.image,
         max_model_len=arguments.max_model_len,
+        enclosure=enclosed(arguments),
     )
     preflight.stop_at(endpoint.deployment_problems(deployment))
     requests = endpoint.endpoint_requests(deployment)
@@ -309,13 +332,13 @@ def ask(arguments: argparse.Namespace, question: str) -> None:
 
 
 @contextlib.contextmanager
-def keeps_running(name: str, instance: str, region: str, later: str) -> Iterator[None]:
+def keeps_running(name: str, instance: str, region: str, later: str, instances: int = 1) -> Iterator[None]:
     """Say what keeps running, at which price, if Ctrl-C, an expired token or a lost network ends the waiting."""
     try:
         yield
     except (KeyboardInterrupt, *aws_errors()) as error:
         price = cost.price(instance, region)
-        hourly = f"{price.usd:g} USD an hour" if price else "an unknown price"
+        hourly = f"{instances * price.usd:g} USD an hour" if price else "an unknown price"
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         raise SageMakerError(f"Waiting ended ({reason}), but {name} keeps running for {hourly}: {later}.") from None
 
@@ -347,6 +370,11 @@ def follow_with_bar(name: str, session) -> JobStatus:
 def fetch(name: str, session, directory: Path) -> None:
     for path in jobs.download(name, session, directory):
         print(f"fetched {path}")
+
+
+def enclosed(arguments: argparse.Namespace) -> Enclosure:
+    require_sdk()
+    return enclosure(arguments.command, arguments.subnets, arguments.security_groups, arguments.kms_key)
 
 
 def model_of_job(arguments: argparse.Namespace) -> str:

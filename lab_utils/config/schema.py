@@ -216,8 +216,9 @@ class Tier(Section):
 
     @property
     def processes(self) -> int:
-        """Return one process per GPU; on a CPU as many as `accelerate launch` has started."""
-        return self.gpus or int(os.environ.get("WORLD_SIZE", "1"))
+        """Return one process per GPU of every machine; on CPUs as many as were started. torchrun counts both."""
+        on_a_machine = self.gpus or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return on_a_machine * int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
 # --- Errors in words -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 
 job.yaml in the source directory says what to run. SageMaker defines the paths:
 
-    /opt/ml/input/data/model, data    channels: a start model; train.jsonl and test.jsonl
+    /opt/ml/input/data/model, data    channels: a start model; train.jsonl and test.jsonl, or one each in train and test
     /opt/ml/checkpoints               the run directories during training; SageMaker copies them to S3 as they grow, and
                                       back when a spot instance starts again
     /opt/ml/output/data               the run directories at the end, without checkpoints
@@ -15,21 +15,28 @@ job.yaml in the source directory says what to run. SageMaker defines the paths:
 
 This process runs the script as a child (one, or torchrun's) and passes on its output without secrets. At SIGTERM it
 tells the child, which saves a checkpoint, and ends with status 0. The restarted job resumes from the run directories.
+
+A job of several machines runs this on each of them, and torchrun connects their processes. The first machine writes
+checkpoints and outputs. The others add only their random states and copies of the trained models to
+/opt/ml/checkpoints, whose files on all machines meet in S3.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
 import traceback
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -38,8 +45,12 @@ import yaml
 ML = Path("/opt/ml")
 SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)(_|$)|^AWS_(?!.*REGION)", re.IGNORECASE)
 TRACEBACK = re.compile(r"(\[rank\d+\]: )?Traceback \(most recent call last\):")
+WANDB_SECRET = "WANDB_FROM_SECRETS_MANAGER"  # the environment has the name of the secret, never the key
 LAUNCHER = re.compile(r"^[EWI]\d{4} ")  # a line of torchrun, not of the script
+LOST = re.compile("Connection (closed|reset) by peer|Broken pipe|DistNetworkError|remote process exited|timed out",
+                  re.IGNORECASE)
 FAILURE_LINES = 200
+START_SECONDS = 600  # within which all machines of a job must be up, torchrun's own limit
 
 
 class JobError(RuntimeError):
@@ -104,17 +115,52 @@ def failure_message(lines: list[str], status: int) -> str:
     return "\n".join([f"The script ended with {ended}. The end of its output:", *lines[-20:]])
 
 
-def run_script(arguments: list[str], processes: int = 1) -> bool:
-    """Run a script of the source directory; return False if SIGTERM ended it.
+def machines() -> tuple[list[str], str]:
+    """Return the names of the job's machines in their order, and the name of this one."""
+    config = json.loads((ML / "input/config/resourceconfig.json").read_text(encoding="utf-8"))
+    # Without this, gloo and NCCL may choose an interface on which the other machines cannot be reached.
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, config["network_interface_name"])
+    return sorted(config["hosts"]), config["current_host"]
+
+
+def torchrun(processes: int, hosts: list[str], host: str) -> list[str]:
+    """Return the options of torchrun for `processes` on each of the hosts."""
+    if len(hosts) == 1:
+        return ["--standalone", f"--nproc-per-node={processes}"]
+    wait_for_names(hosts)
+    return [f"--nproc-per-node={processes}", f"--nnodes={len(hosts)}", f"--node-rank={hosts.index(host)}",
+            f"--master-addr={hosts[0]}", f"--master-port={os.environ.get('MASTER_PORT', '29500')}"]
+
+
+def wait_for_names(hosts: list[str]) -> None:
+    """Wait until all machines have an address; a machine that starts first does not know the others yet."""
+    deadline = time.monotonic() + START_SECONDS
+    for host in hosts:
+        while True:
+            try:
+                socket.gethostbyname(host)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise JobError(f"The machine {host} of the job did not start within {START_SECONDS} s: read its "
+                                   "log, or start the job again.") from None
+                time.sleep(1)
+
+
+def run_script(arguments: list[str], launcher: Sequence[str] = ()) -> bool:
+    """Run a script of the source directory, with torchrun if `launcher` has options for it.
+
+    Returns:
+        False if SIGTERM ended it.
 
     Raises:
         JobError: the script failed.
     """
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    print(redact(f"container: {' '.join(['torchrun' if processes > 1 else 'python', *arguments])}"), flush=True)
-    child = Child([*launcher, *arguments], launched=processes > 1)
+    shown = ["torchrun", *launcher, *arguments] if launcher else ["python", *arguments]
+    print(redact(f"container: {' '.join(shown)}"), flush=True)
+    command = [sys.executable, *(["-m", "torch.distributed.run"] if launcher else []), *launcher, *arguments]
+    child = Child(command, launched=bool(launcher))
 
     def on_sigterm(signum, frame):
         os.write(1, b"container: SIGTERM: asking training to save a checkpoint and end\n")
@@ -136,7 +182,8 @@ def run_script(arguments: list[str], processes: int = 1) -> bool:
 
 def train(job: dict) -> None:
     """Train the job's stages, and resume from /opt/ml/checkpoints if it holds run directories."""
-    checkpoints, model, data = ML / "checkpoints", ML / "input/data/model", ML / "input/data/data"
+    checkpoints, model, data = ML / "checkpoints", ML / "input/data/model", joined_data()
+    fetch_wandb_key()
     if checkpoints.is_dir() and any(checkpoints.iterdir()):
         print(f"container: resuming from {checkpoints}", flush=True)
         remove_incomplete(checkpoints)
@@ -148,11 +195,18 @@ def train(job: dict) -> None:
         arguments += ["--stages", ",".join(job["stages"])]
     if job["evaluate"]:
         arguments += ["--evaluate"]
-    started = time.monotonic()
+    started, (hosts, host) = time.monotonic(), machines()
+    several = job["processes"] > 1 or len(hosts) > 1
     try:
-        finished = run_script(arguments, job["processes"])
+        finished = run_script(arguments, torchrun(job["processes"], hosts, host) if several else [])
+    except JobError as error:
+        if len(hosts) > 1 and LOST.search(str(error).partition("\n")[0]):
+            others = ", ".join(name for name in hosts if name != host)
+            raise JobError(f"{host} lost the connection to another machine of the job ({others}), which has failed: "
+                           f"read the log of that machine first.\n\n{error}") from None
+        raise
     finally:  # a failed job keeps its outputs, too
-        if checkpoints.is_dir():
+        if checkpoints.is_dir() and host == hosts[0]:
             shutil.copytree(checkpoints, ML / "output/data", ignore=shutil.ignore_patterns("checkpoints"),
                             dirs_exist_ok=True)
     if finished:
@@ -166,6 +220,33 @@ def evaluate(job: dict) -> None:
     arguments = ["scripts/evaluate.py", f"eval={unpacked(inputs / 'model')}"]  # the label names the file
     arguments += [*common_arguments(job, inputs / "data"), "--output-dir", str(ML / "processing/output")]
     run_script(arguments)
+
+
+def joined_data() -> Path:
+    """Return the folder with train.jsonl and test.jsonl: the channel data, or the channels train and test as one."""
+    channels = ML / "input/data"
+    if not (channels / "test").is_dir():
+        return channels / "data"
+    joined = ML / "data"
+    joined.mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        shutil.copy2(channels / split / f"{split}.jsonl", joined)
+    return joined
+
+
+def fetch_wandb_key() -> None:
+    """Read the key of W&B from AWS Secrets Manager into this process's environment, if the job names a secret."""
+    if not (name := os.environ.get(WANDB_SECRET)):
+        return
+    try:
+        import boto3
+
+        text = boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
+        os.environ["WANDB_API_KEY"] = json.loads(text)["WANDB_API_KEY"] if text.startswith("{") else text
+    except Exception as error:  # a missing package, permission, secret or field
+        raise JobError(f"The W&B key could not be read from the secret {name!r} ({type(error).__name__}: {error}): "
+                       "store the key alone, or as WANDB_API_KEY, and let the execution role read the secret, or "
+                       "leave out --wandb-secret.") from None
 
 
 def common_arguments(job: dict, data: Path) -> list[str]:

@@ -69,20 +69,26 @@ class Cost:
     estimated: bool  # calculated, not from a timed run
     ceiling_hours: float
     spot: bool
-    where: str  # "ml.g5.2xlarge in us-east-1"
+    instances: int
+    where: str  # "2 × ml.g5.2xlarge in us-east-1"
+
+    @property
+    def hourly(self) -> float | None:
+        """Return the cost of an hour on all machines."""
+        return self.price and self.instances * self.price.usd
 
     @property
     def ceiling(self) -> float | None:
         """Return the cost of a job that runs until SageMaker stops it, with its whole time in the warm pool."""
-        return self.price and self.price.usd * self.ceiling_hours
+        return self.hourly and self.hourly * self.ceiling_hours
 
     def __str__(self) -> str:
         if self.price is None:
             return (f"Cost: the price of {self.where} is unknown, for at most {self.ceiling_hours:g} hours: run "
                     "launch_sagemaker.py cost --refresh to ask AWS for it.")
-        lines = [f"Cost: {self.where}, {self.price.usd:g} USD an hour ({self.price.source})"]
+        lines = [f"Cost: {self.where}, {self.hourly:g} USD an hour ({self.price.source})"]
         if self.hours:
-            least, most = (hours * self.price.usd for hours in self.hours)
+            least, most = (hours * self.hourly for hours in self.hours)
             lines.append(f"  expected  {self.hours[0]:g} to {self.hours[1]:g} hours, {least:.2f} to {most:.2f} USD"
                          + (", an estimate: this job has not been timed" if self.estimated else ""))
         else:
@@ -95,8 +101,9 @@ class Cost:
 
 def cost_of(job: Any) -> Cost:
     """Return the cost of a TrainingJob or EvaluationJob."""
-    found = None
-    if not any(getattr(job, name, None) for name in ("stages", "limit", "overrides")):  # those change the duration
+    found, count = None, f"{job.instances} × " if job.instances > 1 else ""
+    changed = any(getattr(job, name, None) for name in ("stages", "limit", "overrides"))  # those change the duration
+    if not changed and job.instances == 1:
         found = known()["hours"].get(job.hardware)
     estimate = None if found else estimated_hours(job)
     return Cost(
@@ -105,7 +112,8 @@ def cost_of(job: Any) -> Cost:
         estimated=estimate is not None,
         ceiling_hours=job.max_run_hours + getattr(job, "keep_alive_minutes", 0) / 60,
         spot=getattr(job, "spot", False),
-        where=f"{job.instance} in {job.region}",
+        instances=job.instances,
+        where=f"{count}{job.instance} in {job.region}",
     )
 
 
@@ -119,7 +127,8 @@ def estimated_hours(job: Any) -> tuple[float, float] | None:
 
     try:
         config = job.config()
-        stages = [hours(config, stage) for stage in config.stages]
+        with job.processes_counted():
+            stages = [hours(config, stage) for stage in config.stages]
     except (ConfigError, ModelLoadError):  # the preflight says what is wrong
         return None
     if None in stages:

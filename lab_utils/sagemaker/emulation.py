@@ -13,25 +13,30 @@ this machine does not have, and limits of time, memory and disk.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm.auto import tqdm
 
 from .session import SageMakerError, local_copy
 
 NOTHING_TO_INSTALL = "# Emulated job: nothing is installed, the packages are those of the environment that runs it.\n"
 CODE = {True: "input/data/code", False: "processing/input/code"}  # of a training job, of a processing job
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 STEP = re.compile(r"^metrics (\w+) step=(\d+) of=(\d+) ", re.MULTILINE)
 INHERITED = ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE",
              "OMP_NUM_THREADS")
@@ -88,7 +93,13 @@ class EmulatedJob:
         return self
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """End all processes of the job at once; torchrun's are in sessions of their own."""
+        if self.exit_status is None:
+            main = psutil.Process(self.process.pid)
+            for process in [main, *main.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
 
     def watch(self, until: str | None = None) -> EmulatedJob:
         """Wait for the end, or for `until` in the log, with a progress bar of the training steps.
@@ -120,9 +131,21 @@ class EmulatedJob:
         return self
 
 
+def start_machines(request: dict[str, Any], folder: Path, place: Path,
+                   checkpoints: Path | None = None) -> list[EmulatedJob]:
+    """Start a recorded training job of several machines: each is an emulated job in a folder of `place`, with a
+    /opt/ml of its own, and they reach each other on the loopback interface. The arguments are those of `start`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = [f"127.0.0.{i + 1}" for i in range(request["ResourceConfig"]["InstanceCount"])]
+    return [start(request, folder, place / host, checkpoints, hosts=hosts, host=host, port=port) for host in hosts]
+
+
 def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | None = None,
-          python: Path | None = None) -> EmulatedJob:
-    """Start a recorded training or processing job.
+          python: Path | None = None, hosts: Sequence[str] = ("algo-1",), host: str = "algo-1",
+          port: int | None = None) -> EmulatedJob:
+    """Start a recorded training or processing job, or one machine of it.
 
     Args:
         request: the body of CreateTrainingJob or CreateProcessingJob, from `training_request` or `evaluation_request`.
@@ -132,6 +155,7 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
             interruption.
         python: the interpreter of an environment that stands for the image, such as one with torch only; the job
             installs its requirements.txt there. None: this environment, in which nothing is installed.
+        hosts, host, port: of a job of several machines: their names, the name of this one, and where the first listens.
 
     Raises:
         SageMakerError: a channel is not in `folder`, or `ml` holds files.
@@ -140,7 +164,10 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
     if ml.is_dir() and any(ml.iterdir()):
         raise SageMakerError(f"{ml} is not empty: choose a new folder, because a job starts with an empty /opt/ml.")
     training = "TrainingJobName" in request
-    (lay_training_job if training else lay_processing_job)(request, Path(folder), ml)
+    if training:
+        lay_training_job(request, Path(folder), ml, hosts, host)
+    else:
+        lay_processing_job(request, Path(folder), ml)
     if python is None:
         (ml / CODE[training] / "requirements.txt").write_text(NOTHING_TO_INSTALL, encoding="utf-8")
     if checkpoints is not None:
@@ -152,16 +179,18 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
     for path in (ml / "input" if training else ml / "processing").rglob("*"):
         if path.suffix in (".py", ".sh"):
             path.write_text(path.read_text(encoding="utf-8").replace("/opt/ml", str(place)), encoding="utf-8")
+    environment = environment_of(request, python or Path(sys.executable))
+    if port is not None:
+        environment["MASTER_PORT"] = str(port)
     log_path = ml.with_name(f"{ml.name}.log")
     with open(log_path, "wb") as log:
         process = subprocess.Popen(
             [part.replace("/opt/ml", str(place)) for part in command], cwd=ml, stdin=subprocess.DEVNULL, stdout=log,
-            env=environment_of(request, python or Path(sys.executable)), stderr=subprocess.STDOUT,
-            start_new_session=True)
+            env=environment, stderr=subprocess.STDOUT, start_new_session=True)
     return EmulatedJob(ml, process, log_path)
 
 
-def lay_training_job(request: dict[str, Any], folder: Path, ml: Path) -> None:
+def lay_training_job(request: dict[str, Any], folder: Path, ml: Path, hosts: Sequence[str], host: str) -> None:
     """Write the channels, and the files in /opt/ml/input/config that SageMaker writes."""
     for name in ("model", "output/data", "checkpoints", "input/config"):
         (ml / name).mkdir(parents=True)
@@ -171,7 +200,7 @@ def lay_training_job(request: dict[str, Any], folder: Path, ml: Path) -> None:
     config = {
         "hyperparameters": request.get("HyperParameters", {}),
         "inputdataconfig": {name: {"TrainingInputMode": "File"} for name in channels},
-        "resourceconfig": {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo",
+        "resourceconfig": {"current_host": host, "hosts": list(hosts), "network_interface_name": LOOPBACK,
                            "current_instance_type": request["ResourceConfig"]["InstanceType"],
                            "current_group_name": "homogeneousCluster", "instance_groups": []},
     }

@@ -9,16 +9,19 @@ hyperparameters: an apostrophe in one would end the job before it starts.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -28,8 +31,9 @@ import yaml
 from .. import REPOSITORY
 from .. import config as configuration
 from ..config import RunConfig
+from .container import WANDB_SECRET
 from .cost import default_instance
-from .session import SageMakerError, aws_errors, caller, is_transient, record
+from .session import Enclosure, SageMakerError, aws_errors, caller, is_transient, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
@@ -55,12 +59,15 @@ class Job:
     limit: int | None = None  # at most this many problems, demonstrations and test questions
     model: str | None = None  # channel "model", the start model: an S3 URI, or a local folder to upload
     data: str | None = None  # channel "data", a folder with train.jsonl and test.jsonl: likewise
+    requirements: str | None = None  # a file with packages of your own, installed with those of the workshop
     prefix: str = PROJECT  # of job names
     image: str | None = None  # None: AWS's PyTorch container
+    enclosure: Enclosure = Enclosure()  # the network and the key that an account may require
     volume_gb: int = 100
     max_run_hours: float = 6.0  # SageMaker then stops the job, which bounds its cost
     environment: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    instances = 1  # not a setting here: only training uses several machines
 
     @property
     def recipe_name(self) -> str:
@@ -72,30 +79,52 @@ class Job:
 
     @property
     def processes(self) -> int:
-        """The number of GPUs, hence of torchrun's ranks; 1 means plain python."""
-        return configuration.load_tier(self.hardware).processes
+        """The number of training processes on a machine: one for each GPU."""
+        return configuration.load_tier(self.hardware).gpus or 1
 
     def all_tags(self) -> dict[str, str]:
         return {"project": PROJECT, "recipe": self.recipe_name, "hardware": self.hardware, **self.tags}
+
+    @contextlib.contextmanager
+    def processes_counted(self) -> Iterator[None]:
+        """Let configurations and estimates count the processes of all machines, as torchrun does inside the job."""
+        before = os.environ.get("GROUP_WORLD_SIZE")
+        os.environ["GROUP_WORLD_SIZE"] = str(max(1, self.instances))
+        try:
+            yield
+        finally:
+            del os.environ["GROUP_WORLD_SIZE"]
+            if before is not None:
+                os.environ["GROUP_WORLD_SIZE"] = before
 
     def config(self) -> RunConfig:
         """Return the configuration of the run inside the job; raise ConfigError if it cannot work."""
         stages = getattr(self, "stages", None)
         overrides = [*self.overrides, *([f"stages=[{','.join(stages)}]"] if stages else [])]
-        return configuration.load(self.recipe, self.hardware, overrides)
+        with self.processes_counted():
+            return configuration.load(self.recipe, self.hardware, overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob(Job):
     """The settings of `launch_sagemaker.py train`."""
 
+    instances: int = 1  # machines of one type; N of them train on N times the batch
+    test_data: str | None = None  # channel "test", a folder with test.jsonl; `data` is then channel "train"
+    wandb_secret: str | None = None  # name of a secret in AWS Secrets Manager with the key of W&B, which this turns on
     stages: tuple[str, ...] | None = None
     evaluate: bool = True  # the model of every stage, after training
     spot: bool = False  # spare capacity: far cheaper, but AWS may interrupt it; training resumes from its checkpoint
     max_wait_hours: float | None = None  # with spot: the longest time for waiting and training together
     keep_alive_minutes: int = 0  # keep the instance for the next job, which then starts at once; costs the same
     checkpoints: str | None = None  # S3 URI of another job's checkpoints, to resume from
-    entry_point: str = f"{CONTAINER} train"  # runs in the source directory
+    entry_point: str = f"{CONTAINER} train"  # a command or script; the files that it names travel with it
+
+    @property
+    def channels(self) -> dict[str, str]:
+        """The inputs other than code: S3 URIs, or local folders to upload."""
+        data = {"train": self.data, "test": self.test_data} if self.test_data else {"data": self.data}
+        return {name: source for name, source in {"model": self.model, **data}.items() if source}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,22 +145,49 @@ def package_source(job: Job, directory: Path) -> Path:
     files = ["sagemaker-container.txt"]
     if configuration.load_tier(job.hardware).gpus:
         files += ["sagemaker-container-gpu.txt"]
-    requirements = [(REPOSITORY / "setup/requirements" / name).read_text(encoding="utf-8") for name in files]
-    (directory / "requirements.txt").write_text("".join(requirements), encoding="utf-8")
+    paths = [*(REPOSITORY / "setup/requirements" / name for name in files), *filter(None, [job.requirements])]
+    requirements = [Path(path).read_text(encoding="utf-8") for path in paths]
+    (directory / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
+    for path, name in named_files(job).items():
+        copy = shutil.copytree if path.is_dir() else shutil.copy2
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(path, directory / name, **({"ignore": ignore} if path.is_dir() else {}))
     if job.recipe != job.recipe_name:  # your own recipe
         shutil.copy2(job.recipe, directory / "lab_utils" / "config" / "recipes" / f"{job.recipe_name}.yaml")
+    wandb = ["tracking.wandb=true"] if getattr(job, "wandb_secret", None) else []
     description = {
         "kind": "train" if isinstance(job, TrainingJob) else "evaluate",
         "recipe": job.recipe_name,
         "hardware": job.hardware,
         "stages": list(job.stages) if isinstance(job, TrainingJob) and job.stages else None,
-        "overrides": [*job.overrides, "tracking.print_metrics=true"],
+        "overrides": [*job.overrides, *wandb, "tracking.print_metrics=true"],
         "limit": job.limit,
         "evaluate": isinstance(job, EvaluationJob) or job.evaluate,
         "processes": job.processes,
     }
     (directory / "job.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), "utf-8")
     return directory
+
+
+def named_files(job: Job) -> dict[Path, str]:
+    """Return the files and folders here that the entry point names, with their paths in the source directory.
+
+    "python mine.py" names a file, "python mine" a folder with __main__.py, and "python -m mine.train" the folder mine.
+    """
+    if not isinstance(job, TrainingJob):
+        return {}
+    words = shlex.split(job.entry_point)
+    paths = [Path(word.split(".")[0] if before == "-m" else word) for before, word in pairwise(["", *words])]
+    own = [path for path in paths if path.exists() and path.resolve() != REPOSITORY / "lab_utils"]
+    return {path: path.name if path.is_absolute() or ".." in path.parts else path.as_posix() for path in own}
+
+
+def command_of(job: TrainingJob) -> str:
+    """Return the command that runs in the source directory; a script alone gets its interpreter."""
+    renamed = {str(path): name for path, name in named_files(job).items()}
+    words = [renamed.get(word, word) for word in shlex.split(job.entry_point)]
+    interpreter = {".py": ["python"], ".sh": ["bash"]}.get(Path(words[0]).suffix, [])
+    return shlex.join([*interpreter, *words])
 
 
 # --- Metrics ----------------------------------------------------------------------------------------------------------
@@ -230,7 +286,7 @@ def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
     from sagemaker.core.training import configs
     from sagemaker.train import ModelTrainer
 
-    channels = {"model": job.model, "data": job.data}
+    enclosure, disk_key = job.enclosure, job.enclosure.disk_key(job.instance)
     stopping = {"max_runtime_in_seconds": round(job.max_run_hours * 3600)}
     if job.max_wait_hours is not None:
         stopping["max_wait_time_in_seconds"] = round(job.max_wait_hours * 3600)
@@ -243,16 +299,20 @@ def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
         training_image=image_of(job),
         # exec: python replaces the shell, and so gets SIGTERM two minutes before a spot instance is taken away
         source_code=configs.SourceCode(source_dir=str(source), requirements="requirements.txt",
-                                       command=f"exec {job.entry_point}"),
-        compute=configs.Compute(instance_type=job.instance, instance_count=1, volume_size_in_gb=job.volume_gb,
-                                enable_managed_spot_training=job.spot, **keep_alive),
+                                       command=f"exec {command_of(job)}"),
+        compute=configs.Compute(instance_type=job.instance, instance_count=job.instances,
+                                volume_size_in_gb=job.volume_gb, enable_managed_spot_training=job.spot, **keep_alive,
+                                **({"volume_kms_key_id": disk_key} if disk_key else {})),
+        networking=configs.Networking(subnets=list(enclosure.subnets),
+                                      security_group_ids=list(enclosure.security_groups)) if enclosure.vpc else None,
         stopping_condition=configs.StoppingCondition(**stopping),
         checkpoint_config=configs.CheckpointConfig(s3_uri=job.checkpoints),
-        output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{job.bucket}/{job.tags['owner']}/{name}"),
+        output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{job.bucket}/{job.tags['owner']}/{name}",
+                                                    kms_key_id=enclosure.kms_key),
         input_data_config=[configs.InputData(channel_name=name, data_source=source)
-                           for name, source in channels.items() if source],
+                           for name, source in job.channels.items()],
         hyperparameters=hyperparameters(job),
-        environment=ENVIRONMENT | job.environment,
+        environment=ENVIRONMENT | ({WANDB_SECRET: job.wandb_secret} if job.wandb_secret else {}) | job.environment,
         tags=[configs.Tag(key=key, value=value) for key, value in job.all_tags().items()],
     )
     trainer.with_metric_definitions([configs.MetricDefinition(name=name, regex=regex)
@@ -273,10 +333,12 @@ def hyperparameters(job: Job) -> dict[str, str]:
 def _evaluate(job: EvaluationJob, session: Session, source: Path, name: str) -> str:
     name = f"{name}-eval-{time.strftime('%m%d%H%M%S')}"
     folder = f"{job.tags['owner']}/{name}"
+    key, disk_key = job.enclosure.kms_key, job.enclosure.disk_key(job.instance)
+    encrypted = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else None
     inputs = {"code": str(source), "model": job.model, "data": job.data}
-    for key, uri in inputs.items():
+    for kind, uri in inputs.items():
         if uri and not uri.startswith("s3://"):
-            inputs[key] = session.upload_data(uri, key_prefix=f"{folder}/input/{key}")
+            inputs[kind] = session.upload_data(uri, key_prefix=f"{folder}/input/{kind}", extra_args=encrypted)
     command = f"cd /opt/ml/processing/input/code && pip install -q -r requirements.txt && exec {CONTAINER} evaluate"
     s3_input = {"S3DataType": "S3Prefix", "S3InputMode": "File"}
     s3_output = {"S3Uri": f"s3://{job.bucket}/{folder}/output", "LocalPath": "/opt/ml/processing/output",
@@ -286,12 +348,15 @@ def _evaluate(job: EvaluationJob, session: Session, source: Path, name: str) -> 
         RoleArn=job.role,
         AppSpecification={"ImageUri": image_of(job), "ContainerEntrypoint": ["/bin/bash", "-c", command]},
         ProcessingResources={"ClusterConfig": {"InstanceType": job.instance, "InstanceCount": 1,
-                                               "VolumeSizeInGB": job.volume_gb}},
+                                               "VolumeSizeInGB": job.volume_gb,
+                                               **({"VolumeKmsKeyId": disk_key} if disk_key else {})}},
         StoppingCondition={"MaxRuntimeInSeconds": round(job.max_run_hours * 3600)},
         ProcessingInputs=[
-            {"InputName": key, "S3Input": {"S3Uri": uri, "LocalPath": f"/opt/ml/processing/input/{key}", **s3_input}}
-            for key, uri in inputs.items() if uri],
-        ProcessingOutputConfig={"Outputs": [{"OutputName": "results", "S3Output": s3_output}]},
+            {"InputName": kind, "S3Input": {"S3Uri": uri, "LocalPath": f"/opt/ml/processing/input/{kind}", **s3_input}}
+            for kind, uri in inputs.items() if uri],
+        ProcessingOutputConfig={"Outputs": [{"OutputName": "results", "S3Output": s3_output}],
+                                **({"KmsKeyId": key} if key else {})},
+        **({"NetworkConfig": {"VpcConfig": job.enclosure.vpc}} if job.enclosure.vpc else {}),
         Environment=ENVIRONMENT | job.environment,
         Tags=as_tags(job.all_tags()),
     )

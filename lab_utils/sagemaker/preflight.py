@@ -14,10 +14,12 @@ import difflib
 import functools
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import REPOSITORY
 from .. import config as configuration
 from ..config import ConfigError
 from . import cost
@@ -62,7 +64,7 @@ def regions() -> list[str]:
 def job_problems(job: Job) -> list[str]:
     """Return what is wrong with a TrainingJob or an EvaluationJob, as far as this machine can tell without AWS."""
     problems = [*_place_problems(job), *_config_problems(job), *_time_problems(job), *_input_problems(job),
-                *_text_problems(job)]
+                *_source_problems(job), *_text_problems(job), *job.enclosure.problems()]
     if job.hardware in configuration.hardware_names():
         try:
             problems += [*_instance_problems(job, job.instance), *_duration_problems(job)]
@@ -112,6 +114,8 @@ def _instance_problems(job: Job, instance: str) -> Iterator[str]:
         yield (f"--instance-type {instance!r} does not exist for {kind.lower()} jobs: "
                f"{_suggestion(instance, types, 'one that launch_sagemaker.py cost lists')}")
         return
+    if job.instances < 1:
+        yield f"--instances {job.instances} is not allowed: pass 1 or more."
     if kind == "Processing" and tier.gpus > 1:
         yield (f"--hardware {tier.name} uses {tier.gpus} GPUs, and an evaluation runs in one process: "
                f"give --hardware {tier.based_on}, the same settings on one GPU.")
@@ -174,7 +178,13 @@ def _input_problems(job: Job) -> Iterator[str]:
     """Yield problems of start model, data, checkpoints, container and volume."""
     if isinstance(job, EvaluationJob) and not job.model:
         yield "No model to evaluate: give --job NAME of a training job, or --model s3://... or a folder."
-    for option, uri in (("--model", job.model), ("--data", job.data)):
+    test_data = getattr(job, "test_data", None)
+    if test_data and not job.data:
+        yield "--test-data is without --data: pass the folder with train.jsonl as --data."
+    files = {"--data": ["train.jsonl", "test.jsonl"], "--test-data": ["test.jsonl"]}
+    if test_data or isinstance(job, EvaluationJob):
+        files["--data"] = ["train.jsonl"] if test_data else ["test.jsonl"]
+    for option, uri in (("--model", job.model), ("--data", job.data), ("--test-data", test_data)):
         if not uri or re.match(r"s3://[^/]+/.+", uri):
             continue
         if re.match(r"\w+://", uri) or not Path(uri).is_dir():
@@ -184,8 +194,8 @@ def _input_problems(job: Job) -> Iterator[str]:
         elif option == "--model" and not [*Path(uri).glob("config.json"), *Path(uri).glob("adapter_config.json")]:
             yield (f"--model {uri} holds neither config.json nor adapter_config.json: give the folder `model` of a "
                    "run directory, such as outputs/countdown-grpo/sft/model.")
-        elif option == "--data" and not all((Path(uri) / name).is_file() for name in ("train.jsonl", "test.jsonl")):
-            yield (f"--data {uri} does not hold train.jsonl and test.jsonl: write both files, one JSON object a line; "
+        elif not all((Path(uri) / name).is_file() for name in files.get(option, ())):
+            yield (f"{option} {uri} does not hold {' and '.join(files[option])}: write one JSON object per line; "
                    "notebook 01 shows the columns of each task.")
     if isinstance(job, TrainingJob) and job.checkpoints and not job.checkpoints.startswith("s3://"):
         yield f"The checkpoints {job.checkpoints} are not in S3: give --resume JOB, or an S3 URI."
@@ -199,6 +209,30 @@ def _input_problems(job: Job) -> Iterator[str]:
         yield f"--volume-gb {job.volume_gb} is not allowed: give 30 to 1000; 100 is enough for the recipes."
 
 
+def _source_problems(job: Job) -> Iterator[str]:
+    """Yield problems of the entry point and of your own requirements."""
+    if job.requirements and not Path(job.requirements).is_file():
+        yield f"--requirements {job.requirements} does not exist: pass a requirements.txt of your own packages."
+    elif job.requirements:
+        lines = Path(job.requirements).read_text(encoding="utf-8").splitlines()
+        if torch := [line for line in lines if re.match(r"(torch|torchvision|torchaudio)\b", line, re.IGNORECASE)]:
+            yield f"--requirements {job.requirements} lists {torch[0]}: remove that line; the image brings torch."
+    if not isinstance(job, TrainingJob):
+        return
+    try:
+        words = shlex.split(job.entry_point)
+    except ValueError as error:
+        yield f"--entry-point {job.entry_point} is not a command ({error}): close its quotation marks."
+        return
+    for word in words:
+        if word.endswith((".py", ".sh")) and not (Path(word).is_file() or (REPOSITORY / word).is_file()):
+            yield f"--entry-point names {word}, which does not exist here: pass the path of a script on this machine."
+    secret = job.wandb_secret or ""
+    if re.fullmatch(r"[0-9a-f]{40}|wandb_v1_.*", secret):
+        yield ("--wandb-secret looks like a key, and everyone with access to the job could read it: store the key in "
+               "AWS Secrets Manager, and pass the name of the secret.")
+
+
 def _text_problems(job: Job) -> Iterator[str]:
     """Yield problems of names, hyperparameters, environment and tags; the service's limits are checked later."""
     if not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,18}[a-zA-Z0-9])?", job.prefix):
@@ -209,7 +243,7 @@ def _text_problems(job: Job) -> Iterator[str]:
     for key in job.environment:
         if SECRET.search(key):
             yield (f"--env {key} looks like a secret, and everyone with access to the job can read it: leave it out. "
-                   "Models and data are public, and W&B records offline (`wandb sync`).")
+                   "Models and data are public, and the key of W&B belongs into a secret (--wandb-secret).")
     for key in job.tags:
         if key.lower().startswith("aws:"):
             yield f"--tag {key} begins with aws:, which is reserved: choose another name."
@@ -270,9 +304,9 @@ def account_problems(job: Job, session: Session) -> list[str]:
     return [
         *_bucket_problems(job.bucket, session),
         *_role_problems(job.role, session),
-        *missing_inputs({"--model": job.model, "--data": job.data, "--resume": getattr(job, "checkpoints", None)},
-                        session),
-        *quota_problems(job.instance, usages, session),
+        *missing_inputs({"--model": job.model, "--data": job.data, "--test-data": getattr(job, "test_data", None),
+                         "--resume": getattr(job, "checkpoints", None)}, session),
+        *quota_problems(job.instance, usages, session, job.instances),
     ]
 
 
@@ -330,8 +364,8 @@ def missing_inputs(inputs: dict[str, str | None], session: Session) -> Iterator[
                    "A job writes its model only at its end.")
 
 
-def quota_problems(instance: str, usages: list[str], session: Session) -> Iterator[str]:
-    """Yield quotas of 0, the default for many instance types; a usage is "training job", "endpoint" and so on."""
+def quota_problems(instance: str, usages: list[str], session: Session, count: int = 1) -> Iterator[str]:
+    """Yield quotas below `count`; 0 is the default of many instance types. A usage is "training job", "endpoint"…"""
     from botocore.exceptions import ClientError
 
     client = session.boto_session.client("service-quotas")
@@ -343,6 +377,7 @@ def quota_problems(instance: str, usages: list[str], session: Session) -> Iterat
         except ClientError:  # no permission to look
             return
     for name in (f"{instance} for {usage} usage" for usage in usages):
-        if quotas.get(name) == 0:
-            yield (f"The quota '{name}' of this account is 0 in {session.boto_region_name}: request 1 in the console "
-                   "under Service Quotas, Amazon SageMaker (hours to days), or choose another instance type.")
+        if quotas.get(name, count) < count:
+            yield (f"The quota '{name}' of this account is {quotas[name]:g} in {session.boto_region_name}: request "
+                   f"{count} in the console under Service Quotas, Amazon SageMaker (hours to days), or choose another "
+                   "instance type.")

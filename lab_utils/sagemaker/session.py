@@ -5,11 +5,16 @@ Both are the SDK's Session: a dry run takes the same path as a launch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +28,80 @@ STUDIO_METADATA = Path("/opt/ml/metadata/resource-metadata.json")
 SHARED_SESSIONS = ("SageMaker", "root")
 # Without this the SDK reports every call to AWS.
 CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
+# Where the SDK's defaults file, ~/.config/sagemaker/config.yaml, has the network and the key, below "SageMaker".
+DEFAULTS = {
+    "train": ("TrainingJob.VpcConfig", "TrainingJob.OutputDataConfig.KmsKeyId"),
+    "evaluate": ("ProcessingJob.NetworkConfig.VpcConfig", "ProcessingJob.ProcessingOutputConfig.KmsKeyId"),
+    "deploy": ("Model.VpcConfig", "EndpointConfig.KmsKeyId"),
+}
 
 
 class SageMakerError(WorkshopError):
     """A problem with a job, an endpoint or the connection to AWS that the user can fix."""
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """The private network (VPC) and the encryption key that an account may require; empty by default."""
+
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    kms_key: str | None = None  # id, ARN or alias
+
+    @property
+    def vpc(self) -> dict[str, list[str]] | None:
+        """The network as AWS writes it."""
+        if not self.subnets:
+            return None
+        return {"SecurityGroupIds": list(self.security_groups), "Subnets": list(self.subnets)}
+
+    def disk_key(self, instance: str) -> str | None:
+        """Return the key for the disk of an instance, if it takes one: local NVMe disks have a key of their own."""
+        local = re.match(r"ml\.([gp]\d|trn|[a-z]\d+[a-z]*d)", instance)
+        return None if local else self.kms_key
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings."""
+        problems = []
+        if bool(self.subnets) != bool(self.security_groups):
+            problems.append("--subnet and --security-group belong together: pass at least one of each, or neither.")
+        for option, values, pattern, example in (
+            ("--subnet", self.subnets, r"subnet-[0-9a-f]+", "subnet-0123456789abcdef0"),
+            ("--security-group", self.security_groups, r"sg-[0-9a-f]+", "sg-0123456789abcdef0"),
+        ):
+            problems += [f"{option} {value!r} is not an id: pass one such as {example}."
+                         for value in values if not re.fullmatch(pattern, value)]
+        return problems
+
+
+def enclosure(command: str, subnets: Sequence[str], security_groups: Sequence[str], kms_key: str | None) -> Enclosure:
+    """Return the given network and key; what is not given comes from the SDK's defaults file, as for the SDK itself.
+
+    Args:
+        command: train, evaluate or deploy; the file has a section for each.
+    """
+    from jsonschema import ValidationError
+    from sagemaker.core.config.config import load_sagemaker_config
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the SDK reports which files it looked for
+            defaults = load_sagemaker_config()
+    except (ValidationError, ValueError, RuntimeError) as error:
+        raise SageMakerError(f"The SDK's defaults file is not valid ({str(error).splitlines()[0]}): correct "
+                             "~/.config/sagemaker/config.yaml, or the file in SAGEMAKER_USER_CONFIG_OVERRIDE or "
+                             "SAGEMAKER_ADMIN_CONFIG_OVERRIDE.") from None
+
+    def default(path: str) -> Any:
+        found = defaults.get("SageMaker", {})
+        for part in path.split("."):
+            found = (found or {}).get(part)
+        return found
+
+    network, key = DEFAULTS[command]
+    vpc = default(network) or {}
+    if not (subnets or security_groups):
+        subnets, security_groups = vpc.get("Subnets", ()), vpc.get("SecurityGroupIds", ())
+    return Enclosure(tuple(subnets), tuple(security_groups), kms_key or default(key))
 
 
 def connect(region: str | None, bucket: str = "") -> Session:

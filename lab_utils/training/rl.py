@@ -10,10 +10,11 @@ import functools
 import inspect
 import json
 import math
+import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ OURS = {"warmup_ratio", "max_prompt_length", "log_completions_steps", *PPOSettin
 def trainer_arguments(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Return the arguments that do not depend on the method."""
     gpu = on_gpu(config.model)
+    if not gpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # its own choice, cpu:0, is one to which torch.load loads nothing
     return {
         "output_dir": str(run.checkpoints_dir),
         "seed": config.seed,
@@ -376,6 +379,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
                     if not name.startswith("critic."):
                         weight.data = weight.data.to(getattr(torch, config.model.dtype))
             save_model(trainer, run)
+            send_model(trainer, run)
             trainer.accelerator.wait_for_everyone()  # the first process writes; the others would read too early
     if stop.stopped:
         raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
@@ -388,6 +392,26 @@ def save_model(trainer: Trainer, run: RunDirectory) -> None:
     if trainer.args.should_save:
         with written_whole(run.model_dir) as folder:
             trainer.save_model(str(folder))
+
+
+def send_model(trainer: Trainer, run: RunDirectory) -> None:
+    """Copy RUN/model to the other machines of the training, which start the next stage from it and share no disk."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:  # torchrun's number of machines
+        return
+    sends = trainer.args.process_index == 0
+    receives = not sends and trainer.args.local_process_index == 0
+    group = torch.distributed.new_group(backend="gloo")  # in the machine's memory, not the GPU's
+    names = [sorted(path.name for path in run.model_dir.iterdir()) if sends else None]
+    torch.distributed.broadcast_object_list(names, group=group)
+    with written_whole(run.model_dir) if receives else nullcontext() as folder:
+        if receives:
+            folder.mkdir()
+        for name in names[0]:
+            content = [(run.model_dir / name).read_bytes() if sends else None]
+            torch.distributed.broadcast_object_list(content, group=group)
+            if receives:
+                (folder / name).write_bytes(content[0])
+    torch.distributed.destroy_process_group(group)
 
 
 def is_finished(run: RunDirectory, arguments: TrainingArguments, config: RunConfig, stage: str) -> bool:

@@ -29,8 +29,16 @@ def one_check_of_a_schema_is_enough():
         yield
 
 
+@pytest.fixture(scope="session")
+def no_defaults(tmp_path_factory):
+    """Return a defaults file of the SDK without defaults."""
+    path = tmp_path_factory.mktemp("sagemaker") / "config.yaml"
+    path.write_text("SchemaVersion: '1.0'\n")
+    return path
+
+
 @pytest.fixture(autouse=True)
-def no_account_of_yours(monkeypatch, tmp_path):
+def no_account_of_yours(monkeypatch, tmp_path, no_defaults):
     """Neither credentials nor configuration nor cached prices of the machine that runs the tests."""
     if not SDK:
         return
@@ -39,6 +47,8 @@ def no_account_of_yours(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for who in ("ADMIN", "USER"):
+        monkeypatch.setenv(f"SAGEMAKER_{who}_CONFIG_OVERRIDE", str(no_defaults))
     from lab_utils.sagemaker import cost
 
     monkeypatch.setattr(cost, "CACHE", tmp_path / "prices.yaml")

@@ -3,10 +3,13 @@
 import datetime
 import io
 import json
+import os
 import re
+import shutil
 import tarfile
 from types import SimpleNamespace
 
+import boto3
 import pytest
 import yaml
 from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
@@ -14,8 +17,9 @@ from botocore.exceptions import ClientError
 
 from lab_utils import config as configuration
 from lab_utils.machine.environment import read_pins
-from lab_utils.sagemaker import endpoint, job, resources, session
+from lab_utils.sagemaker import container, endpoint, job, resources, session
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, launch, training_request
+from lab_utils.sagemaker.preflight import request_problems
 from lab_utils.sagemaker.session import SageMakerError, caller, connect, local_copy, record
 
 pytestmark = pytest.mark.component
@@ -74,7 +78,7 @@ def test_every_option_reaches_the_request(tmp_path):
         limit=50, evaluate=False, model=str(tmp_path / "model"), data="s3://elsewhere/my-data", prefix="my-class",
         image="123456789012.dkr.ecr.us-east-1.amazonaws.com/mine:1", volume_gb=50, max_run_hours=2, spot=True,
         max_wait_hours=5, checkpoints="s3://elsewhere/checkpoints", environment={"A": "b"}, tags={"team": "red"},
-        keep_alive_minutes=15, entry_point="python scripts/mine.py",
+        keep_alive_minutes=15, entry_point="python -u scripts/train.py", instances=3,
     )
     request = training_request(described, tmp_path / "recorded")
     channels = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
@@ -86,13 +90,13 @@ def test_every_option_reaches_the_request(tmp_path):
         "kind": "train", "recipe": "countdown-grpo", "hardware": "a10g-x4", "stages": ["grpo"], "limit": 50,
         "evaluate": False, "overrides": ["grpo.beta=0.04", "seed=1", "tracking.print_metrics=true"], "processes": 4}
     start = (local_copy(tmp_path / "recorded", channels["sm_drivers"]) / "sm_train.sh").read_text()
-    assert "exec python scripts/mine.py\n" in start
+    assert "exec python -u scripts/train.py\n" in start
     assert request["TrainingJobName"].startswith("my-class-you-countdown-grpo-")
     assert request["HyperParameters"] == {"recipe": "countdown-grpo", "hardware": "a10g-x4", "stages": "grpo",
                                           "limit": "50", "grpo-beta": "0.04", "seed": "1"}
     assert request["EnableManagedSpotTraining"] is True
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 18000}
-    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50,
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 3, "VolumeSizeInGB": 50,
                                          "KeepAlivePeriodInSeconds": 900}
     assert request["CheckpointConfig"]["S3Uri"] == "s3://elsewhere/checkpoints"
     assert request["Environment"]["A"] == "b" and {"Key": "team", "Value": "red"} in request["Tags"]
@@ -119,6 +123,120 @@ def test_your_own_recipe_travels_as_a_file(tmp_path):
     assert request["HyperParameters"]["recipe"] == "my_recipe"
     [copy] = (tmp_path / "recorded").rglob("recipes/my_recipe.yaml")
     assert copy.read_text() == own.read_text()
+
+
+@pytest.mark.parametrize(("entry_point", "files", "command"), [
+    ("mine.py", {"mine.py"}, "python mine.py"),
+    ("bash run.sh --fast", {"run.sh"}, "bash run.sh --fast"),
+    ("python own/train.py", {"own/train.py"}, "python own/train.py"),
+    ("python -m own.train", {"own/train.py", "own/rewards.py"}, "python -m own.train"),
+    ("{folder}/mine.py --lr 1e-4", {"mine.py"}, "python mine.py --lr 1e-4"),
+])
+def test_the_entry_point_brings_the_files_that_it_names(tmp_path, monkeypatch, entry_point, files, command):
+    for name in ("mine.py", "run.sh", "own/train.py", "own/rewards.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("print('mine')")
+    monkeypatch.chdir(tmp_path)
+    described = TrainingJob(recipe="countdown-grpo", hardware="cpu", **PLACE,
+                            entry_point=entry_point.format(folder=tmp_path))
+    code = job.package_source(described, tmp_path / "source")
+    packed = {path.relative_to(code).as_posix() for path in code.rglob("*")}
+    assert packed & {"mine.py", "run.sh", "own/train.py", "own/rewards.py"} == files
+    assert job.command_of(described) == command and (code / "lab_utils" / "sagemaker" / "container.py").exists()
+
+
+def test_your_own_packages_data_and_secret_travel_with_the_job(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("sympy==1.14.0")
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"{split}.jsonl").write_text("{}\n")
+    described = TrainingJob(recipe="countdown-grpo", hardware="cpu", requirements=str(tmp_path / "mine.txt"),
+                            data=str(tmp_path / "train"), test_data=str(tmp_path / "test"),
+                            wandb_secret="rl-workshop-wandb", **PLACE)
+    request = training_request(described, tmp_path / "recorded")
+    places = {channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+              for channel in request["InputDataConfig"]}
+    code, train, test = (local_copy(tmp_path / "recorded", places[name]) for name in ("code", "train", "test"))
+    assert (train / "train.jsonl").exists() and (test / "test.jsonl").exists() and "data" not in places
+    assert read_pins(code / "requirements.txt")["sympy"] == "1.14.0" and "trl" in read_pins(code / "requirements.txt")
+    assert "tracking.wandb=true" in yaml.safe_load((code / "job.yaml").read_text())["overrides"]
+    assert request["Environment"][container.WANDB_SECRET] == "rl-workshop-wandb"
+
+    monkeypatch.setattr(container, "ML", tmp_path / "ml")
+    shutil.copytree(train, tmp_path / "ml" / "input" / "data" / "train")
+    shutil.copytree(test, tmp_path / "ml" / "input" / "data" / "test")
+    assert {path.name for path in container.joined_data().iterdir()} == {"train.jsonl", "test.jsonl"}
+
+
+@pytest.mark.parametrize("stored", ["{key}", '{{"WANDB_API_KEY": "{key}"}}'])
+def test_the_key_of_wandb_comes_from_a_secret(aws, monkeypatch, stored):
+    key = "k" * 40
+    boto3.client("secretsmanager").create_secret(Name="rl-workshop-wandb", SecretString=stored.format(key=key))
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv(container.WANDB_SECRET, "rl-workshop-wandb")
+    container.fetch_wandb_key()
+    assert os.environ["WANDB_API_KEY"] == key and container.redact(f"wandb: {key}") == "wandb: [WANDB_API_KEY]"
+    monkeypatch.setenv(container.WANDB_SECRET, "rl-workshop-other")
+    with pytest.raises(container.JobError, match="'rl-workshop-other' .ResourceNotFoundException.*execution role"):
+        container.fetch_wandb_key()
+
+
+# --- A private network and a key --------------------------------------------------------------------------------------
+
+KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+ENCLOSED = session.Enclosure(("subnet-0a", "subnet-0b"), ("sg-0c",), KEY)
+VPC = {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0c"]}
+
+
+@pytest.mark.parametrize(("hardware", "disk"), [("cpu", {"VolumeKmsKeyId": KEY}), ("a10g", {})])
+def test_network_and_key_reach_every_request(little_source, hardware, disk):
+    """An instance with a local disk refuses a key for it."""
+    place = {"recipe": "countdown-grpo", "hardware": hardware, **PLACE, "enclosure": ENCLOSED}
+    training = training_request(TrainingJob(**place))
+    assert training["VpcConfig"] == VPC and training["OutputDataConfig"]["KmsKeyId"] == KEY
+    assert disk.items() <= training["ResourceConfig"].items()
+    assert ("VolumeKmsKeyId" in training["ResourceConfig"]) == bool(disk)
+    evaluation = evaluation_request(EvaluationJob(**place, model="s3://b/m.tar.gz"))
+    assert evaluation["NetworkConfig"] == {"VpcConfig": VPC}
+    assert evaluation["ProcessingOutputConfig"]["KmsKeyId"] == KEY
+    assert ("VolumeKmsKeyId" in evaluation["ProcessingResources"]["ClusterConfig"]) == bool(disk)
+    assert request_problems("CreateTrainingJob", training) == request_problems("CreateProcessingJob", evaluation) == []
+    described = endpoint.Deployment(name="demo", **SERVED, enclosure=ENCLOSED)
+    serving = endpoint.endpoint_requests(described)
+    assert serving["CreateModel"]["VpcConfig"] == VPC and "KmsKeyId" not in serving["CreateEndpointConfig"]
+    without = training_request(TrainingJob(**place | {"enclosure": session.Enclosure()}))
+    assert "VpcConfig" not in without and "KmsKeyId" not in without["OutputDataConfig"]
+
+
+def test_uploads_are_encrypted_with_the_key(aws, little_source, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    place = {"recipe": "countdown-grpo", "hardware": "cpu", **PLACE, "enclosure": ENCLOSED,
+             "model": str(tmp_path / "model")}
+    launch(TrainingJob(**place), aws.session)
+    launch(EvaluationJob(**place), aws.session)
+    found = aws.s3.list_objects_v2(Bucket=BUCKET)["Contents"]
+    keys = {entry["Key"]: aws.s3.head_object(Bucket=BUCKET, Key=entry["Key"]).get("SSEKMSKeyId") for entry in found}
+    assert len(keys) > 5 and set(keys.values()) == {KEY}, keys
+
+
+def test_network_and_key_come_from_the_defaults_file_of_the_sdk(tmp_path, monkeypatch):
+    vpc = {"VpcConfig": VPC}
+    defaults = {"SchemaVersion": "1.0", "SageMaker": {
+        "TrainingJob": {**vpc, "OutputDataConfig": {"KmsKeyId": "train"}},
+        "ProcessingJob": {"NetworkConfig": vpc, "ProcessingOutputConfig": {"KmsKeyId": "evaluate"}},
+        "Model": vpc, "EndpointConfig": {"KmsKeyId": "deploy"}}}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(defaults))
+    monkeypatch.setenv("SAGEMAKER_USER_CONFIG_OVERRIDE", str(file))
+    for command in ("train", "evaluate", "deploy"):
+        expected = session.Enclosure(("subnet-0a", "subnet-0b"), ("sg-0c",), command)
+        assert session.enclosure(command, (), (), None) == expected
+    given = session.enclosure("train", ["subnet-1"], ["sg-1"], "mine")
+    assert given == session.Enclosure(("subnet-1",), ("sg-1",), "mine")
+    file.write_text("SageMaker: {TrainingJob: {VpcConfig: 1}}")
+    with pytest.raises(SageMakerError, match="defaults file is not valid .*: correct"):
+        session.enclosure("train", (), (), None)
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------

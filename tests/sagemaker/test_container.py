@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -108,6 +109,14 @@ def test_secrets_are_replaced_by_their_names(monkeypatch):
         monkeypatch.setenv(name, value)
     assert container.redact(f"key {'w' * 40}, {SECRET} and session-secret in us-east-1 by default") == (
         "key [WANDB_API_KEY], [HF_TOKEN] and [AWS_SESSION_TOKEN] in us-east-1 by default")
+
+
+def test_an_entry_point_of_your_own_arrives_and_runs(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import sys, lab_utils\nprint('mine', sys.argv[1:], lab_utils.__file__)\n")
+    monkeypatch.chdir(tmp_path)
+    job = TrainingJob(recipe="countdown-grpo", hardware="smoke", entry_point="mine.py --fast", **PLACE)
+    run = emulation.start(training_request(job, tmp_path / "s3"), tmp_path / "s3", tmp_path / "ml").wait(120)
+    assert run.exit_status == 0 and "mine ['--fast'] /tmp/opt-ml-" in run.log.replace(tempfile.gettempdir(), "/tmp")
 
 
 # Evaluation as a processing job

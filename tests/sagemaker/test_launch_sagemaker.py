@@ -94,6 +94,23 @@ def test_a_dry_run_prints_the_request_and_sends_nothing(little_source, capsys, m
     assert "ceiling   6 hours, 1.38 USD" in err and "nothing was sent" in err
 
 
+def test_machines_network_and_key_are_options(little_source, capsys):
+    vpc = ["--subnet", "subnet-0a", "--subnet", "subnet-0b", "--security-group", "sg-0c", "--kms-key", "alias/mine"]
+    assert script.main(["train", *JOB, *vpc, "--instances", "2", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    request = json.loads(out)
+    assert request["VpcConfig"] == {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0c"]}
+    assert request["OutputDataConfig"]["KmsKeyId"] == "alias/mine" and request["ResourceConfig"]["InstanceCount"] == 2
+    assert "2 × ml.m5.xlarge" in err and "ceiling   6 hours, 2.76 USD" in err
+    assert script.main(["evaluate", *JOB, *vpc, "--model", "s3://b/m.tar.gz", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["NetworkConfig"]["VpcConfig"] == request["VpcConfig"]
+    deploy = ["deploy", "--role", ROLE, "--region", REGION, "--model", "s3://b/m.tar.gz", "--dry-run"]
+    assert script.main([*deploy, *vpc]) == 0
+    assert json.loads(capsys.readouterr().out)["CreateModel"]["VpcConfig"] == request["VpcConfig"]
+    assert exit_status(lambda: script.main(["train", *JOB, *vpc[:2]])) == 2
+    assert "--subnet and --security-group belong together" in capsys.readouterr().err
+
+
 def test_a_wrong_job_ends_with_one_message(capsys):
     assert exit_status(lambda: script.main(["train", *JOB, "--spot", "--instance-type", "ml.m5.xlrge"])) == 2
     err = capsys.readouterr().err

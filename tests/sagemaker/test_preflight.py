@@ -1,17 +1,19 @@
 """Wrong jobs, each stopped with its fix before it costs anything."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import boto3
+import estimate as estimate_py
 import pytest
 from account import ACCOUNT, BUCKET, PLACE, REGION, ROLE
 
-from lab_utils.config import load
-from lab_utils.machine import memory as estimate
+from lab_utils.config import recipe_names
 from lab_utils.sagemaker import cost, preflight
 from lab_utils.sagemaker.endpoint import Deployment, deployment_problems, endpoint_requests
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, training_request
+from lab_utils.sagemaker.session import Enclosure
 
 GOOD = {"recipe": "countdown-grpo", "hardware": "a10g", **PLACE}
 ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
@@ -43,10 +45,20 @@ ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
     ({"max_run_hours": 0}, "--max-run-hours 0", "more than 0"),
     ({"max_run_hours": 1440}, "--max-run-hours 1440", "at most 672 hours"),
     ({"recipe": "gsm8k-sft-ppo", "max_run_hours": 0.5}, "too short for a job of about 0.8 to 3.8", "hours 3.8"),
+    ({"instances": 0}, "--instances 0 is not allowed", "pass 1 or more"),
     ({"model": "outputs/nothing"}, "neither an S3 URI nor a local folder", "to upload"),
     ({"model": "Qwen/Qwen2.5-0.5B"}, "neither an S3 URI nor a local", "model.name"),
     ({"model": "."}, "neither config.json", "`model` of a run directory"),
-    ({"data": "."}, "train.jsonl and test.jsonl", "one JSON object a line"),
+    ({"data": "."}, "train.jsonl and test.jsonl", "one JSON object per line"),
+    ({"test_data": "s3://b/test"}, "--test-data is without --data", "as --data"),
+    ({"data": "s3://b/train", "test_data": "."}, "--test-data . does not hold test.jsonl", "one JSON object per line"),
+    ({"requirements": "none.txt"}, "--requirements none.txt does not exist", "pass a requirements.txt"),
+    ({"requirements": "setup/requirements/cpu.txt"}, "lists torch==", "remove that line"),
+    ({"entry_point": "python mine.py"}, "names mine.py, which does not exist", "pass the path of a script"),
+    ({"entry_point": "python 'mine"}, "is not a command", "quotation marks"),
+    ({"wandb_secret": "0" * 40}, "--wandb-secret looks like a key", "AWS Secrets Manager"),
+    ({"enclosure": Enclosure(("subnet-0a",))}, "belong together", "at least one of each"),
+    ({"enclosure": Enclosure(("vpc-1",), ("sg-0c",))}, "--subnet 'vpc-1' is not an id", "pass one such as subnet-"),
     ({"checkpoints": "outputs/a"}, "not in S3", "--resume"),
     ({"image": "docker.io/library/python:3.12"}, "not in Amazon ECR", "push it"),
     ({"image": ECR.format("eu-west-1")}, "is in eu-west-1", "--region eu-west-1"),
@@ -67,7 +79,8 @@ def test_a_wrong_job_is_stopped_with_its_fix(changes, problem, fix):
     {"spot": True, "max_wait_hours": 6}, {"keep_alive_minutes": 30}, {"model": "s3://b/model.tar.gz"},
     {"environment": {"TOKENIZERS_PARALLELISM": "false"}},
     {"instance_type": "ml.g5.12xlarge", "environment": {"CUDA_VISIBLE_DEVICES": "0"}},
-    {"image": ECR.format(REGION)}, {"instance_type": "ml.g6e.xlarge"},
+    {"image": ECR.format(REGION)}, {"instance_type": "ml.g6e.xlarge"}, {"instances": 2},
+    {"instances": 2, "overrides": ("grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=4")},
 ])
 def test_a_right_job_passes(changes):
     assert preflight.job_problems(TrainingJob(**GOOD | changes)) == []
@@ -144,6 +157,7 @@ def test_the_account(aws):
         hardware="cpu", spot=True, max_wait_hours=9)
     aws.quotas["ml.g5.2xlarge for training job usage"] = 1.0
     assert problems() == "" and "training warm pool usage' of this account is 0" in problems(keep_alive_minutes=9)
+    assert "usage' of this account is 1 in us-east-1: request 2" in problems(instances=2)
     aws.denied.add("ListServiceQuotas")
     assert problems(keep_alive_minutes=9) == ""
 
@@ -177,20 +191,35 @@ def test_a_right_deployment_passes():
 # Costs
 
 
-def test_the_cost_of_a_job_is_estimate_and_ceiling():
-    expected = cost.cost_of(TrainingJob(**GOOD | {"hardware": "cpu"}, keep_alive_minutes=30))
-    assert expected.hours == (0.2, 0.5) and not expected.estimated
-    assert expected.ceiling == pytest.approx(6.5 * 0.23)
-    assert "expected  0.2 to 0.5 hours, 0.05 to 0.12 USD" in str(expected)
-    assert cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-sft-ppo"}, limit=10)).hours is None  # not timed
-    estimated = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}))
-    low, high = zip(*(estimate.hours(load("countdown-grpo", "a10g"), stage) for stage in ("sft", "grpo")), strict=True)
-    assert estimated.hours == pytest.approx((0.25 + sum(low), 0.25 + sum(high)), abs=0.06)
-    assert estimated.estimated and "an estimate" in str(estimated) and "captured 2026-08-17" in str(estimated)
-    shorter = cost.cost_of(TrainingJob(**GOOD | {"recipe": "countdown-grpo", "hardware": "a10g"}, stages=("sft",)))
-    assert shorter.hours[1] < estimated.hours[1]
+def test_the_cost_of_a_job_is_the_estimate_of_estimate_py_and_a_ceiling(capsys):
+    """One source of hours: scripts/estimate.py prints the same, without the quarter of an hour to start."""
+    expected = cost.cost_of(TrainingJob(**GOOD, keep_alive_minutes=30))
+    assert expected.ceiling == pytest.approx(6.5 * 1.515)
+    assert expected.estimated and "an estimate" in str(expected) and "captured 2026-08-17" in str(expected)
+    for recipe in recipe_names():
+        estimated = cost.cost_of(TrainingJob(**GOOD | {"recipe": recipe}))
+        estimate_py.main(["--recipe", recipe, "--hardware", "a10g"])
+        said = re.findall(r"GB, ([\d.]+) to ([\d.]+) (h|min);", capsys.readouterr().out)
+        units = {"h": 1, "min": 1 / 60}
+        for found, end in zip(estimated.hours, (0, 1), strict=True):
+            assert found == pytest.approx(0.25 + sum(float(line[end]) * units[line[2]] for line in said), abs=0.12)
+    timed = cost.cost_of(TrainingJob(**GOOD | {"hardware": "cpu"}))
+    assert timed.hours == (0.2, 0.5) and not timed.estimated
+    assert cost.cost_of(TrainingJob(**GOOD, limit=10)).hours is None  # unknown
+    shorter = cost.cost_of(TrainingJob(**GOOD, stages=("sft",)))
+    assert shorter.hours[1] < expected.hours[1]
     unknown = cost.cost_of(TrainingJob(**GOOD | {"region": "eu-west-1"}))
     assert unknown.ceiling is None and "is unknown" in str(unknown)
+
+
+def test_several_machines_cost_more_an_hour_and_take_less_time():
+    one, four = (cost.cost_of(TrainingJob(**GOOD | {"recipe": "gsm8k-grpo"}, instances=n)) for n in (1, 4))
+    assert four.ceiling == pytest.approx(4 * one.ceiling) and "4 × ml.g5.2xlarge in us-east-1, 6.06 USD" in str(four)
+    assert four.hours[1] - 0.25 == pytest.approx((one.hours[1] - 0.25) / 4, abs=0.1), "a quarter of the steps"
+    fixed = {"overrides": ("grpo.max_steps=100", "sft.max_steps=10")}
+    one, four = (cost.cost_of(TrainingJob(**GOOD | fixed, instances=n)) for n in (1, 4))
+    assert four.hours == one.hours, "as many steps, on four times the batch"
+    assert cost.cost_of(TrainingJob(**GOOD | {"hardware": "cpu"}, instances=2)).hours is None  # not timed
 
 
 def test_prices_are_refreshed_from_the_price_list():

@@ -12,6 +12,7 @@ from botocore import xform_name
 
 from lab_utils import REPOSITORY, config
 from lab_utils.machine.environment import read_pins
+from lab_utils.sagemaker.endpoint import VLLM
 from lab_utils.sagemaker.job import PYTORCH
 
 SETUP = REPOSITORY / "setup" / "sagemaker"
@@ -55,7 +56,8 @@ def test_cfn_lint_passes():
 def test_no_statement_allows_every_action_or_every_resource_without_need(resources):
     without_resources = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken", "pricing:GetProducts",
                          "servicequotas:ListAWSDefaultServiceQuotas", "servicequotas:ListServiceQuotas"}
-    for statement in [*statements(resources["ExecutionRole"]), *statements(resources["LearnerPolicy"])]:
+    for statement in [s for name in ("ExecutionRole", "LearnerPolicy", "EndEndpointsRole")
+                      for s in statements(resources[name])]:
         for action in as_list(statement["Action"]):
             assert "*" not in action
             if as_list(statement["Resource"]) == ["*"]:
@@ -67,13 +69,74 @@ def test_a_job_can_neither_start_jobs_nor_hand_on_its_role(resources):
     assert not any(action.startswith(("sagemaker:", "iam:")) for action in actions)
 
 
-def test_learners_start_only_the_instance_types_of_the_class_and_pass_one_role(resources):
+def test_learners_start_only_the_instance_types_of_the_class_within_limits_and_pass_one_role(resources):
     by_name = {statement["Sid"]: statement for statement in statements(resources["LearnerPolicy"])}
-    starting = {f"sagemaker:Create{what}" for what in ("TrainingJob", "ProcessingJob", "EndpointConfig")}
-    assert [sid for sid, s in by_name.items() if starting & set(as_list(s["Action"]))] == ["StartOnTheseInstancesOnly"]
-    assert by_name["StartOnTheseInstancesOnly"]["Condition"]["ForAllValues:StringEquals"] == {
-        "sagemaker:InstanceTypes": "InstanceTypes"}
-    assert by_name["RunJobsAsThisRoleOnly"]["Resource"] == "ExecutionRole.Arn"
+    starting = [s for s in by_name.values() if re.search("sagemaker:Create(Training|Proc|EndpointConfig)", str(s))]
+    assert len(starting) == 2 and by_name["RunJobsAsThisRoleOnly"]["Resource"] == "ExecutionRole.Arn"
+    for statement in starting:
+        assert statement["Condition"]["ForAllValues:StringEquals"] == {"sagemaker:InstanceTypes": "InstanceTypes"}
+        # ForAllValues is true of a request without instance types, such as that of a serverless endpoint
+        assert statement["Condition"]["Null"] == {"sagemaker:InstanceTypes": "false"}
+    [jobs] = [s for s in starting if "sagemaker:CreateTrainingJob" in s["Action"]]
+    assert jobs["Condition"]["NumericLessThanEquals"] == {"sagemaker:MaxRuntimeInSeconds": "MaxRunSeconds"}
+    assert jobs["Condition"]["NumericLessThanEqualsIfExists"] == {"sagemaker:KeepAlivePeriod": "MaxKeepAliveSeconds"}
+
+
+def test_learners_read_and_delete_only_logs_of_the_workshop(resources):
+    for statement in statements(resources["LearnerPolicy"]):
+        if changing := [action for action in as_list(statement["Action"])
+                        if action.startswith("logs:") and action != "logs:DescribeLogStreams"]:
+            assert all("rl-workshop-*" in resource for resource in as_list(statement["Resource"])), changing
+
+
+def test_the_policy_is_shorter_than_iam_allows(resources):
+    """At most 6,144 characters, without white space, after the names of account and region are filled in."""
+    text = json.dumps(resources["LearnerPolicy"]["Properties"]["PolicyDocument"])
+    for name, value in {"AWS::Partition": "aws-us-gov", "AWS::Region": "ap-northeast-1", "AWS::AccountId": "1" * 12,
+                        "Bucket.Arn": "arn:aws:s3:::rl-workshop-111111111111-ap-northeast-1"}.items():
+        text = text.replace(f"${{{name}}}", value)
+    assert len(re.sub(r"\s", "", text)) < 5500  # the list of instance types is a parameter
+
+
+def test_the_image_accounts_are_those_of_the_sdk_in_every_region():
+    image_uris = pytest.importorskip("sagemaker.core.image_uris", reason="the SageMaker SDK is not installed")
+    mapping = yaml.load(TEMPLATE.read_text(encoding="utf-8"), CloudFormation)["Mappings"]["Images"]
+    registries = image_uris.config_for_framework("pytorch-amzn2023")["training"]["versions"][PYTORCH]["registries"]
+    assert {region: values["Account"] for region, values in mapping.items()} == registries
+    serving = image_uris.config_for_framework("vllm-server")["versions"][VLLM]["registries"]
+    assert serving.items() <= registries.items(), "endpoints pull from the same accounts"
+
+
+@pytest.mark.component
+def test_old_endpoints_of_the_workshop_are_deleted_and_no_others(resources, monkeypatch):
+    """The function of the template runs against an account in memory, and may do what it asks for."""
+    moto = pytest.importorskip("moto", reason="the SageMaker SDK is not installed")
+    import boto3
+
+    for name, value in {"HOURS": "4", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testing",
+                        "AWS_SECRET_ACCESS_KEY": "testing"}.items():
+        monkeypatch.setenv(name, value)
+    function = {}
+    exec(resources["EndEndpoints"]["Properties"]["Code"]["ZipFile"], function)
+    project = [{"Key": "project", "Value": "rl-workshop"}]
+    with moto.mock_aws():
+        from moto.sagemaker.models import sagemaker_backends
+
+        client = boto3.client("sagemaker")
+        client.create_model(ModelName="m", ExecutionRoleArn="arn:aws:iam::123456789012:role/x")
+        variant = {"VariantName": "all", "ModelName": "m", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+        client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
+        for name, tags in (("rl-workshop-old", project), ("rl-workshop-new", project), ("rl-workshop-foreign", []),
+                           ("my-rl-workshop-x", project)):
+            client.create_endpoint(EndpointName=name, EndpointConfigName="c", Tags=tags)
+        for name, endpoint in sagemaker_backends["123456789012"]["us-east-1"].endpoints.items():
+            if name != "rl-workshop-new":
+                endpoint.creation_time = "2026-01-01 00:00:00"
+        function["handler"]({}, None)
+        left = {endpoint["EndpointName"] for endpoint in client.list_endpoints()["Endpoints"]}
+    assert left == {"rl-workshop-new", "rl-workshop-foreign", "my-rl-workshop-x"}
+    allowed = {action for s in statements(resources["EndEndpointsRole"]) for action in as_list(s["Action"])}
+    assert {"sagemaker:ListEndpoints", "sagemaker:ListTags", "sagemaker:DeleteEndpoint"} <= allowed
 
 
 def test_learners_create_stop_and_delete_in_their_own_name_only(resources):
@@ -144,6 +207,58 @@ def test_the_push_script_prints_what_it_would_do():
     assert f"+ docker push {image}" in lines
     [login] = [line for line in lines if "docker login" in line]
     assert "--region eu-west-1" in login and lines.index(login) < lines.index(f"+ docker push {image}")
+
+
+FAKE = """#!/bin/bash
+echo "$(basename "$0") $*" >> "$CALLS"
+case "$*" in
+    *BucketName*) echo the-bucket ;;
+    *LearnerPolicyArn*) echo the-policy ;;
+    *PolicyUsers*) echo "anna ben" ;;
+    *PolicyRoles*) echo studio ;;
+    *"delete --all"*) exit "${DELETE_STATUS:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def teardown(tmp_path):
+    """Run teardown.sh with an aws and a python that only note their arguments; returns result and calls."""
+    for name in ("aws", "python"):
+        (tmp_path / name).write_text(FAKE)
+        (tmp_path / name).chmod(0o755)
+
+    def teardown(*arguments, **environment):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        result = run("teardown.sh", "--region", "us-east-1", *arguments, CALLS=str(calls),
+                     PATH=f"{tmp_path}:/usr/bin:/bin", **environment)
+        return result, calls.read_text().splitlines()
+
+    return teardown
+
+
+def test_the_teardown_deletes_in_an_order_that_works(teardown):
+    """Endpoints outlive role and bucket; CloudFormation deletes neither an attached policy nor a bucket with files."""
+    result, calls = teardown("--yes")
+    assert result.returncode == 0, result.stderr
+    steps = ["launch_sagemaker.py delete --all --everyone --yes --region us-east-1",
+             "iam detach-user-policy --user-name anna --policy-arn the-policy",
+             "iam detach-user-policy --user-name ben --policy-arn the-policy",
+             "iam detach-role-policy --role-name studio --policy-arn the-policy",
+             "s3 rm --recursive --only-show-errors s3://the-bucket",
+             "cloudformation delete-stack --region us-east-1 --stack-name rl-workshop"]
+    places = [[i for i, call in enumerate(calls) if call.endswith(step)] for step in steps]
+    assert all(len(place) == 1 for place in places) and places == sorted(places), calls
+
+
+def test_the_teardown_stops_at_the_first_thing_that_it_cannot_delete(teardown):
+    result, calls = teardown("--yes", DELETE_STATUS="1")  # such as a running job
+    assert result.returncode == 1 and not any("detach" in call or "delete-stack" in call for call in calls)
+    result, calls = teardown()
+    assert result.returncode == 2 and "pass --yes" in result.stderr and not calls
+    result, calls = teardown("--dry-run")
+    assert result.returncode == 0 and not calls and "+ aws cloudformation delete-stack" in result.stdout
 
 
 # The container

@@ -2,9 +2,10 @@
 
     accelerate launch --num_processes 2 tests/training/process_runs.py OUTPUT_DIR
 
-Every batch is 16 rows: two micro-batches of 8 in one process, one in each of two; in RL they are one group of 16, which
-two processes share. So that both see the same completions, these are a function of the prompt, sampled from the
-untrained model, and TRL's shuffling of a rollout is switched off: each process would shuffle its own part.
+Every batch is 16 rows in micro-batches of 4: four in one process, two in each of two, one in each of four. In RL they
+are one group of 16, which the processes share. So that all see the same completions, these are a function of the
+prompt, sampled from the untrained model, and TRL's shuffling of a rollout is switched off: each process would shuffle
+its own part.
 """
 
 import os
@@ -28,14 +29,14 @@ RECORDED: dict[str, tuple] = {}
 
 
 def run_config():
-    accumulation = 2 // PROCESSES
+    rows, accumulation = ROWS // 4, 4 // PROCESSES
     same = {"gradient_accumulation_steps": accumulation, "max_steps": STEPS, "save_steps": 100}
     return configuration.load("countdown-grpo", "smoke", {
         "tracking.tensorboard": False, "rewards.format_reward": None,
-        "sft": same | {"per_device_train_batch_size": ROWS // 2},
-        "grpo": same | {"per_device_train_batch_size": ROWS // 2, "num_generations": ROWS, "beta": 0.04,
+        "sft": same | {"per_device_train_batch_size": rows},
+        "grpo": same | {"per_device_train_batch_size": rows, "num_generations": ROWS, "beta": 0.04,
                         "max_completion_length": 32, "log_completions_steps": 1},
-        "ppo": same | {"per_device_train_batch_size": ROWS // 2, "steps_per_generation": 2 // PROCESSES,
+        "ppo": same | {"per_device_train_batch_size": rows, "steps_per_generation": accumulation,
                        "num_iterations": 1,
                        "num_generations": ROWS, "beta": 0.05, "max_completion_length": 32, "log_completions_steps": 1}})
 
