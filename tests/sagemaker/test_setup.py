@@ -1,5 +1,6 @@
 """setup/sagemaker: the template is valid and grants little, the scripts refuse what cannot work, torch stays AWS's."""
 
+import datetime
 import json
 import os
 import re
@@ -22,8 +23,11 @@ TEMPLATE = SETUP / "class.yaml"
 class CloudFormation(yaml.SafeLoader):
     """Reads !Sub, !Ref and !GetAtt as the plain value behind them, and !Join as the joined text."""
 
+    def plain(self, suffix: str, node: yaml.Node):
+        return self.construct_scalar(node if isinstance(node, yaml.ScalarNode) else node.value[0])
 
-CloudFormation.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_scalar(node))
+
+CloudFormation.add_multi_constructor("!", CloudFormation.plain)
 CloudFormation.add_constructor("!Join", lambda loader, node: "".join(loader.construct_sequence(node, deep=True)[1]))
 
 
@@ -131,7 +135,7 @@ def test_old_endpoints_of_the_workshop_are_deleted_and_no_others(resources, monk
             client.create_endpoint(EndpointName=name, EndpointConfigName="c", Tags=tags)
         for name, endpoint in sagemaker_backends["123456789012"]["us-east-1"].endpoints.items():
             if name != "rl-workshop-new":
-                endpoint.creation_time = "2026-01-01 00:00:00"
+                endpoint.creation_time -= datetime.timedelta(hours=5)
         function["handler"]({}, None)
         left = {endpoint["EndpointName"] for endpoint in client.list_endpoints()["Endpoints"]}
     assert left == {"rl-workshop-new", "rl-workshop-foreign", "my-rl-workshop-x"}
