@@ -281,7 +281,7 @@ def stop(arguments: argparse.Namespace) -> int:
 def delete(arguments: argparse.Namespace) -> int:
     session = connect(arguments.region)
     if arguments.all == bool(arguments.name):
-        raise SageMakerError("Nothing to delete, or too much: give either names or --all.")
+        raise SageMakerError("Nothing to delete, or too much: pass either names or --all.")
     names, owner = arguments.name, None
     if not arguments.everyone:
         owner = one_person(session) if arguments.all else caller(session)

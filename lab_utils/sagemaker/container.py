@@ -285,7 +285,7 @@ def main(arguments: list[str]) -> int:
     kinds = {"train": train, "evaluate": evaluate}
     try:
         if len(arguments) != 1 or arguments[0] not in kinds:
-            raise JobError(f"container.py got {' '.join(arguments)!r}: give one argument, train or evaluate.")
+            raise JobError(f"container.py got {' '.join(arguments)!r}: pass one argument, train or evaluate.")
         job = yaml.safe_load(Path("job.yaml").read_text(encoding="utf-8"))
         kinds[arguments[0]](job)
         return 0

@@ -225,7 +225,7 @@ def lay(uri: str, folder: Path, target: Path) -> None:
         target.mkdir(parents=True)
         shutil.copy2(source, target)
     else:
-        raise SageMakerError(f"{uri} is not on this machine ({source} does not exist): give the job a local folder, "
+        raise SageMakerError(f"{uri} is not on this machine ({source} does not exist): pass the job a local folder, "
                              "because the emulation cannot fetch from S3.")
 
 

@@ -60,22 +60,22 @@ def deployment_problems(deployment: Deployment) -> list[str]:
     problems, instance = [], deployment.instance_type
     facts = cost.known()["instances"].get(instance)
     if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", deployment.name):
-        problems.append(f"--name {deployment.name!r} is not allowed: give 1 to 63 letters, digits and hyphens.")
+        problems.append(f"--name {deployment.name!r} is not allowed: use 1 to 63 letters, digits and hyphens.")
     if not re.match(r"s3://[^/]+/.+(\.tar\.gz|/)$", deployment.model):
-        problems.append(f"--model {deployment.model} is not a model.tar.gz or folder (ending in /) in S3: give such an "
+        problems.append(f"--model {deployment.model} is not a model.tar.gz or folder (ending in /) in S3: pass such an "
                         "S3 URI, or --job NAME of a finished training job.")
     if instance not in service_model().shape_for("ProductionVariantInstanceType").enum:
-        problems.append(f"--instance-type {instance!r} does not exist for endpoints: give ml.g5.xlarge, or another one "
+        problems.append(f"--instance-type {instance!r} does not exist for endpoints: pass ml.g5.xlarge, or another one "
                         "with a GPU from launch_sagemaker.py cost.")
     elif not re.match(r"ml\.[gp]\d", instance) or (facts and not facts["gpus"]):
-        problems.append(f"--instance-type {instance} has no GPU, which vLLM needs: give ml.g5.xlarge.")
+        problems.append(f"--instance-type {instance} has no GPU, which vLLM needs: pass ml.g5.xlarge.")
     elif re.match(r"ml\.(g4dn|p3)", instance):
-        problems.append(f"--instance-type {instance} has a GPU without bfloat16, the data type of saved models: give "
+        problems.append(f"--instance-type {instance} has a GPU without bfloat16, the data type of saved models: pass "
                         "ml.g5.xlarge or ml.g6.xlarge.")
     problems += [*role_problems(deployment.role), *deployment.enclosure.problems()]
     if deployment.max_model_len is not None and deployment.max_model_len < 64:
         problems.append(f"--max-model-len {deployment.max_model_len} cannot hold a question and an answer: "
-                        "give more, or leave it out to use the model's length.")
+                        "pass more, or leave it out to use the model's length.")
     return problems
 
 

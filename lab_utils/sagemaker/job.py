@@ -149,9 +149,11 @@ def package_source(job: Job, directory: Path) -> Path:
     requirements = [Path(path).read_text(encoding="utf-8") for path in paths]
     (directory / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
     for path, name in named_files(job).items():
-        copy = shutil.copytree if path.is_dir() else shutil.copy2
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(path, directory / name, **({"ignore": ignore} if path.is_dir() else {}))
+        if path.is_dir():
+            shutil.copytree(path, directory / name, ignore=ignore, dirs_exist_ok=True)
+        else:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, directory / name)
     if job.recipe != job.recipe_name:  # your own recipe
         shutil.copy2(job.recipe, directory / "lab_utils" / "config" / "recipes" / f"{job.recipe_name}.yaml")
     wandb = ["tracking.wandb=true"] if getattr(job, "wandb_secret", None) else []
@@ -174,7 +176,7 @@ def named_files(job: Job) -> dict[Path, str]:
 
     "python mine.py" names a file, "python mine" a folder with __main__.py, and "python -m mine.train" the folder mine.
     """
-    if not isinstance(job, TrainingJob):
+    if not isinstance(job, TrainingJob) or job.entry_point == TrainingJob.entry_point:
         return {}
     words = shlex.split(job.entry_point)
     paths = [Path(word.split(".")[0] if before == "-m" else word) for before, word in pairwise(["", *words])]
@@ -279,7 +281,7 @@ def image_of(job: Job) -> str:
                                    image_scope="training")
     except ValueError as error:
         raise SageMakerError(f"AWS has no PyTorch {PYTORCH} container for {job.instance} in {job.region}: choose "
-                             f"another --region, or give your own container as --image. ({error})") from None
+                             f"another --region, or pass your own container as --image. ({error})") from None
 
 
 def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
@@ -423,7 +425,7 @@ def status(name: str, session: Session) -> JobStatus:
         return JobStatus(name, kind, state, "" if detail == state else detail, seconds, model, outputs, checkpoints,
                          answer[f"{kind.capitalize()}JobArn"])
     raise SageMakerError(f"There is no training or processing job {name!r} in {session.boto_region_name}: check the "
-                         "name, or give its --region. `launch_sagemaker.py status` lists the running jobs.")
+                         "name, or pass its --region. `launch_sagemaker.py status` lists the running jobs.")
 
 
 def follow(name: str, session: Session, on_line: Callable[[str], None] = print, poll: float = 10.0) -> JobStatus:

@@ -79,14 +79,14 @@ def _place_problems(job: Job) -> Iterator[str]:
         yield f"--region {job.region!r} is not a SageMaker region: {_suggestion(job.region, regions(), 'us-east-1')}"
     yield from role_problems(job.role)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", job.bucket):
-        yield (f"--bucket {job.bucket!r} is not the name of a bucket: give 3 to 63 of a-z, 0-9, hyphen and dot, "
+        yield (f"--bucket {job.bucket!r} is not the name of a bucket: use 3 to 63 of a-z, 0-9, hyphen and dot, "
                "without s3:// and without a folder, or set SAGEMAKER_BUCKET (aws s3 mb s3://NAME creates one).")
 
 
 def role_problems(role: str) -> Iterator[str]:
     """Yield a problem if `role` is not a role's ARN."""
     if [*limit_problems("--role", role, service_model().shape_for("RoleArn"))]:
-        yield (f"--role {role!r} is not the ARN of an IAM role: give arn:aws:iam::123456789012:role/NAME, or set "
+        yield (f"--role {role!r} is not the ARN of an IAM role: pass arn:aws:iam::123456789012:role/NAME, or set "
                "SAGEMAKER_ROLE (look it up with aws iam get-role --role-name NAME --query Role.Arn; "
                "setup/sagemaker/README.md creates one).")
 
@@ -94,9 +94,9 @@ def role_problems(role: str) -> Iterator[str]:
 def _config_problems(job: Job) -> Iterator[str]:
     """Yield problems of recipe, tier and overrides, by the rules for every run."""
     if job.limit is not None and job.limit < 1:
-        yield f"--limit {job.limit} leaves no problems to train on or test with: give at least 1."
+        yield f"--limit {job.limit} leaves no problems to train on or test with: pass at least 1."
     if job.hardware == "auto":
-        yield ("--hardware auto looks at this machine, and the job runs on another: give one of "
+        yield ("--hardware auto looks at this machine, but the job runs on another: pass one of "
                f"{', '.join(configuration.hardware_names())}.")
         return
     try:
@@ -117,12 +117,12 @@ def _instance_problems(job: Job, instance: str) -> Iterator[str]:
     if job.instances < 1:
         yield f"--instances {job.instances} is not allowed: pass 1 or more."
     if kind == "Processing" and tier.gpus > 1:
-        yield (f"--hardware {tier.name} uses {tier.gpus} GPUs, and an evaluation runs in one process: "
-               f"give --hardware {tier.based_on}, the same settings on one GPU.")
+        yield (f"--hardware {tier.name} uses {tier.gpus} GPUs, but an evaluation runs in one process: "
+               f"pass --hardware {tier.based_on}, the same settings on one GPU.")
         return
     if job.volume_gb > known.get(instance, {}).get("storage_gb", job.volume_gb):
         storage = known[instance]["storage_gb"]
-        yield f"--volume-gb {job.volume_gb} is more than the {storage} GB disk of {instance}: give {storage} or less."
+        yield f"--volume-gb {job.volume_gb} is more than the {storage} GB disk of {instance}: pass {storage} or less."
     if instance not in known and re.match(r"ml\.[gp]\d", instance):  # with a GPU of unknown size
         return
     memory_gb = known[instance]["memory_gb"] if instance in known else tier.memory_gb
@@ -133,15 +133,15 @@ def _instance_problems(job: Job, instance: str) -> Iterator[str]:
                if name in types and other["gpus"] == tier.gpus and other["memory_gb"] >= tier.memory_gb]
     fix = f"choose one of {', '.join(fitting) or 'no known instance types'}, or another --hardware"
     if gpus < tier.gpus:
-        yield f"--hardware {tier.name} needs {tier.gpus} GPU(s), and {instance} has {gpus or 'none'}: {fix}."
+        yield f"--hardware {tier.name} needs {tier.gpus} GPU(s), but {instance} has {gpus or 'none'}: {fix}."
     elif gpus > tier.gpus and tier.gpus == 0:
-        yield (f"--hardware {tier.name} trains on the processor, and you would pay for the idle GPU of {instance}: "
+        yield (f"--hardware {tier.name} trains on the processor, so you would pay for the idle GPU of {instance}: "
                f"{fix}.")
     elif gpus > tier.gpus:
-        yield (f"--hardware {tier.name} trains on {tier.gpus} GPU(s), and you would pay for all {gpus} of {instance}: "
+        yield (f"--hardware {tier.name} trains on {tier.gpus} GPU(s), but you would pay for all {gpus} of {instance}: "
                f"{fix}, or accept it with --env CUDA_VISIBLE_DEVICES=0.")
     elif memory_gb < tier.memory_gb:
-        yield f"--hardware {tier.name} needs {tier.memory_gb:g} GB a GPU, and {instance} has {memory_gb} GB: {fix}."
+        yield f"--hardware {tier.name} needs {tier.memory_gb:g} GB per GPU, but {instance} has {memory_gb} GB: {fix}."
 
 
 def _time_problems(job: Job) -> Iterator[str]:
@@ -149,18 +149,18 @@ def _time_problems(job: Job) -> Iterator[str]:
     training = isinstance(job, TrainingJob)
     longest = LONGEST_RUN_HOURS if training else LONGEST_PROCESSING_HOURS
     if not 0 < job.max_run_hours <= longest:
-        yield f"--max-run-hours {job.max_run_hours:g} is not allowed: give more than 0 and at most {longest} hours."
+        yield f"--max-run-hours {job.max_run_hours:g} is not allowed: pass more than 0 and at most {longest} hours."
     if not training:
         return
     if job.spot and (job.max_wait_hours or 0) < job.max_run_hours:
         yield (f"--spot needs a --max-wait-hours for waiting and training together, at least --max-run-hours "
-               f"{job.max_run_hours:g} (given: {job.max_wait_hours or 'none'}): give {2 * job.max_run_hours:g}.")
+               f"{job.max_run_hours:g} (given: {job.max_wait_hours or 'none'}): pass {2 * job.max_run_hours:g}.")
     if not job.spot and job.max_wait_hours is not None:
         yield "--max-wait-hours is only for spot jobs: add --spot, or leave it out."
     if job.keep_alive_minutes and job.spot:
         yield "--keep-alive-minutes does not work with --spot: leave out one of them."
     if not 0 <= job.keep_alive_minutes <= LONGEST_KEEP_ALIVE_MINUTES:
-        yield (f"--keep-alive-minutes {job.keep_alive_minutes} is not allowed: give 0 to {LONGEST_KEEP_ALIVE_MINUTES}; "
+        yield (f"--keep-alive-minutes {job.keep_alive_minutes} is not allowed: pass 0 to {LONGEST_KEEP_ALIVE_MINUTES}; "
                "a warm instance costs the same as a running one.")
 
 
@@ -171,13 +171,13 @@ def _duration_problems(job: Job) -> Iterator[str]:
     if expected.hours and expected.hours[0 if expected.estimated else 1] > job.max_run_hours > 0:
         least, most = expected.hours
         yield (f"--max-run-hours {job.max_run_hours:g} is too short for a job of about {least:g} to {most:g} hours: "
-               f"give --max-run-hours {most:g} or more, or a --limit.")
+               f"pass --max-run-hours {most:g} or more, or a --limit.")
 
 
 def _input_problems(job: Job) -> Iterator[str]:
     """Yield problems of start model, data, checkpoints, container and volume."""
     if isinstance(job, EvaluationJob) and not job.model:
-        yield "No model to evaluate: give --job NAME of a training job, or --model s3://... or a folder."
+        yield "No model to evaluate: pass --job NAME of a training job, or --model s3://... or a folder."
     test_data = getattr(job, "test_data", None)
     if test_data and not job.data:
         yield "--test-data is without --data: pass the folder with train.jsonl as --data."
@@ -190,23 +190,23 @@ def _input_problems(job: Job) -> Iterator[str]:
         if re.match(r"\w+://", uri) or not Path(uri).is_dir():
             hint = " (a Hub model belongs in the recipe: --set model.name=...)" if option == "--model" else ""
             yield (f"{option} {uri} is neither an S3 URI nor a local folder: "
-                   f"give s3://BUCKET/KEY, or a folder to upload{hint}.")
+                   f"pass s3://BUCKET/KEY, or a folder to upload{hint}.")
         elif option == "--model" and not [*Path(uri).glob("config.json"), *Path(uri).glob("adapter_config.json")]:
-            yield (f"--model {uri} holds neither config.json nor adapter_config.json: give the folder `model` of a "
+            yield (f"--model {uri} holds neither config.json nor adapter_config.json: pass the folder `model` of a "
                    "run directory, such as outputs/countdown-grpo/sft/model.")
         elif not all((Path(uri) / name).is_file() for name in files.get(option, ())):
             yield (f"{option} {uri} does not hold {' and '.join(files[option])}: write one JSON object per line; "
                    "notebook 01 shows the columns of each task.")
     if isinstance(job, TrainingJob) and job.checkpoints and not job.checkpoints.startswith("s3://"):
-        yield f"The checkpoints {job.checkpoints} are not in S3: give --resume JOB, or an S3 URI."
+        yield f"The checkpoints {job.checkpoints} are not in S3: pass --resume JOB, or an S3 URI."
     if job.image and not (found := re.match(r"\d{12}\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?/", job.image)):
         yield (f"--image {job.image!r} is not in Amazon ECR, the only registry for jobs: push it to ECR "
                "(setup/sagemaker/README.md), or leave out --image.")
     elif job.image and found[1] != job.region:
-        yield (f"--image is in {found[1]}, and the job would run in {job.region}: push the image to {job.region} "
-               f"(setup/sagemaker/README.md), or give --region {found[1]}.")
+        yield (f"--image is in {found[1]}, but the job would run in {job.region}: push the image to {job.region} "
+               f"(setup/sagemaker/README.md), or pass --region {found[1]}.")
     if not 30 <= job.volume_gb <= 1000:
-        yield f"--volume-gb {job.volume_gb} is not allowed: give 30 to 1000; 100 is enough for the recipes."
+        yield f"--volume-gb {job.volume_gb} is not allowed: pass 30 to 1000; 100 is enough for the recipes."
 
 
 def _source_problems(job: Job) -> Iterator[str]:
@@ -229,21 +229,21 @@ def _source_problems(job: Job) -> Iterator[str]:
             yield f"--entry-point names {word}, which does not exist here: pass the path of a script on this machine."
     secret = job.wandb_secret or ""
     if re.fullmatch(r"[0-9a-f]{40}|wandb_v1_.*", secret):
-        yield ("--wandb-secret looks like a key, and everyone with access to the job could read it: store the key in "
+        yield ("--wandb-secret looks like a key, which everyone with access to the job could read: store the key in "
                "AWS Secrets Manager, and pass the name of the secret.")
 
 
 def _text_problems(job: Job) -> Iterator[str]:
     """Yield problems of names, hyperparameters, environment and tags; the service's limits are checked later."""
     if not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,18}[a-zA-Z0-9])?", job.prefix):
-        yield f"--job-prefix {job.prefix!r} is not allowed: give 1 to 20 letters, digits and hyphens."
+        yield f"--job-prefix {job.prefix!r} is not allowed: use 1 to 20 letters, digits and hyphens."
     for key, value in hyperparameters(job).items():
         if "'" in key + value:
             yield f"The setting {key}={value[:60]} has an apostrophe, which would end the job at once: {OWN_RECIPE}."
     for key in job.environment:
         if SECRET.search(key):
-            yield (f"--env {key} looks like a secret, and everyone with access to the job can read it: leave it out. "
-                   "Models and data are public, and the key of W&B belongs into a secret (--wandb-secret).")
+            yield (f"--env {key} looks like a secret, which everyone with access to the job can read: leave it out. "
+                   "Models and data are public, and the key of W&B belongs in a secret (--wandb-secret).")
     for key in job.tags:
         if key.lower().startswith("aws:"):
             yield f"--tag {key} begins with aws:, which is reserved: choose another name."
@@ -251,7 +251,7 @@ def _text_problems(job: Job) -> Iterator[str]:
 
 def _suggestion(name: str, names: list[str], otherwise: str) -> str:
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"give {otherwise}."
+    return f"did you mean {' or '.join(close)}?" if close else f"pass {otherwise}."
 
 
 # --- The request against the service model ----------------------------------------------------------------------------
@@ -322,8 +322,8 @@ def _bucket_problems(bucket: str, session: Session) -> Iterator[str]:
                    f"aws s3 mb s3://{bucket} --region {session.boto_region_name}")
         return
     if found != session.boto_region_name:
-        yield (f"The bucket {bucket} is in {found}, and the job would run in {session.boto_region_name}: "
-               f"give --region {found}, or a bucket in {session.boto_region_name}.")
+        yield (f"The bucket {bucket} is in {found}, but the job would run in {session.boto_region_name}: "
+               f"pass --region {found}, or a bucket in {session.boto_region_name}.")
 
 
 def _role_problems(role: str, session: Session) -> Iterator[str]:
@@ -332,7 +332,7 @@ def _role_problems(role: str, session: Session) -> Iterator[str]:
     account = session.account_id()
     owner = role.split(":")[4]
     if owner != account:
-        yield (f"The role belongs to the account {owner}, and your credentials to {account}: give a --role of this "
+        yield (f"The role belongs to the account {owner}, but your credentials to {account}: pass a --role of this "
                "account, or choose other credentials with AWS_PROFILE.")
         return
     try:
@@ -342,7 +342,7 @@ def _role_problems(role: str, session: Session) -> Iterator[str]:
             yield f"The role {role} does not exist: create one as setup/sagemaker/README.md says."
         return
     if "sagemaker.amazonaws.com" not in json.dumps(found["AssumeRolePolicyDocument"]):
-        yield (f"SageMaker may not assume the role {role}, whose trust policy lacks sagemaker.amazonaws.com: give an "
+        yield (f"SageMaker may not assume the role {role}, whose trust policy lacks sagemaker.amazonaws.com: pass an "
                "execution role, not your own; setup/sagemaker/README.md creates one.")
 
 

@@ -172,7 +172,7 @@ def known_region(region: str | None) -> str:
 
     found = region or boto3.Session().region_name
     if not found:
-        raise SageMakerError("No AWS region is set: give --region us-east-1, or set AWS_DEFAULT_REGION.")
+        raise SageMakerError("No AWS region is set: pass --region us-east-1, or set AWS_DEFAULT_REGION.")
     return found
 
 

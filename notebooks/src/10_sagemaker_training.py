@@ -131,14 +131,18 @@ assert not request_problems("CreateTrainingJob", request)
 #
 # The **ceiling** is the highest possible cost: price × `max_run_hours`, after which SageMaker stops the job. Set it a
 # little above the expected duration. A limit that is too low costs money as well: you pay for an unfinished model.
-# **Spot** instances are AWS's spare machines. They cost up to 90% less, and AWS may take them back with two minutes'
+# **Spot** instances are AWS's spare machines. They cost up to 90% less, but AWS may take them back with two minutes'
 # warning.
+#
+# **Several machines** (`instances=2`) train data parallel, as several GPUs of one machine do: each process samples and
+# learns from its part of a batch, and all take the same step. Two machines learn from twice the batch per step, so an
+# epoch has half the steps. The hour costs twice as much.
 
 # %%
 from lab_utils.sagemaker.cost import cost_of
 
-for tier in (config.hardware, "a10g", "a10g-x4"):
-    print(cost_of(dataclasses.replace(job, hardware=tier, overrides=(), stages=None)), end="\n\n")
+for tier, machines in ((config.hardware, 1), ("a10g", 1), ("a10g", 2)):
+    print(cost_of(dataclasses.replace(job, hardware=tier, instances=machines, overrides=(), stages=None)), end="\n\n")
 
 # %% [markdown]
 # ## Metrics come from the log
@@ -324,8 +328,9 @@ plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
 # ```
 #
 # A training job ends by itself, and so does its cost. Its outputs stay in S3. An endpoint (notebook 11) runs until you
-# delete it. [setup/sagemaker](../setup/sagemaker/README.md) describes the account, the quotas to request, and an image
-# that starts faster.
+# delete it. [setup/sagemaker](../setup/sagemaker/README.md) describes the account, the quotas to request, an image that
+# starts faster, jobs on several machines (`--instances`), a script, packages and data of your own, and accounts with a
+# private network. It ends with a checklist for the first person who runs all this on AWS.
 #
 # ## Summary
 # - A job is one request: container, channels, command, machine, limits. Build it, check it, price it, then send it.

@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
         --help | -h) usage; exit 0 ;;
         --dry-run) dry_run=yes; shift ;;
         --account | --region | --repository | --tag)
-            [ $# -ge 2 ] || fail "$1 has no value: give one after it."
+            [ $# -ge 2 ] || fail "$1 has no value: pass one after it."
             case $1 in
                 --account) account=$2 ;;
                 --region) region=$2 ;;
@@ -35,10 +35,10 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-[ -n "$account" ] || fail "--account is missing: give 12 digits, which 'aws sts get-caller-identity --query Account' prints."
-[ -n "$region" ] || fail "--region is missing: give the region of the jobs, such as us-east-1."
-[[ $account =~ ^[0-9]{12}$ ]] || fail "--account '$account' is not an AWS account: give 12 digits, without dashes."
-[[ $region =~ ^[a-z]{2}(-[a-z]+)+-[0-9]$ ]] || fail "--region '$region' is not an AWS region: give one such as us-east-1."
+[ -n "$account" ] || fail "--account is missing: pass 12 digits, which 'aws sts get-caller-identity --query Account' prints."
+[ -n "$region" ] || fail "--region is missing: pass the region of the jobs, such as us-east-1."
+[[ $account =~ ^[0-9]{12}$ ]] || fail "--account '$account' is not an AWS account: pass 12 digits, without dashes."
+[[ $region =~ ^[a-z]{2}(-[a-z]+)+-[0-9]$ ]] || fail "--region '$region' is not an AWS region: pass one such as us-east-1."
 
 run() {
     printf '+ %s\n' "$*"

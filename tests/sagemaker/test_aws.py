@@ -540,7 +540,7 @@ def test_names_are_unique_and_short_enough():
 
 
 def test_without_a_region_or_credentials_one_message_says_so(monkeypatch, tmp_path):
-    with pytest.raises(SageMakerError, match="No AWS region is set: give --region"):
+    with pytest.raises(SageMakerError, match="No AWS region is set: pass --region"):
         record(None, BUCKET, tmp_path)
     with pytest.raises(SageMakerError, match="No AWS credentials found: .*aws configure"):
         connect(REGION, BUCKET)

@@ -4,6 +4,8 @@ import datetime
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 
 import botocore.session
@@ -275,6 +277,26 @@ def test_the_dockerfile_builds_on_the_container_that_jobs_run_in():
                                   image_scope="training")
     public = f"public.ecr.aws/deep-learning-containers/{private.split('/')[1]}"
     assert f"FROM {public}\n" in (SETUP / "Dockerfile").read_text(encoding="utf-8")
+
+
+def docker_runs() -> bool:
+    return bool(shutil.which("docker")) and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("RUN_DOCKER" not in os.environ or not docker_runs(),
+                    reason="builds an image of about 20 GB: RUN_DOCKER=1, where docker runs")
+@pytest.mark.timeout(7200)
+def test_the_image_trains_with_docker_run_on_this_machine(tmp_path):
+    """The commands of setup/sagemaker/README.md, with an output directory of their own."""
+    readme = (SETUP / "README.md").read_text(encoding="utf-8")
+    build, train = (shlex.split(command.replace("\\\n", " ").replace("$PWD", str(REPOSITORY)))
+                    for command in re.findall(r"^    (docker (?:build|run) .*(?:\n        .*)?)", readme, re.M)[:2])
+    subprocess.run(build, cwd=REPOSITORY, check=True)
+    at = train.index("rl-workshop")
+    train[at:at] = ["--volume", f"{tmp_path}:/out"]
+    subprocess.run([*train[:-1], "/out/run"], cwd=REPOSITORY, check=True)
+    assert (tmp_path / "run" / "grpo" / "model" / "model.safetensors").exists()
 
 
 def test_the_container_installs_what_the_code_imports_and_never_torch():
