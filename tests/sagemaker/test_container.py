@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -116,7 +115,7 @@ def test_an_entry_point_of_your_own_arrives_and_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = TrainingJob(recipe="countdown-grpo", hardware="smoke", entry_point="mine.py --fast", **PLACE)
     run = emulation.start(training_request(job, tmp_path / "s3"), tmp_path / "s3", tmp_path / "ml").wait(120)
-    assert run.exit_status == 0 and "mine ['--fast'] /tmp/opt-ml-" in run.log.replace(tempfile.gettempdir(), "/tmp")
+    assert run.exit_status == 0 and f"mine ['--fast'] {run.ml}/input/data/code/lab_utils/" in run.log
 
 
 # Evaluation as a processing job
@@ -232,7 +231,7 @@ def test_two_ranks_by_torchrun(finished, recorded, tmp_path):
     request, folder = changed(recorded, tmp_path, processes=2, stages=["grpo"], evaluate=False, overrides=overrides)
     run = emulation.start(request, folder, tmp_path / "ml").wait(300)
     assert run.exit_status == 0, run.log[-3000:]
-    assert "torchrun scripts/train.py" in run.log
+    assert "torchrun --standalone --nproc-per-node=2 scripts/train.py" in run.log
     assert run.log.count("metrics grpo step=2 of=2 ") == 1, "only the first rank speaks"
     one_rank = RunDirectory(finished.output_dir / "grpo").metrics()["num_tokens"]
     two_ranks = RunDirectory(run.output_dir / "grpo").metrics()["num_tokens"]
