@@ -12,5 +12,6 @@ set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$(bash "$repo/setup/create_env.sh" --print-python 2>/dev/null || true)}
 command -v "$python" >/dev/null || python=python3
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} # one GPU is checked
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false VLLM_NO_USAGE_STATS=1
 exec "$python" "$repo/scripts/gpu_check.py" "$@"

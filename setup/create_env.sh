@@ -114,10 +114,10 @@ if [ $keep_torch = yes ]; then
     echo "torch==$torch_found" >"$constraint"
     base=$requirements/base.txt
     if [ $colab = yes ]; then
-        # Colab's kernel has imported some of these and belongs to others. With new files under it, the first plot fails.
-        kept="numpy pandas matplotlib ipython ipykernel"
+        # With new files of matplotlib and others under a running kernel, the first plot fails.
+        kept=$("$python" -c 'from lab_utils.machine.environment import COLABS_OWN; print(*COLABS_OWN)')
         base=$prefix/.rl-workshop-requirements
-        grep -vE "^(${kept// /|}|jupyterlab|nb[a-z]+|papermill)==" $requirements/base.txt >"$base"
+        grep -vE "^(${kept// /|})==" $requirements/base.txt >"$base"
         for package in $kept; do
             found=$(version_of "$package")
             if [ -n "$found" ]; then echo "$package==$found" >>"$constraint"; fi

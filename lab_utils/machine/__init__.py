@@ -1,1 +1,1 @@
-"""The machine: what is installed here (environment.py), whether a run fits (gpu.py, memory.py), how long steps take."""
+"""The machine: what is installed (environment.py), whether a run fits (gpu.py, memory.py), and how fast it is."""

@@ -19,6 +19,9 @@ from .. import REPOSITORY, TINY_MODEL, installed_version
 REQUIREMENTS = REPOSITORY / "setup" / "requirements"
 SET_UP = "run: bash setup/create_env.sh"
 GIB = 1024**3
+# What the set-up leaves alone in Colab: its kernel has imported some of these, and the others serve its notebooks.
+COLABS_OWN = ("numpy", "pandas", "matplotlib", "ipython", "ipykernel", "jupyterlab", "nbclient", "nbconvert",
+              "nbformat", "papermill")
 
 
 class Check(NamedTuple):
@@ -47,9 +50,11 @@ def run_checks() -> list[Check]:
     """Return all rows of the table, in the order in which to fix them."""
     python = platform.python_version()
     too_old = "make an environment with Python 3.12" if sys.version_info < (3, 11) else ""
+    own = COLABS_OWN if "COLAB_RELEASE_TAG" in os.environ else ()
+    pins = read_pins(REQUIREMENTS / "base.txt")
     return [
         Check("Python", python, "3.11 or newer", too_old),
-        *(_package(package, pin) for package, pin in read_pins(REQUIREMENTS / "base.txt").items()),
+        *(_package(package, pin) for package, pin in pins.items() if package not in own),
         *_torch_and_gpu(),
         *_machine(),
         _tiny_model(),

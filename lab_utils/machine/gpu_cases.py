@@ -31,7 +31,7 @@ from ..tasks import load_task
 from ..training import grpo, ppo, sft
 from ..training.rl import steps_per_rollout
 from ..training.stages import TRAIN
-from .memory import check_memory
+from .memory import check_memory, skeleton
 from .step_times import Clock, machine, random_model
 from .step_times import measure as measure_steps
 
@@ -61,8 +61,7 @@ def describe() -> dict:
 
 def make_model(shape: str, folder: str) -> dict:
     """Write a model of a known shape with random weights to a folder."""
-    random_model(shape, Path(folder))
-    return {"parameters": load_model(folder).num_parameters()}
+    return {"parameters": skeleton(str(random_model(shape, Path(folder)))).num_parameters()}
 
 
 def steps(recipe: str, hardware: str, stage: str, model: str, rollouts: int, ceiling_tflops: dict[str, float],
@@ -112,9 +111,7 @@ def resume() -> dict:
 
 def rollout(engine: str, model: str, rows: int, tokens: int) -> dict:
     """Sample completions of chat prompts, 16 of each, with our sampler or vLLM, as a rollout does."""
-    settings = load("countdown-grpo", "a100").model
-    if not torch.cuda.is_available():
-        settings = load("countdown-grpo", "smoke").model
+    settings = load("countdown-grpo", detect_hardware()[0]).model
     tokenizer, prompts = load_tokenizer(model), load_task("countdown").dataset("test", max(1, rows // 16))["prompt"]
     if engine == "vllm":
         with vllm_sampling.vllm_engine(model, settings, own_process=False) as llm:

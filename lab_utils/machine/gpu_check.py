@@ -152,8 +152,8 @@ def cases(machine: dict[str, Any], folder: Path) -> Iterator[Case]:
 
     own, with_vllm = machine["tier"] if machine["gpu"] else "smoke", []
     tiers = [load_tier(name) for name in hardware_names()]
-    for tier in sorted(tiers, key=lambda tier: (tier.name != own, -tier.memory_gb)):
-        if tier.gpus == 0 and tier.name != own:
+    for tier in sorted(tiers, key=lambda tier: (tier.name != own, tier.name != "t4", -tier.memory_gb)):  # t4: float16
+        if tier.gpus == 0 and (machine["gpu"] or tier.name != own):
             continue
         if reason := does_not_fit(tier, machine):
             yield Case(tier.name, not_run=reason)

@@ -140,6 +140,8 @@ def test_trl_takes_the_settings_and_nothing_is_refused(recipe, hardware, stage, 
         assert arguments.generation_batch_size == settings.rollout_size * arguments.world_size
         assert arguments.use_vllm == settings.use_vllm
         assert arguments.vllm_mode == "colocate"
+        assert arguments.vllm_importance_sampling_mode == "token_truncate"  # TRL's default multiplies over a completion
+        assert arguments.vllm_importance_sampling_clip_max == settings.vllm_importance_sampling_clip_max == 3.0
     needed, (least, most) = memory(config, stage), hours(config, stage)
     assert needed.least < needed.low < needed.high < tier.memory_gb
     assert 0 < least < most

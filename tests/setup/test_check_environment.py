@@ -21,6 +21,13 @@ def test_a_missing_package_that_is_only_for_gpus_is_a_note(monkeypatch):
     assert environment._package("vllm", "0.31.0", required=False).verdict.startswith("note")
 
 
+def test_what_colab_has_of_its_own_is_not_asked_for(monkeypatch):
+    asked = {check.what for check in environment.run_checks()}
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    left_out = asked - {check.what for check in environment.run_checks()}
+    assert {"numpy", "matplotlib", "jupyterlab"} <= left_out <= set(environment.COLABS_OWN)
+
+
 def test_the_cpu_build_counts_as_the_pinned_torch(monkeypatch):
     monkeypatch.setattr(environment, "installed_version", lambda package: "2.13.0+cpu")
     assert environment._package("torch", "2.13.0").verdict == "OK"

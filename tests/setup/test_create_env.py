@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from lab_utils import REPOSITORY
-from lab_utils.machine.environment import read_pins
+from lab_utils.machine.environment import COLABS_OWN, read_pins
 
 # A Python that records the arguments of pip, pretends to have one version of torch, and works as usual otherwise.
 PYTHON = """#!/bin/sh
@@ -27,7 +27,6 @@ exec "{real}" "$@"
 """
 # Colab in the middle of 2026, with Python 3.12
 COLAB = {"numpy": "2.0.2", "pandas": "2.2.2", "matplotlib": "3.10.0", "ipython": "7.34.0", "ipykernel": "6.17.1"}
-FOR_OTHER_KERNELS = ("jupyterlab", "nbclient", "nbconvert", "nbformat", "papermill")
 NVIDIA_SMI = "#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-0)'\n"
 
 
@@ -66,13 +65,13 @@ def test_what_colabs_kernel_has_imported_stays(set_up, tmp_path, torch):
     assert read_pins(constraint) == kept and "keeping Colab's numpy==2.0.2" in printed
     asked = read_pins(requirements)
     assert {"trl", "transformers", "datasets"} < set(asked)
-    assert not {*kept, *FOR_OTHER_KERNELS} & set(asked)
+    assert not {"torch", *COLABS_OWN} & set(asked)
 
 
 def test_everything_that_colab_gets_runs_with_what_colab_has():
     """No package of base.txt, nor what it requires, forbids the versions that stay."""
     pins = read_pins(REPOSITORY / "setup" / "requirements" / "base.txt")
-    waiting = [name for name in pins if name not in COLAB and name not in FOR_OTHER_KERNELS]
+    waiting = [name for name in pins if name not in COLABS_OWN]
     seen = set(waiting)
     while waiting:
         package = waiting.pop()
