@@ -75,6 +75,12 @@ def test_a_job_can_neither_start_jobs_nor_hand_on_its_role(resources):
     assert not any(action.startswith(("sagemaker:", "iam:")) for action in actions)
 
 
+def test_a_job_reads_the_secrets_of_the_workshop_only(resources):
+    [secrets] = [s for s in statements(resources["ExecutionRole"]) if "secretsmanager" in str(s["Action"])]
+    assert secrets["Action"] == "secretsmanager:GetSecretValue"
+    assert secrets["Resource"].endswith(":secret:rl-workshop-*")
+
+
 def test_learners_start_only_the_instance_types_of_the_class_within_limits_and_pass_one_role(resources):
     by_name = {statement["Sid"]: statement for statement in statements(resources["LearnerPolicy"])}
     starting = [s for s in by_name.values() if re.search("sagemaker:Create(Training|Proc|EndpointConfig)", str(s))]
