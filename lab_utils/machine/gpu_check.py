@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         machine = check.run(Case("machine", "describe"))
         if "tier" not in machine:
             return 1  # the reason is in the files
-        check.side_by_side(learning_cases(machine), most=180)
+        check.side_by_side(learning_cases(machine), most=240)
         with tempfile.TemporaryDirectory() as folder:
             for case in cases(machine, Path(folder)):
                 check.run(case)
