@@ -31,13 +31,13 @@ from lab_utils.sagemaker import cost, endpoint, preflight, resources
 from lab_utils.sagemaker import job as jobs
 from lab_utils.sagemaker.job import PROJECT, EvaluationJob, JobStatus, TrainingJob
 from lab_utils.sagemaker.session import (
-    Enclosure,
+    NetworkAndKey,
     SageMakerError,
     aws_errors,
     caller,
     connect,
-    enclosure,
     known_region,
+    network_and_key,
     one_person,
     require_sdk,
 )
@@ -185,7 +185,7 @@ def train_or_evaluate(arguments: argparse.Namespace) -> int:
 def described_job(arguments: argparse.Namespace) -> TrainingJob | EvaluationJob:
     """Return the job that the options describe; the options are stored under the names of its fields."""
     kind = TrainingJob if arguments.command == "train" else EvaluationJob
-    arguments.enclosure = enclosed(arguments)
+    arguments.network = network_of(arguments)
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(kind)}
     options |= {name: tuple(options[name]) for name in ("overrides", "stages") if options.get(name) is not None}
     options |= {name: dict(options[name]) for name in ("environment", "tags")}
@@ -207,7 +207,7 @@ def deploy(arguments: argparse.Namespace) -> int:
         instance_type=arguments.instance_type,
         image=arguments.image,
         max_model_len=arguments.max_model_len,
-        enclosure=enclosed(arguments),
+        network=network_of(arguments),
     )
     preflight.stop_at(endpoint.deployment_problems(deployment))
     requests = endpoint.endpoint_requests(deployment)
@@ -372,9 +372,9 @@ def fetch(name: str, session, directory: Path) -> None:
         print(f"fetched {path}")
 
 
-def enclosed(arguments: argparse.Namespace) -> Enclosure:
+def network_of(arguments: argparse.Namespace) -> NetworkAndKey:
     require_sdk()
-    return enclosure(arguments.command, arguments.subnets, arguments.security_groups, arguments.kms_key)
+    return network_and_key(arguments.command, arguments.subnets, arguments.security_groups, arguments.kms_key)
 
 
 def model_of_job(arguments: argparse.Namespace) -> str:

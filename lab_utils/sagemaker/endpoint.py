@@ -18,7 +18,7 @@ from . import cost
 from .job import PROJECT, as_tags
 from .preflight import role_problems, service_model
 from .resources import is_missing
-from .session import Enclosure, SageMakerError, aws_errors, is_transient, record
+from .session import NetworkAndKey, SageMakerError, aws_errors, is_transient, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
@@ -39,7 +39,7 @@ class Deployment:
     instance_type: str = "ml.g5.xlarge"
     image: str | None = None  # None: AWS's vLLM container
     max_model_len: int | None = None  # tokens of prompt and completion; None: as many as the model allows
-    enclosure: Enclosure = Enclosure()  # the network and the key that an account may require
+    network: NetworkAndKey = NetworkAndKey()  # the network and the key that an account may require
     tags: dict[str, str] = field(default_factory=dict)
 
     def all_tags(self) -> dict[str, str]:
@@ -72,7 +72,7 @@ def deployment_problems(deployment: Deployment) -> list[str]:
     elif re.match(r"ml\.(g4dn|p3)", instance):
         problems.append(f"--instance-type {instance} has a GPU without bfloat16, the data type of saved models: pass "
                         "ml.g5.xlarge or ml.g6.xlarge.")
-    problems += [*role_problems(deployment.role), *deployment.enclosure.problems()]
+    problems += [*role_problems(deployment.role), *deployment.network.problems()]
     if deployment.max_model_len is not None and deployment.max_model_len < 64:
         problems.append(f"--max-model-len {deployment.max_model_len} cannot hold a question and an answer: "
                         "pass more, or leave it out to use the model's length.")
@@ -127,9 +127,9 @@ def deploy(deployment: Deployment, session: Session) -> None:
         ExecutionRoleArn=deployment.role,
         PrimaryContainer={"Image": image, "ModelDataSource": {"S3DataSource": weights}, "Environment": environment},
         Tags=tags,
-        **({"VpcConfig": deployment.enclosure.vpc} if deployment.enclosure.vpc else {}),
+        **({"VpcConfig": deployment.network.vpc} if deployment.network.vpc else {}),
     )
-    key = deployment.enclosure.disk_key(deployment.instance_type)
+    key = deployment.network.disk_key(deployment.instance_type)
     encrypted = {"KmsKeyId": key} if key else {}
     try:
         client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tags, **encrypted)

@@ -33,7 +33,7 @@ from .. import config as configuration
 from ..config import RunConfig
 from .container import WANDB_SECRET
 from .cost import default_instance
-from .session import Enclosure, SageMakerError, aws_errors, caller, is_transient, record
+from .session import NetworkAndKey, SageMakerError, aws_errors, caller, is_transient, record
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
@@ -62,7 +62,7 @@ class Job:
     requirements: str | None = None  # a file with packages of your own, installed with those of the workshop
     prefix: str = PROJECT  # of job names
     image: str | None = None  # None: AWS's PyTorch container
-    enclosure: Enclosure = Enclosure()  # the network and the key that an account may require
+    network: NetworkAndKey = NetworkAndKey()  # the network and the key that an account may require
     volume_gb: int = 100
     max_run_hours: float = 6.0  # SageMaker then stops the job, which bounds its cost
     environment: dict[str, str] = field(default_factory=dict)
@@ -288,7 +288,7 @@ def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
     from sagemaker.core.training import configs
     from sagemaker.train import ModelTrainer
 
-    enclosure, disk_key = job.enclosure, job.enclosure.disk_key(job.instance)
+    network, disk_key = job.network, job.network.disk_key(job.instance)
     stopping = {"max_runtime_in_seconds": round(job.max_run_hours * 3600)}
     if job.max_wait_hours is not None:
         stopping["max_wait_time_in_seconds"] = round(job.max_wait_hours * 3600)
@@ -305,12 +305,12 @@ def _train(job: TrainingJob, session: Session, source: Path, name: str) -> str:
         compute=configs.Compute(instance_type=job.instance, instance_count=job.instances,
                                 volume_size_in_gb=job.volume_gb, enable_managed_spot_training=job.spot, **keep_alive,
                                 **({"volume_kms_key_id": disk_key} if disk_key else {})),
-        networking=configs.Networking(subnets=list(enclosure.subnets),
-                                      security_group_ids=list(enclosure.security_groups)) if enclosure.vpc else None,
+        networking=configs.Networking(subnets=list(network.subnets),
+                                      security_group_ids=list(network.security_groups)) if network.vpc else None,
         stopping_condition=configs.StoppingCondition(**stopping),
         checkpoint_config=configs.CheckpointConfig(s3_uri=job.checkpoints),
         output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{job.bucket}/{job.tags['owner']}/{name}",
-                                                    kms_key_id=enclosure.kms_key),
+                                                    kms_key_id=network.kms_key),
         input_data_config=[configs.InputData(channel_name=name, data_source=source)
                            for name, source in job.channels.items()],
         hyperparameters=hyperparameters(job),
@@ -335,7 +335,7 @@ def hyperparameters(job: Job) -> dict[str, str]:
 def _evaluate(job: EvaluationJob, session: Session, source: Path, name: str) -> str:
     name = f"{name}-eval-{time.strftime('%m%d%H%M%S')}"
     folder = f"{job.tags['owner']}/{name}"
-    key, disk_key = job.enclosure.kms_key, job.enclosure.disk_key(job.instance)
+    key, disk_key = job.network.kms_key, job.network.disk_key(job.instance)
     encrypted = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else None
     inputs = {"code": str(source), "model": job.model, "data": job.data}
     for kind, uri in inputs.items():
@@ -358,7 +358,7 @@ def _evaluate(job: EvaluationJob, session: Session, source: Path, name: str) -> 
             for kind, uri in inputs.items() if uri],
         ProcessingOutputConfig={"Outputs": [{"OutputName": "results", "S3Output": s3_output}],
                                 **({"KmsKeyId": key} if key else {})},
-        **({"NetworkConfig": {"VpcConfig": job.enclosure.vpc}} if job.enclosure.vpc else {}),
+        **({"NetworkConfig": {"VpcConfig": job.network.vpc}} if job.network.vpc else {}),
         Environment=ENVIRONMENT | job.environment,
         Tags=as_tags(job.all_tags()),
     )

@@ -64,7 +64,7 @@ def regions() -> list[str]:
 def job_problems(job: Job) -> list[str]:
     """Return what is wrong with a TrainingJob or an EvaluationJob, as far as this machine can tell without AWS."""
     problems = [*_place_problems(job), *_config_problems(job), *_time_problems(job), *_input_problems(job),
-                *_source_problems(job), *_text_problems(job), *job.enclosure.problems()]
+                *_source_problems(job), *_text_problems(job), *job.network.problems()]
     if job.hardware in configuration.hardware_names():
         try:
             problems += [*_instance_problems(job, job.instance), *_duration_problems(job)]

@@ -5,14 +5,12 @@ Both are the SDK's Session: a dry run takes the same path as a launch.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import json
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +39,7 @@ class SageMakerError(WorkshopError):
 
 
 @dataclass(frozen=True)
-class Enclosure:
+class NetworkAndKey:
     """The private network (VPC) and the encryption key that an account may require; empty by default."""
 
     subnets: tuple[str, ...] = ()
@@ -74,7 +72,8 @@ class Enclosure:
         return problems
 
 
-def enclosure(command: str, subnets: Sequence[str], security_groups: Sequence[str], kms_key: str | None) -> Enclosure:
+def network_and_key(command: str, subnets: Sequence[str], security_groups: Sequence[str],
+                    kms_key: str | None) -> NetworkAndKey:
     """Return the given network and key; what is not given comes from the SDK's defaults file, as for the SDK itself.
 
     Args:
@@ -84,8 +83,7 @@ def enclosure(command: str, subnets: Sequence[str], security_groups: Sequence[st
     from sagemaker.core.config.config import load_sagemaker_config
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # the SDK reports which files it looked for
-            defaults = load_sagemaker_config()
+        defaults = load_sagemaker_config()
     except (ValidationError, ValueError, RuntimeError) as error:
         raise SageMakerError(f"The SDK's defaults file is not valid ({str(error).splitlines()[0]}): correct "
                              "~/.config/sagemaker/config.yaml, or the file in SAGEMAKER_USER_CONFIG_OVERRIDE or "
@@ -101,7 +99,7 @@ def enclosure(command: str, subnets: Sequence[str], security_groups: Sequence[st
     vpc = default(network) or {}
     if not (subnets or security_groups):
         subnets, security_groups = vpc.get("Subnets", ()), vpc.get("SecurityGroupIds", ())
-    return Enclosure(tuple(subnets), tuple(security_groups), kms_key or default(key))
+    return NetworkAndKey(tuple(subnets), tuple(security_groups), kms_key or default(key))
 
 
 def connect(region: str | None, bucket: str = "") -> Session:

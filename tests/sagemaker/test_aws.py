@@ -184,14 +184,14 @@ def test_the_key_of_wandb_comes_from_a_secret(aws, monkeypatch, stored):
 # --- A private network and a key --------------------------------------------------------------------------------------
 
 KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-ENCLOSED = session.Enclosure(("subnet-0a", "subnet-0b"), ("sg-0c",), KEY)
+PRIVATE = session.NetworkAndKey(("subnet-0a", "subnet-0b"), ("sg-0c",), KEY)
 VPC = {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0c"]}
 
 
 @pytest.mark.parametrize(("hardware", "disk"), [("cpu", {"VolumeKmsKeyId": KEY}), ("a10g", {})])
 def test_network_and_key_reach_every_request(little_source, hardware, disk):
     """An instance with a local disk refuses a key for it."""
-    place = {"recipe": "countdown-grpo", "hardware": hardware, **PLACE, "enclosure": ENCLOSED}
+    place = {"recipe": "countdown-grpo", "hardware": hardware, **PLACE, "network": PRIVATE}
     training = training_request(TrainingJob(**place))
     assert training["VpcConfig"] == VPC and training["OutputDataConfig"]["KmsKeyId"] == KEY
     assert disk.items() <= training["ResourceConfig"].items()
@@ -201,17 +201,17 @@ def test_network_and_key_reach_every_request(little_source, hardware, disk):
     assert evaluation["ProcessingOutputConfig"]["KmsKeyId"] == KEY
     assert ("VolumeKmsKeyId" in evaluation["ProcessingResources"]["ClusterConfig"]) == bool(disk)
     assert request_problems("CreateTrainingJob", training) == request_problems("CreateProcessingJob", evaluation) == []
-    described = endpoint.Deployment(name="demo", **SERVED, enclosure=ENCLOSED)
+    described = endpoint.Deployment(name="demo", **SERVED, network=PRIVATE)
     serving = endpoint.endpoint_requests(described)
     assert serving["CreateModel"]["VpcConfig"] == VPC and "KmsKeyId" not in serving["CreateEndpointConfig"]
-    without = training_request(TrainingJob(**place | {"enclosure": session.Enclosure()}))
+    without = training_request(TrainingJob(**place | {"network": session.NetworkAndKey()}))
     assert "VpcConfig" not in without and "KmsKeyId" not in without["OutputDataConfig"]
 
 
 def test_uploads_are_encrypted_with_the_key(aws, little_source, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    place = {"recipe": "countdown-grpo", "hardware": "cpu", **PLACE, "enclosure": ENCLOSED,
+    place = {"recipe": "countdown-grpo", "hardware": "cpu", **PLACE, "network": PRIVATE,
              "model": str(tmp_path / "model")}
     launch(TrainingJob(**place), aws.session)
     launch(EvaluationJob(**place), aws.session)
@@ -230,13 +230,13 @@ def test_network_and_key_come_from_the_defaults_file_of_the_sdk(tmp_path, monkey
     file.write_text(yaml.safe_dump(defaults))
     monkeypatch.setenv("SAGEMAKER_USER_CONFIG_OVERRIDE", str(file))
     for command in ("train", "evaluate", "deploy"):
-        expected = session.Enclosure(("subnet-0a", "subnet-0b"), ("sg-0c",), command)
-        assert session.enclosure(command, (), (), None) == expected
-    given = session.enclosure("train", ["subnet-1"], ["sg-1"], "mine")
-    assert given == session.Enclosure(("subnet-1",), ("sg-1",), "mine")
+        expected = session.NetworkAndKey(("subnet-0a", "subnet-0b"), ("sg-0c",), command)
+        assert session.network_and_key(command, (), (), None) == expected
+    given = session.network_and_key("train", ["subnet-1"], ["sg-1"], "mine")
+    assert given == session.NetworkAndKey(("subnet-1",), ("sg-1",), "mine")
     file.write_text("SageMaker: {TrainingJob: {VpcConfig: 1}}")
     with pytest.raises(SageMakerError, match="defaults file is not valid .*: correct"):
-        session.enclosure("train", (), (), None)
+        session.network_and_key("train", (), (), None)
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------

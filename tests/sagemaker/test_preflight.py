@@ -13,7 +13,7 @@ from lab_utils.config import recipe_names
 from lab_utils.sagemaker import cost, preflight
 from lab_utils.sagemaker.endpoint import Deployment, deployment_problems, endpoint_requests
 from lab_utils.sagemaker.job import EvaluationJob, TrainingJob, evaluation_request, training_request
-from lab_utils.sagemaker.session import Enclosure
+from lab_utils.sagemaker.session import NetworkAndKey
 
 GOOD = {"recipe": "countdown-grpo", "hardware": "a10g", **PLACE}
 ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
@@ -57,8 +57,8 @@ ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
     ({"entry_point": "python mine.py"}, "names mine.py, which does not exist", "pass the path of a script"),
     ({"entry_point": "python 'mine"}, "is not a command", "quotation marks"),
     ({"wandb_secret": "0" * 40}, "--wandb-secret looks like a key", "AWS Secrets Manager"),
-    ({"enclosure": Enclosure(("subnet-0a",))}, "belong together", "at least one of each"),
-    ({"enclosure": Enclosure(("vpc-1",), ("sg-0c",))}, "--subnet 'vpc-1' is not an id", "pass one such as subnet-"),
+    ({"network": NetworkAndKey(("subnet-0a",))}, "belong together", "at least one of each"),
+    ({"network": NetworkAndKey(("vpc-1",), ("sg-0c",))}, "--subnet 'vpc-1' is not an id", "pass one such as subnet-"),
     ({"checkpoints": "outputs/a"}, "not in S3", "--resume"),
     ({"image": "docker.io/library/python:3.12"}, "not in Amazon ECR", "push it"),
     ({"image": ECR.format("eu-west-1")}, "is in eu-west-1", "--region eu-west-1"),
