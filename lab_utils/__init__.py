@@ -1,6 +1,8 @@
 """Code shared by the notebooks and scripts of the workshop."""
 
+import errno
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,10 @@ __version__ = "0.1.0"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY_MODEL = Path(__file__).parent / "models" / "tiny-qwen2"  # the model that ships with the workshop
+
+
+UNUSABLE = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+            errno.EMFILE, errno.ELOOP, errno.EFBIG, errno.EIO}  # what a path that the user gave can lead to
 
 
 class WorkshopError(ValueError):
@@ -30,14 +36,34 @@ def installed_version(package: str) -> str | None:
 def exit_status(main: Callable[[], int | None]) -> int:
     """Run a command line's `main` and return its exit status.
 
-    A `WorkshopError` becomes one message on standard error and status 2, `TrainingStopped` a message and status 0. Any
-    other exception is a bug and keeps its traceback.
+    A `WorkshopError` becomes one message on standard error and status 2, and so do a full disk and a path that cannot
+    be used. `TrainingStopped` becomes a message and status 0. Any other exception is a bug and keeps its traceback.
     """
     try:
         return main() or 0
     except TrainingStopped as stopped:
         print(stopped)
         return 0
+    except KeyboardInterrupt:
+        print("\nInterrupted. To continue, give the same command again (train.py: with --resume).", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # Python would flush the closed one at its end
+        problem = "The program that reads this output has ended. Give the same command again (train.py: with --resume)."
     except WorkshopError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 2
+        problem = str(error)
+    except Exception as error:
+        if is_full_disk(error):
+            problem = f"The disk is full ({error}): free space, then"
+        elif isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+            problem = f"{error.filename2 or error.filename} cannot be used ({error.strerror}): correct or remove it, then"
+        else:
+            raise
+        problem += " give the same command again (train.py: with --resume)."
+    print(f"{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
+    return 2
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Say whether an error means that a disk or a quota is full; safetensors has its own class for it."""
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))

@@ -33,7 +33,7 @@ def _number_in_text(value: Any) -> Any:
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number_in_text)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-LearningRate = Annotated[Number, Field(gt=0, lt=1)]
+LearningRate = Annotated[Number, Field(ge=1e-12, lt=1)]  # float32 rounds smaller steps away
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(gt=0, le=1)]

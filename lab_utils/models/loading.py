@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -172,14 +173,24 @@ def export_model(name: str | Path, directory: str | Path, settings: ModelSetting
 
     An adapter trained on a 4-bit base is merged into the unquantized base in `settings.dtype`. The generation config
     holds only the end tokens: Qwen's own adds a repetition penalty, with which the model was neither trained nor
-    evaluated. Returns `directory`.
+    evaluated. Returns `directory`, which cannot be replaced as a whole: in a SageMaker job it is a mount point. Its
+    config.json, without which it is no model, goes first and comes last.
     """
+    directory = Path(directory)
+    unfinished = directory / ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
     model, tokenizer = load_model(name, settings.model_copy(update={"load_in_4bit": False})), load_tokenizer(name)
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id,
                                                pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return Path(directory)
+    try:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        (directory / "config.json").unlink(missing_ok=True)
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(directory / path.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return directory
 
 
 def end_token_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:

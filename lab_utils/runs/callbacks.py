@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ..config import RunConfig
-from .directory import RunDirectory, flush_to_disk
+from .directory import RunDirectory, RunDirectoryError
 
 
 class MetricsCallback(TrainerCallback):
@@ -26,7 +27,12 @@ class MetricsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.run.discard_after(state.global_step)
-        before = self.run.metrics()["seconds"].iloc[-1] if state.global_step else 0.0
+        try:
+            before = self.run.metrics()["seconds"].iloc[-1] if state.global_step else 0.0
+        except RunDirectoryError:
+            warnings.warn(f"{self.run.metrics_path} is missing or empty: it will hold only the steps after "
+                          f"{state.global_step}.", stacklevel=2)
+            before = 0.0
         self.start = time.perf_counter() - before
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -36,8 +42,7 @@ class MetricsCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            flush_to_disk(self.run.checkpoints_dir / f"checkpoint-{state.global_step}")
-            self.run.write_metrics_table()
+            self.run.finish_checkpoint(self.run.checkpoints_dir / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:

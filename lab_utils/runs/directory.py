@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .. import WorkshopError, installed_version
+from .. import WorkshopError, installed_version, is_full_disk
 from ..config import RunConfig, read_config, read_yaml
 
 if os.name == "nt":
@@ -71,10 +71,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path, files: bool = True) -> None:
-    """Wait until a file, or a folder with its files, is on the disk, so that it survives a power cut."""
-    within = [file for file in path.rglob("*") if file.is_file()] if files else []
-    for place in [*within, path]:
-        if os.name != "nt" or place.is_file():  # Windows opens no folders
+    """Wait until a file, or a folder with all that it holds, is on the disk, so that it survives a power cut."""
+    for place in [*(path.rglob("*") if files else []), path]:
+        if place.is_file() or place.is_dir() and os.name != "nt":  # Windows opens no folders
             descriptor = os.open(place, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -160,7 +159,7 @@ class RunDirectory:
                           stacklevel=2)
         with run._writing():
             remove_folder(run.model_dir)  # a model of fewer steps, which must not pass for that of this run
-            for leftover in run.path.glob("*.tmp-*"):  # of a killed process
+            for leftover in [*run.path.glob("*.tmp-*"), *run.checkpoints_dir.glob("*.tmp-*")]:  # of a killed process
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             run.checkpoints_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(run.config_path, config.to_yaml())
@@ -211,8 +210,11 @@ class RunDirectory:
                 pass
             try:
                 yield
-            except Exception as error:  # torch and safetensors have their own errors for a full disk
-                if "No space left" in str(error) or shutil.disk_usage(self.path).free < 2**20:
+            except Exception as error:  # torch has its own error for a full disk
+                if not self.path.exists():
+                    raise RunDirectoryError(f"{self.path} was moved or removed during training: move it back, then "
+                                            "continue with --resume.") from error
+                if is_full_disk(error) or shutil.disk_usage(self.path).free < 2**20:
                     raise RunDirectoryError(f"The disk that holds {self.path} is full: free space, then continue with "
                                             "--resume. Nothing before the last checkpoint is lost.") from error
                 raise
@@ -313,9 +315,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: there are checkpoints, and all of them were damaged later.
         """
-        found = [p for p in self.checkpoints_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-        found.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
-        problems = []
+        found, problems = self._checkpoints(), []
         for checkpoint in found:
             problem = checkpoint_problem(checkpoint)
             if problem is None:
@@ -330,9 +330,29 @@ class RunDirectory:
             warnings.warn(f"The run in {self.path} was stopped in its first checkpoint: it starts over.", stacklevel=2)
         return None
 
+    def _checkpoints(self) -> list[Path]:
+        """Return the checkpoints, complete or not, the newest first."""
+        found = [p for p in self.checkpoints_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+        return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+
     # Writing, while training
     def append_metrics(self, step: int, metrics: dict[str, float | None]) -> None:
         _append_json_lines(self.metrics_path, [{"step": step, **metrics}])
+
+    def finish_checkpoint(self, last: Path) -> None:
+        """Keep the last checkpoint safe from a power cut. Then remove all but this one and the best or the one before.
+
+        The Trainer would remove the oldest by the clock, which may have been set back.
+        """
+        for path in (self.metrics_path, self.completions_path, self.checkpoints_dir):
+            if path.exists():
+                flush_to_disk(path)
+        others = [checkpoint for checkpoint in self._checkpoints() if checkpoint != last]
+        state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
+        best = Path(state["best_model_checkpoint"] or "").name
+        for checkpoint in sorted(others, key=lambda path: path.name != best)[1:]:
+            remove_folder(checkpoint)
+        self.write_metrics_table()
 
     def write_metrics_table(self) -> None:
         """Write metrics.csv, the view of metrics.jsonl for people and spreadsheets."""

@@ -71,7 +71,6 @@ def trainer_arguments(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "bf16": config.model.dtype == "bfloat16" and gpu,
         "fp16": config.model.dtype == "float16" and gpu,
         "logging_first_step": True,
-        "save_total_limit": 2,  # in RL the last and the best
         "report_to": report_to(config, run),
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
@@ -341,6 +340,9 @@ def start_run(config: RunConfig, output_dir: str | Path, model: str | Path | Non
     A start that fails, because of the model, the data or the GPU, then leaves nothing that blocks the next one.
     """
     start, run = str(model or config.model.name), RunDirectory(output_dir)
+    if Path(start).exists() and run.path.resolve() in Path(start).resolve().parents:
+        raise RunDirectoryError(f"The start model {start} is in {run.path}, where the trained model replaces it: "
+                                "choose another output directory.")
     check_start(start, config)
     load_tokenizer(start)
     run.check_free(resume)
@@ -369,11 +371,14 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
         checkpoint = run.last_checkpoint() if resume else None
         with stop.listening():
             if checkpoint is not None and is_last(checkpoint, trainer.args):  # killed before the model was saved
+                if trainer.args.should_save:
+                    run.finish_checkpoint(checkpoint)
                 trainer._load_from_checkpoint(str(checkpoint))  # train() would take one more step
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
         if not stop.stopped or state.global_step == state.max_steps:
+            check_weights(trainer.model)
             if config.model.lora is None:  # float32 was for the optimizer's small updates
                 for name, weight in trainer.model.named_parameters():
                     if not name.startswith("critic."):
@@ -385,6 +390,14 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
         raise TrainingStopped(f"{description} was stopped by SIGTERM after step {state.global_step} of "
                               f"{state.max_steps}. Its checkpoint is in {run.checkpoints_dir}: resume with --resume.")
     return run
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Raise WorkshopError if trained weights have values that are not finite: no model is saved then."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.isfinite().all():
+            raise WorkshopError(f"Training diverged: {name} has values that are NaN or infinite, so no model is saved. "
+                                "Train again in another directory with a lower learning rate.")
 
 
 def save_model(trainer: Trainer, run: RunDirectory) -> None:
@@ -441,14 +454,15 @@ def is_last(checkpoint: Path, arguments: TrainingArguments) -> bool:
 
 @contextmanager
 def out_of_memory_explained(stage: str) -> Iterator[None]:
-    """Raise WorkshopError, with settings that save memory, if the GPU runs out of it inside the `with` block."""
+    """Raise WorkshopError, with settings that save memory, if memory runs out inside the `with` block."""
     try:
         yield
-    except (torch.OutOfMemoryError, ValueError) as error:
-        if isinstance(error, ValueError) and "Free memory on device" not in str(error):  # vLLM's words
+    except (RuntimeError, ValueError) as error:
+        words = ("Free memory on device", "can't allocate memory")  # vLLM's words, and torch's for a CPU
+        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in words):
             raise
         batch = f"{stage}.per_device_train_batch_size"
         raise WorkshopError(
-            f"{stage} ran out of GPU memory: {str(error).split('. ')[0]}. Halve {batch} and double "
+            f"{stage} ran out of memory: {str(error).split('. ')[0]}. Halve {batch} and double "
             f"{stage}.gradient_accumulation_steps, set {stage}.gradient_checkpointing=true, or shorten completions; "
             "python scripts/estimate.py shows what uses the memory. Then resume with --resume.") from error

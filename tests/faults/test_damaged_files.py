@@ -1,10 +1,13 @@
 """Data, settings and results that cannot be read: one message that names the place and the fix, in bounded time."""
 
+import errno
 import json
+import re
 
 import pytest
+from safetensors import SafetensorError
 
-from lab_utils import WorkshopError
+from lab_utils import WorkshopError, exit_status
 from lab_utils.config import ConfigError, load, read_config
 from lab_utils.evaluation import Evaluation
 from lab_utils.runs import RunDirectory, RunDirectoryError
@@ -76,12 +79,30 @@ def test_yaml_that_cannot_be_read_is_a_short_message_in_bounded_time(tmp_path, c
 
 
 @pytest.mark.parametrize("setting", [
-    "seed=4294967296", "seed=2024-01-01", "seed=2024-13-45", "sft.learning_rate=.inf", "seed=" + "9" * 5000,
+    "seed=4294967296", "seed=2024-01-01", "seed=2024-13-45", "sft.learning_rate=.inf", "sft.learning_rate=1e-300",
+    "seed=" + "9" * 5000,
     "task.name=" + "[" * 5000, "task.name=[" + "x," * 9999 + "]"])
 def test_odd_settings_are_a_message(setting):
     with pytest.raises(ConfigError) as caught:
         load("countdown-grpo", "smoke", [setting])
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("error, problem", [
+    (OSError(errno.ENOSPC, "No space left on device", "eval.json"), "The disk is full .* free space, then give"),
+    (SafetensorError("I/O error: No space left on device (os error 28)"), "The disk is full .* free space, then give"),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", "run/metrics.jsonl"), "run/metrics.jsonl cannot be used"),
+    (OSError(errno.EROFS, "Read-only file system", "run/.lock"), "run/.lock cannot be used .Read-only file system"),
+])
+def test_what_the_disk_refuses_is_a_message_of_every_script(error, problem, capsys):
+    def main():
+        raise error
+
+    assert exit_status(main) == 2
+    assert re.search(problem + ".*same command again", capsys.readouterr().err)
+    error = FileNotFoundError(errno.ENOENT, "No such file", "a bug of ours")
+    with pytest.raises(FileNotFoundError):
+        exit_status(main)
 
 
 @pytest.mark.component

@@ -76,7 +76,7 @@ def test_a_full_gpu_says_which_setting_saves_memory(monkeypatch, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
 
     monkeypatch.setattr(rl.RLTrainer, "train", runs_out)
-    message = "grpo ran out of GPU memory: CUDA out of memory. Halve grpo.per_device_train_batch_size and double"
+    message = "grpo ran out of memory: CUDA out of memory. Halve grpo.per_device_train_batch_size and double"
     with pytest.raises(WorkshopError, match=re.escape(message)):
         grpo.train(load("countdown-grpo", "smoke"), tmp_path / "run")
     assert not RunDirectory(tmp_path / "run").model_dir.exists()

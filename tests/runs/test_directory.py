@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_is_skipped(config, tmp_path, name, damage, problem
         assert run.last_checkpoint().name == "checkpoint-4"
     for checkpoint in run.checkpoints_dir.iterdir():
         (checkpoint / "optimizer.pt").write_text("{")
-    with pytest.warns(UserWarning), pytest.raises(RunDirectoryError, match="None of the 3 checkpoints .* is complete"):
+    with pytest.warns(UserWarning), pytest.raises(RunDirectoryError, match="None of the 2 checkpoints .* is complete"):
         run.last_checkpoint()
 
 
@@ -254,6 +254,18 @@ def test_a_run_killed_in_its_first_checkpoint_starts_over(run, state):
     with pytest.warns(UserWarning, match="was stopped in its first checkpoint: it starts over"):
         fit(run)
     assert run.metrics()["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("best, kept", [(None, {"checkpoint-9", "checkpoint-10"}),
+                                        ("elsewhere/checkpoint-8", {"checkpoint-8", "checkpoint-10"})])
+def test_the_last_checkpoint_and_the_best_stay_although_the_clock_was_set_back(run, best, kept):
+    for step in (8, 9, 10):
+        folder = run.checkpoints_dir / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": best}))
+        os.utime(folder, (1e9 - step, 1e9 - step))
+    run.finish_checkpoint(run.checkpoints_dir / "checkpoint-10")
+    assert {folder.name for folder in run.checkpoints_dir.iterdir()} == kept
 
 
 # --- Weights & Biases ------------------------------------------------------------------------------------------------

@@ -162,9 +162,10 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
 
     before = load_model(run.model_dir).state_dict()
-    shutil.rmtree(run.model_dir)  # as if killed between the last checkpoint and the saved model
+    shutil.rmtree(run.model_dir)  # as if killed right after the last checkpoint
+    (run.path / "metrics.csv").unlink()
     again = sft.train(config, tmp_path / "sft", resume=True)
-    assert again.metrics()["step"].tolist() == [1, 2]
+    assert again.metrics()["step"].tolist() == [1, 2] and (run.path / "metrics.csv").exists()
     assert all(torch.equal(weight, before[name]) for name, weight in load_model(again.model_dir).state_dict().items())
 
     record = run.config_path.read_bytes()
@@ -185,6 +186,20 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     assert not tqdm._instances, "an open bar would spoil every later one"
     assert not run.has_model, "the model of 2 steps must not pass for one of 4"
     assert sft.train(longer, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2, 3, 4]
+    with pytest.raises(RunDirectoryError, match="start model .*model is in .* replaces it"):
+        sft.train(config, tmp_path / "sft", model=run.model_dir, resume=True)
+
+    run.metrics_path.unlink()
+    config = configuration.with_overrides(longer, {"sft.max_steps": 5})
+    with pytest.warns(UserWarning, match="metrics.jsonl is missing or empty: it will hold only the steps after 4"):
+        assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [5]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke", {"sft.weight_decay": 1e300, "sft.max_steps": 2})
+    with pytest.raises(WorkshopError, match="Training diverged: .* NaN or infinite, so no model is saved"):
+        sft.train(config, tmp_path / "sft")
+    assert not RunDirectory(tmp_path / "sft").model_dir.exists()
 
 
 def test_the_checkpoint_with_the_best_reward_stays_when_the_run_collapses(tmp_path):
