@@ -37,7 +37,7 @@ from lab_utils import rewards as reward_functions
 from lab_utils.config import ConfigError, RunConfig, load, with_overrides
 from lab_utils.evaluation import Evaluation, evaluate_run, format_results, paired_bootstrap, results_table
 from lab_utils.figures import plot_training
-from lab_utils.runs import RunDirectory
+from lab_utils.runs import RunDirectory, write_atomically
 from lab_utils.training.rl import steps_per_rollout
 from lab_utils.training.stages import TRAIN
 
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "curves": [curve_of(run, label, seed) for label, runs in by_label.items()
                    for seed, run in zip(arguments.seeds, runs, strict=True)],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
     figure = path.with_suffix(".png")
     plot_training(by_label, figure, metrics=("accuracy", "completions/mean_length", "attempts", "reward"), x="minutes")
     means = table.groupby("model", sort=False)[["accuracy", "difference", "attempts", "tokens", "minutes"]].mean()

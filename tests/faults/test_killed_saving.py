@@ -2,37 +2,16 @@
 
 import os
 import shutil
-import sys
 
 import pytest
 import torch
+from commands import KILLED, run_copy
 
 from lab_utils import TINY_MODEL
 from lab_utils import config as configuration
+from lab_utils.models import export_model, load_model
 from lab_utils.runs import RunDirectory, RunDirectoryError, model_of
 from lab_utils.training import ppo, rl
-
-WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
-
-
-def killed_after(writes: int, folder, act) -> bool:
-    """Run `act` in a copy of this process that ends before its next write below `folder`; say whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def watch(event, arguments):
-            nonlocal count
-            reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if event in WRITES and not reads and str(arguments[0]).startswith(str(folder)):
-                count += 1
-                if count > writes:
-                    os._exit(9)
-
-        sys.addaudithook(watch)
-        act()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 def files_of(folder):
@@ -62,7 +41,7 @@ def test_a_model_is_saved_whole_or_not_at_all(tmp_path, adapter):
             if earlier:
                 shutil.copytree(tmp_path / "first", run.model_dir)
             (run.path / "checkpoints").mkdir(parents=True)
-            killed = killed_after(writes, run.path, lambda: rl.save_model(trainer, run))
+            killed = run_copy(lambda: rl.save_model(trainer, run), run.path, writes=writes) == KILLED
             left = files_of(run.model_dir)
             assert run.has_model == bool(left) and left in ({}, whole, other), f"killed after {writes} writes"
             if not killed:
@@ -72,6 +51,17 @@ def test_a_model_is_saved_whole_or_not_at_all(tmp_path, adapter):
         (tmp_path / "first").mkdir(exist_ok=True)
         for name, content in whole.items():
             (tmp_path / "first" / name).write_bytes(content)
+
+
+@pytest.mark.component
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_export_is_a_model_only_if_it_is_whole(tmp_path):
+    settings, folder, writes = configuration.load("countdown-grpo", "smoke").model, tmp_path / "export", 0
+    while run_copy(lambda: bool(export_model("tiny", folder, settings)) - 1, folder, writes=writes) == KILLED:
+        names = {path.name for path in folder.glob("*")}
+        assert "config.json" not in names or {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+        writes += 1
+    assert writes > 3 and load_model(folder) and not (folder / ".unfinished").exists()
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
