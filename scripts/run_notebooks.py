@@ -21,6 +21,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ from latex2mathml.converter import convert as mathml
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
 
 from lab_utils import REPOSITORY, WorkshopError, exit_status
+from lab_utils.tasks import visible
 
 MATHML_NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 STDERR_STYLE = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: #f5f5f5; }'
@@ -109,13 +111,25 @@ class _MathML(IPythonRenderer):
         return mathml(body.strip(), display=display).replace(f' xmlns="{MATHML_NAMESPACE}"', "")
 
 
+class _VisibleOutput(Preprocessor):
+    """Shows the control characters and bidirectional marks that a model may have written, but keeps ANSI colors."""
+
+    def preprocess_cell(self, cell, resources, index):
+        for output in cell.get("outputs", []):
+            data = output.get("data", output)  # a stream has its text beside its name
+            for kind in data.keys() & {"text", "text/plain", "text/html"}:
+                kept = re.split(rf"({ANSI.pattern}|\r)", data[kind])
+                data[kind] = "".join(text if i % 2 else visible(text) for i, text in enumerate(kept))
+        return cell, resources
+
+
 class OfflineHTML(HTMLExporter):
     """nbconvert's page without its scripts: they come from the network, and executed notebooks do not need them.
 
     Of a progress bar only the last state is shown, on gray: standard error is not only for errors.
     """
 
-    preprocessors = [CoalesceStreamsPreprocessor]
+    preprocessors = [CoalesceStreamsPreprocessor, _VisibleOutput]
 
     @jinja2.pass_context
     def markdown2html(self, context, source: str) -> str:
@@ -125,6 +139,20 @@ class OfflineHTML(HTMLExporter):
         html, resources = super().from_notebook_node(notebook, resources, **kwargs)
         html = re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
         return html.replace("</head>", f"<style>{STDERR_STYLE}</style></head>", 1), resources
+
+
+def read_table(path: Path, numbers_of: Callable[[dict], list]) -> dict[str, dict[str, Any]]:
+    """Read a JSON file {name: row} whose rows have certain numbers; without it, or if it is damaged, {}."""
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        for row in table.values():
+            sum(numbers_of(row))
+        return table
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        print(f"{path} is damaged, so the report leaves it out: run the notebooks again that it is about.", flush=True)
+        return {}
 
 
 def write_page(copy: Path) -> None:
@@ -137,8 +165,7 @@ def write_index(output_dir: Path, title: str, status: dict[str, dict[str, Any]])
 
     `status` is {notebook's stem: {"status": "ok" | "failed" | "not run", "seconds": float | None}}.
     """
-    path = output_dir / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = read_table(output_dir / "results.json", lambda row: [row["accuracy"], *row["interval"][:2]])
     columns = dict.fromkeys(key for row in results.values() for key in row if key not in ("accuracy", "interval"))
     figures = {re.sub(r"[_-]+", " ", figure.stem): base64.b64encode(figure.read_bytes()).decode()
                for figure in sorted((output_dir / "figures").glob("*.png"))}
@@ -146,6 +173,13 @@ def write_index(output_dir: Path, title: str, status: dict[str, dict[str, Any]])
     html = INDEX.render(title=title, results=results, columns=columns, status=status, figures=figures)
     index.write_text(html, encoding="utf-8")
     return index
+
+
+def save_status(path: Path, status: dict[str, dict[str, Any]]) -> None:
+    """Write status.json; a runner that is killed leaves the old or the new one."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(status, indent=2) + "\n")
+    unfinished.replace(path)
 
 
 def duration(seconds: float) -> str:
@@ -178,8 +212,9 @@ def main() -> int:
     os.environ.setdefault("WANDB_MODE", "offline")
 
     status_file = report / "status.json"
-    status = json.loads(status_file.read_text()) if status_file.exists() else {}
+    status = read_table(status_file, lambda row: [len(row["status"]), row["seconds"] or 0])
     status.update({path.stem: {"status": "not run", "seconds": None} for path in chosen})
+    save_status(status_file, status)
     print(f"{len(chosen)} notebooks at tier {arguments.hardware}, seed {arguments.seed}, into {output_dir}", flush=True)
     started = time.monotonic()
     for i, notebook in enumerate(chosen, start=1):
@@ -189,7 +224,7 @@ def main() -> int:
         seconds = time.monotonic() - begun
         write_page(report / notebook.name)
         status[notebook.stem] = {"status": "failed" if failure else "ok", "seconds": round(seconds, 1)}
-        status_file.write_text(json.dumps(status, indent=2) + "\n")
+        save_status(status_file, status)
         index = write_index(output_dir, f"Workshop run, tier {arguments.hardware}", status)
         times = f"{duration(seconds)}, {duration(time.monotonic() - started)} in all"
         print(f"[{i}/{len(chosen)}] {notebook.stem}: {'FAILED' if failure else 'ok'} after {times}", flush=True)

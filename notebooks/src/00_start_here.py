@@ -122,7 +122,7 @@ checks.check_solves(solves)
 
 # %%
 from lab_utils.models import load_model, load_tokenizer
-from lab_utils.tasks import load_task
+from lab_utils.tasks import load_task, visible
 
 task = load_task(config.task.name, config.task.response_format)
 problems = task.dataset("test", min(256, config.task.test_limit or 256), config.task.source)
@@ -143,7 +143,7 @@ from lab_utils.sampling.local import sample
 
 longest = 128 if config.model.name == "tiny" else config.evaluation.max_new_tokens  # tokens of a completion
 (answer,) = sample(model, tokenizer, [row["prompt"]], max_new_tokens=longest, seed=SEED)[0]
-print(answer.text)
+print(visible(answer.text))
 print("-" * 60)
 print("in the format:", task.has_format(answer.text), "· correct:", task.is_correct(answer.text, row))
 
@@ -171,7 +171,7 @@ def ask_in_plain_text(questions: list[str]) -> list[str]:
     return tokenizer.batch_decode([tokens for tokens, _ in sampled], skip_special_tokens=True)
 
 
-print(ask_in_plain_text([row["prompt"][-1]["content"]])[0])
+print(visible(ask_in_plain_text([row["prompt"][-1]["content"]])[0]))
 
 # %% [markdown]
 # ## Measure it

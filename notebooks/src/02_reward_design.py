@@ -279,7 +279,7 @@ except ValueError as error:
 # %%
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.sampling.local import sample
-from lab_utils.tasks import load_task
+from lab_utils.tasks import load_task, visible
 
 config = load(RECIPE, HARDWARE)
 task = load_task(config.task.name, config.task.response_format)
@@ -288,7 +288,7 @@ model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(c
 longest = 128 if config.model.name == "tiny" else config.evaluation.max_new_tokens
 groups = sample(model, tokenizer, problems["prompt"], num_samples=4, max_new_tokens=longest, seed=SEED)
 print(problems[0]["question"], "\n")
-print(groups[0][0].text)
+print(visible(groups[0][0].text))
 
 # %%
 def mean_rewards(completions: list[str], gold: list[str]) -> dict[str, float]:

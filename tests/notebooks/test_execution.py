@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from run_notebooks import write_index
 
 from lab_utils import REPOSITORY
 
@@ -108,6 +110,51 @@ def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
     assert rest.returncode == 0, rest.stdout
     status = json.loads((out / "report" / "status.json").read_text())
     assert {entry["status"] for entry in status.values()} == {"ok"} and len(status) == 4
+
+
+SLOW = """\
+import os, time
+from pathlib import Path
+(Path(OUTPUT_DIR) / "kernel").write_text(str(os.getpid()))
+time.sleep(120)"""
+
+
+@pytest.mark.component
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_a_runner_that_was_killed_leaves_no_kernel_and_nothing_that_stops_the_same_command(tmp_path):
+    (tmp_path / "00_first.ipynb").write_text(notebook())
+    (tmp_path / "01_slow.ipynb").write_text(notebook(SLOW))
+    out = tmp_path / "out"
+    options = ("--notebooks", str(tmp_path), "--output-dir", str(out))
+    runner = subprocess.Popen([sys.executable, "scripts/run_notebooks.py", *options], cwd=REPOSITORY)
+    while not (out / "kernel").exists() or not (out / "kernel").read_text():
+        assert runner.poll() is None
+        time.sleep(0.1)
+    runner.kill()
+    runner.wait()
+    status = json.loads((out / "report" / "status.json").read_text())
+    assert [status[name]["status"] for name in sorted(status)] == ["ok", "not run"]
+    deadline = time.monotonic() + 30  # the kernel looks for its parent every second
+    while Path("/proc", (out / "kernel").read_text(), "cmdline").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert time.monotonic() < deadline, "a kernel left behind would go on training and hold the lock of its run"
+
+    (tmp_path / "01_slow.ipynb").write_text(notebook("print('\\x1b[31mred\\x1b[0m \\u202eleft')"))
+    (out / "report" / "01_slow.ipynb").write_text('{"cells": [')  # it was being written
+    (out / "results.json").write_text('{"GRPO": {"accuracy": 0.')
+    again = run_notebooks(*options)
+    assert again.returncode == 0 and "results.json is damaged" in again.stdout
+    page = (out / "report" / "01_slow.html").read_text()
+    assert r"\u202eleft" in page and "ansi-red-fg" in page, "marks that reorder a line are shown; colors stay"
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", "[" * 100_000, "\x00", '{"GRPO": 7}', '{"GRPO": {"accuracy": 0.5}}',
+                                     '{"GRPO": {"accuracy": "high", "interval": [0, 1]}}'])
+def test_damaged_results_are_left_out_of_the_report(tmp_path, content, capsys):
+    (tmp_path / "results.json").write_text(content)
+    (tmp_path / "report").mkdir()
+    assert "Results" not in write_index(tmp_path, "title", {}).read_text()
+    assert "results.json is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.component
