@@ -6,6 +6,10 @@
 
 vLLM serves if it is installed: many questions at once, and adapters can be swapped. Otherwise `transformers serve`
 does, one question at a time.
+
+Both listen on 127.0.0.1 only, because neither has an option that bounds the size of a request. vLLM refuses prompts
+that are longer than the model's context; `transformers serve` refuses none. Before you let others ask, put a proxy with
+a bound in front, such as nginx with client_max_body_size.
 """
 
 from __future__ import annotations
