@@ -49,14 +49,15 @@ def exit_status(main: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # Python would flush the closed one at its end
-        problem = "The program that reads this output has ended. Give the same command again (train.py: with --resume)."
+        problem = "The program that reads the output has ended. Give the same command again (train.py: with --resume)."
     except WorkshopError as error:
         problem = str(error)
     except Exception as error:
         if is_full_disk(error):
             problem = f"The disk is full ({error}): free space, then"
         elif isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
-            problem = f"{error.filename2 or error.filename} cannot be used ({error.strerror}): correct or remove it, then"
+            path = error.filename2 or error.filename
+            problem = f"{path} cannot be used ({error.strerror}): correct or remove it, then"
         else:
             raise
         problem += " give the same command again (train.py: with --resume)."
