@@ -5,6 +5,8 @@ import sys
 
 # TRL warns at every run that `rollout_func` may change; the pinned version and the tests cover that.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# TRL imports MLflow for seconds if it is installed, as with the SDK of SageMaker. The workshop does not use it.
+os.environ.setdefault("DISABLE_MLFLOW_INTEGRATION", "TRUE")
 
 # TRL imports wandb if it is installed, which takes seconds, and again for each model card. A run with tracking.wandb
 # imports it itself.
