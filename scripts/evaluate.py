@@ -1,7 +1,7 @@
 """Evaluate models on a task's test split and compare them on the same questions.
 
     python scripts/evaluate.py outputs/countdown-grpo                      # each stage of a run
-    python scripts/evaluate.py base=tiny SFT=outputs/a/sft GRPO=outputs/a/grpo --limit 200 --output-dir results
+    python scripts/evaluate.py base=tiny SFT=outputs/a/sft GRPO=outputs/a/grpo --plain-text base --limit 200
     python scripts/evaluate.py Qwen/Qwen2.5-0.5B-Instruct --recipe gsm8k-grpo --hardware a100
 
 Every run directory gets its eval.json; --output-dir gets one JSON file per model, the table and the figures.
@@ -33,6 +33,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hardware", default="auto")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="change a setting, such as evaluation.num_samples=8; may be repeated, needs --recipe")
+    parser.add_argument("--plain-text", action="append", default=[], metavar="LABEL",
+                        help="ask this model without chat and response format; may be repeated")
     parser.add_argument("--limit", help="at most this many test questions")
     parser.add_argument("--output-dir", type=Path, help="where results.csv, the JSON files and the figures go")
     return parser.parse_args(argv)
@@ -80,9 +82,11 @@ def main(argv: list[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkshopError(f"Cannot write to --output-dir {folder} ({error.strerror}): choose another.") from None
+    if unknown := set(arguments.plain_text) - set(models):
+        raise WorkshopError(f"--plain-text {min(unknown)} is no label of a model: choose from {', '.join(models)}.")
     evaluations = {}
     for label, source in models.items():
-        evaluations[label] = evaluate_run(source, config)
+        evaluations[label] = evaluate_run(source, config, plain_text=label in arguments.plain_text)
         print(f"{label}: {evaluations[label]}")
         if folder:
             evaluations[label].save(folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}.json")

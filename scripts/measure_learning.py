@@ -5,8 +5,9 @@
     python scripts/measure_learning.py --recipe countdown-ppo --seeds 0 1 2 --tokens-of grpo --output-dir runs/measured
     python scripts/measure_learning.py --recipe gsm8k-grpo --seeds 0 --set grpo.max_steps=60 --output-dir runs/words
 
-Every model answers the same held-out problems. Every difference is to the SFT model of the same seed, paired by
-problem. Two controls start from that SFT model as well:
+Every model answers the same held-out problems. Every difference in the table is to the SFT model of the same seed,
+paired by problem. The base model is asked in plain text, because it has never seen a chat, and the gain of the
+reinforcement learning is reported over the better of base and SFT. Two controls start from the SFT model as well:
 
     random reward   the same training, but a coin instead of the task decides what is correct
     extra SFT       more of the same demonstrations, for as many seconds as the reinforcement learning took
@@ -35,7 +36,14 @@ from transformers import TrainerCallback
 from lab_utils import exit_status
 from lab_utils import rewards as reward_functions
 from lab_utils.config import ConfigError, RunConfig, load, with_overrides
-from lab_utils.evaluation import Evaluation, evaluate_run, format_results, paired_bootstrap, results_table
+from lab_utils.evaluation import (
+    Evaluation,
+    PairedDifference,
+    evaluate_run,
+    format_results,
+    paired_bootstrap,
+    results_table,
+)
 from lab_utils.figures import plot_training
 from lab_utils.runs import RunDirectory, write_atomically
 from lab_utils.training.rl import steps_per_rollout
@@ -165,8 +173,8 @@ def rows_of(seed: int, evaluations: dict[str, Evaluation], runs: dict[str, RunDi
     """Return `results_table` with the columns seed, training steps and minutes beside the model."""
     table = results_table(evaluations).reset_index()
     table.insert(0, "seed", seed)
-    table.insert(2, "steps", [steps_of(runs[label]) for label in table["model"]])
-    table.insert(3, "minutes", [seconds_of(runs[label]) / 60 for label in table["model"]])
+    table.insert(2, "steps", [steps_of(runs[label]) if label in runs else 0 for label in table["model"]])
+    table.insert(3, "minutes", [seconds_of(runs[label]) / 60 if label in runs else 0.0 for label in table["model"]])
     return table
 
 
@@ -175,6 +183,10 @@ def as_text(table: pd.DataFrame) -> str:
     text.insert(0, "seed", list(table["seed"]))
     text.insert(2, "minutes", [f"{value:.1f}" for value in table["minutes"]])
     return text.to_string(index=False)
+
+
+def in_points(paired: PairedDifference) -> str:
+    return f"{100 * paired.difference:+.1f} percentage points [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
 
 
 def curve_of(run: RunDirectory, label: str, seed: int) -> dict[str, Any]:
@@ -195,26 +207,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.tokens_of == config.stages[-1]:
         raise ConfigError(f"--tokens-of {arguments.tokens_of} compares {config.recipe} with itself: name the other "
                           "method, or leave it out.")
-    tables, by_label, head_to_head = [], {}, []
+    tables, by_label, head_to_head, gains = [], {}, [], []
+    base = evaluate_run(config.model.name, config, plain_text=config.model.name == "tiny")
     for seed in arguments.seeds:
         runs = runs_of_seed(arguments, seed)
-        evaluations = {label: evaluated(run, config) for label, run in runs.items()}
+        evaluations = {label: evaluated(run, config) for label, run in runs.items()} | {"base": base}
         tables.append(rows_of(seed, evaluations, runs))
         for label in runs.keys() - {"SFT", "extra SFT"}:
             by_label.setdefault(label, []).append(runs[label])
         print(f"\n{as_text(pd.concat(tables))}\n", flush=True)
+        method = config.stages[-1].upper()
+        best = max(("base", "SFT"), key=lambda label: evaluations[label].accuracy)
+        paired = paired_bootstrap(evaluations[best].per_problem, evaluations[method].per_problem)
+        gains.append({"seed": seed, "models": f"{method} − {best}", **paired._asdict()})
+        print(f"seed {seed}, {method} less the better of base and SFT ({best}): {in_points(paired)}", flush=True)
         if arguments.tokens_of:
             first, second = arguments.tokens_of.upper(), config.stages[-1].upper()
             paired = paired_bootstrap(evaluations[first].per_problem, evaluations[second].per_problem)
             head_to_head.append({"seed": seed, "models": f"{second} − {first}", **paired._asdict()})
-            print(f"seed {seed}, {second} − {first}: {100 * paired.difference:+.1f} percentage points "
-                  f"[{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]", flush=True)
+            print(f"seed {seed}, {second} − {first}: {in_points(paired)}", flush=True)
     table = pd.concat(tables, ignore_index=True)
     path = arguments.output_dir / f"learning-{arguments.recipe}.json"
     content = {
         "recipe": config.recipe, "hardware": config.hardware, "settings": arguments.settings,
         "evaluation": config.model_dump()["evaluation"], "rows": json.loads(table.to_json(orient="records")),
-        "head_to_head": head_to_head,
+        "gains": gains, "head_to_head": head_to_head,
         "curves": [curve_of(run, label, seed) for label, runs in by_label.items()
                    for seed, run in zip(arguments.seeds, runs, strict=True)],
     }

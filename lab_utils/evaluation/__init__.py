@@ -4,6 +4,7 @@ from .asking import evaluate, evaluate_run, judge
 from .results import Evaluation, format_results, results_table
 from .statistics import (
     McNemar,
+    PairedDifference,
     bootstrap_interval,
     maj_at_k,
     mcnemar,

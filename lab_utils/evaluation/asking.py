@@ -85,20 +85,21 @@ def judge(
             }
             for completion in samples
         ]
-        examples.append({"question": row["prompt"][-1]["content"], "prompt": row["prompt"], "gold": task.gold(row),
+        examples.append({"question": task.question(row), "prompt": row["prompt"], "gold": task.gold(row),
                          "completions": judged})
     return Evaluation(examples, settings or {})
 
 
-def evaluate_run(source: RunDirectory | str | Path, config: RunConfig) -> Evaluation:
+def evaluate_run(source: RunDirectory | str | Path, config: RunConfig, *, plain_text: bool = False) -> Evaluation:
     """Load a model and evaluate it on the test split of the configuration's task as `config.evaluation` says.
 
     Args:
         source: a run directory (its model is evaluated, and eval.json is written there), or a model's path or name.
+        plain_text: ask without chat and response format, which a base model has never seen.
     """
     source = source.path if isinstance(source, RunDirectory) else source
     model = model_of(source)
-    task = load_task(config.task.name, config.task.response_format)
+    task = load_task(config.task.name, "plain" if plain_text else config.task.response_format)
     dataset = task.dataset("test", config.task.test_limit, config.task.source)
     settings = config.evaluation
     how = {name: getattr(settings, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_p", "seed")}

@@ -60,6 +60,11 @@ class Evaluation:
         return float(self.per_problem.mean())
 
     @property
+    def accuracy_in_format(self) -> float:
+        """Return the share of samples that are correct (strict) and have the whole response format."""
+        return float((self.scores() * self.scores("has_format")).mean())
+
+    @property
     def accuracy_lenient(self) -> float:
         """Return the accuracy by `task.is_correct_lenient`: lenient minus strict is the cost of the format."""
         return float(self.scores("correct_lenient").mean())
@@ -123,6 +128,7 @@ class Evaluation:
             "num_samples": self.num_samples,
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
+            "accuracy_in_format": self.accuracy_in_format,
             "accuracy_lenient": self.accuracy_lenient,
             "accuracy_lenient_interval": list(self.accuracy_lenient_interval),
             "format_rate": self.format_rate,
@@ -180,9 +186,9 @@ def results_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
     """Compare models on the same questions, one row per label; the first model is the one to compare with.
 
     Returns:
-        A table with the columns accuracy, low, high, lenient, format, truncated, pass@k (the largest k), tokens and
-        attempts, and for the paired difference from the first model: difference, difference_low, difference_high and
-        p_value. Rates are shares, not percentages.
+        A table with the columns accuracy, low, high, in_format (correct and in the format), lenient, format, truncated,
+        pass@k (the largest k), tokens and attempts, and for the paired difference from the first model: difference,
+        difference_low, difference_high and p_value. Rates are shares, not percentages.
 
     Raises:
         WorkshopError: the evaluations did not ask the same questions.
@@ -196,6 +202,7 @@ def results_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
             "accuracy": evaluation.accuracy,
             "low": evaluation.accuracy_interval[0],
             "high": evaluation.accuracy_interval[1],
+            "in_format": evaluation.accuracy_in_format,
             "lenient": evaluation.accuracy_lenient,
             "format": evaluation.format_rate,
             "truncated": evaluation.truncation_rate,
@@ -217,8 +224,8 @@ def format_results(table: pd.DataFrame) -> pd.DataFrame:
     """Return a `results_table` as text for people: percentages, intervals in brackets, differences in points."""
     shown = pd.DataFrame(index=table.index)
     shown["accuracy"] = [f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in table.itertuples()]
-    for name in ["lenient", "format", "truncated", *(c for c in table.columns if c.startswith("pass@"))]:
-        shown[name] = ["" if math.isnan(value) else f"{value:.1%}" for value in table[name]]
+    for name in ["in_format", "lenient", "format", "truncated", *(c for c in table.columns if c.startswith("pass@"))]:
+        shown[name.replace("_", " ")] = ["" if math.isnan(value) else f"{value:.1%}" for value in table[name]]
     shown["tokens"] = [f"{value:.0f}" for value in table["tokens"]]
     shown["attempts"] = [f"{value:.2f}" for value in table["attempts"]]
     if "difference" in table:

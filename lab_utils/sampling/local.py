@@ -47,6 +47,13 @@ def apply_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]] | str) -> list[int]:
+    """Return the tokens of a prompt: messages through the chat template, plain text as it is."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
 def draw(probabilities: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Draw one token per row; (B, V) -> (B, 1).
 
@@ -170,7 +177,7 @@ def sample_token_ids(
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[dict[str, str]]],
+    prompts: list[list[dict[str, str]] | str],
     *,
     num_samples: int = 1,
     max_new_tokens: int = 256,
@@ -179,7 +186,7 @@ def sample(
     seed: int | None = None,
     batch_size: int = 256,
 ) -> list[list[Completion]]:
-    """Sample completions of chat prompts; the result holds one list of `num_samples` completions per prompt.
+    """Sample completions of prompts (messages or plain text); the result holds `num_samples` of them per prompt.
 
     `batch_size` bounds the rows in flight. The same seed gives the same completions; without one, torch's global random
     state decides. The model is left in the mode (training or evaluation) in which it came.
@@ -187,8 +194,7 @@ def sample(
     check_sizes(num_samples=num_samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     ends = end_token_ids(model.config, tokenizer)
-    prompt_ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-                  for prompt in prompts]
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     jobs = [(index, min(batch_size, num_samples - done)) for index in range(len(prompts))
             for done in range(0, num_samples, batch_size)]
     results: list[list[Completion]] = [[] for _ in prompts]
@@ -201,13 +207,13 @@ def sample(
                 batch.append(jobs.pop(0))
                 rows += batch[-1][1]
             sampled = iter(sample_token_ids(
-                model, [prompt_ids[index] for index, _ in batch], [count for _, count in batch], end_ids=ends,
+                model, [ids[index] for index, _ in batch], [count for _, count in batch], end_ids=ends,
                 max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, generator=generator))
             for index, count in batch:
                 for _ in range(count):
-                    ids, logps = next(sampled)
-                    results[index].append(Completion(tokenizer.decode(ids, skip_special_tokens=True), ids, logps,
-                                                     ids[-1] in ends))
+                    tokens, logps = next(sampled)
+                    results[index].append(Completion(tokenizer.decode(tokens, skip_special_tokens=True), tokens, logps,
+                                                     tokens[-1] in ends))
     finally:
         model.train(was_training)
     return results
@@ -220,18 +226,17 @@ def rollout(prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, list
     """
     tokenizer, arguments = trainer.processing_class, trainer.args
     groups = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
-    prompt_ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-                  for prompt, _ in groups]
+    ids = [prompt_ids(tokenizer, prompt) for prompt, _ in groups]
     counts = [count for _, count in groups]
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
-    sampled = sample_token_ids(model, prompt_ids, counts, end_ids=trainer.eos_token_ids,
+    sampled = sample_token_ids(model, ids, counts, end_ids=trainer.eos_token_ids,
                                max_new_tokens=arguments.max_completion_length, temperature=arguments.temperature,
                                top_p=arguments.top_p)
     model.train(was_training)
     return {
-        "prompt_ids": [ids for ids, count in zip(prompt_ids, counts, strict=True) for _ in range(count)],
-        "completion_ids": [ids for ids, _ in sampled],
+        "prompt_ids": [prompt for prompt, count in zip(ids, counts, strict=True) for _ in range(count)],
+        "completion_ids": [tokens for tokens, _ in sampled],
         "logprobs": [logps for _, logps in sampled],
     }

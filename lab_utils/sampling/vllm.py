@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedTokenizerBase
 
 from ..models import adapter_base, end_token_ids, export_model, model_location
-from .local import Completion, check_sizes
+from .local import Completion, check_sizes, prompt_ids
 
 if TYPE_CHECKING:
     from trl.generation.vllm_generation import VLLMGeneration
@@ -75,7 +75,7 @@ def free_share() -> float:
 def sample(
     engine: LLM,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[dict[str, str]]],
+    prompts: list[list[dict[str, str]] | str],
     *,
     num_samples: int = 1,
     max_new_tokens: int = 256,
@@ -84,7 +84,7 @@ def sample(
     seed: int | None = None,
     batch_size: int | None = None,
 ) -> list[list[Completion]]:
-    """Sample completions of chat prompts, as `local.sample` does; vLLM itself decides how many run at once.
+    """Sample completions of prompts, as `local.sample` does; vLLM itself decides how many run at once.
 
     The same seed gives the same completions on the same machine, but not those of `local.sample`. With top_p < 1 the
     log-probabilities are those after the cut. `batch_size` exists for the common signature and is not used.
@@ -93,14 +93,13 @@ def sample(
 
     check_sizes(num_samples=num_samples, max_new_tokens=max_new_tokens)
     ends = end_token_ids(engine.llm_engine.model_config.hf_config, tokenizer)
-    prompt_ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-                  for prompt in prompts]
     # vLLM counts the seed up from sample to sample of a request.
     seeds = [None if seed is None else (seed * 1_000_003 + index) * num_samples for index in range(len(prompts))]
     settings = [SamplingParams(n=num_samples, temperature=temperature, top_p=top_p, max_tokens=max_new_tokens,
                                seed=request_seed, stop_token_ids=ends, logprobs=0, detokenize=False)
                 for request_seed in seeds]
-    requests = engine.generate([{"prompt_token_ids": ids} for ids in prompt_ids], settings, use_tqdm=False)
+    requests = engine.generate([{"prompt_token_ids": prompt_ids(tokenizer, prompt)} for prompt in prompts], settings,
+                               use_tqdm=False)
     return [[_completion(output, tokenizer, ends) for output in request.outputs] for request in requests]
 
 

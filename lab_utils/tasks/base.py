@@ -53,7 +53,8 @@ class Task:
     """A task: where its rows come from, how a row becomes a question, and which answers are correct.
 
     Subclasses set the attributes below and implement the methods that raise NotImplementedError. A row must have all
-    `columns`. The first of `response_formats` is the default. A completion is a string or TRL's message list.
+    `columns`. The first of `response_formats` is the default; "plain" asks a base model, which has never seen a chat.
+    A completion is a string or TRL's message list.
     """
 
     name: str
@@ -71,8 +72,19 @@ class Task:
             )
         self.response_format = response_format
 
-    def prompt(self, row: Row) -> list[dict[str, str]]:
-        """Return the system and the user message for a row."""
+    def prompt(self, row: Row) -> list[dict[str, str]] | str:
+        """Return the system and the user message for a row; in the format "plain" the question and a line break."""
+        if self.response_format == "plain":
+            return self.question(row) + "\n"
+        return [{"role": "system", "content": self.system_prompt}, {"role": "user", "content": self.question(row)}]
+
+    @property
+    def system_prompt(self) -> str:
+        """Return the message that asks for the response format."""
+        raise NotImplementedError
+
+    def question(self, row: Row) -> str:
+        """Return what is asked in a row, without a word on the response format."""
         raise NotImplementedError
 
     def gold(self, row: Row) -> str:
@@ -122,7 +134,7 @@ class Task:
         return list(rows.values())
 
     def dataset(self, split: str, limit: int | None = None, source: str = "synthetic") -> Dataset:
-        """Load a split as a dataset with the column `prompt` (messages) next to the task's own columns.
+        """Load a split as a dataset with the column `prompt` next to the task's own columns.
 
         Args:
             split: "train" or "test".

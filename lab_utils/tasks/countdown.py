@@ -16,7 +16,8 @@ from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completi
 from .expressions import ExpressionError, evaluate, numbers_used
 from .formats import has_think_format
 
-LARGEST_NUMBER = 20  # synthetic problems draw their numbers from 1..20
+LARGEST_NUMBER = 25  # synthetic problems draw their numbers from 1..25
+SMALLEST_TARGET = 10
 LARGEST_RESULT = 100  # every intermediate result is a whole number in 1..100, the range of the tiny model
 HIT_RATE = 0.5  # share of correct attempts in demonstrations: enough to learn searching and checking
 GIVE_UP_RATE = 0.7  # how often a demonstration gives up after a wrong attempt, which RL unlearns
@@ -64,12 +65,13 @@ def split_of(nums: list[int]) -> str:
 
 
 def generate_row(split: str, rng: random.Random) -> Row:
-    """Draw a solvable problem of the split: the target, at least 10, is the value of a random attempt."""
+    """Draw a solvable problem of the split: the target, at least 10, is drawn from the values of all attempts."""
     while True:
         nums = [rng.randint(1, LARGEST_NUMBER) for _ in range(3)]
         if split_of(nums) != split:
             continue
-        targets = sorted({value for _, _, value in all_attempts(tuple(sorted(nums)), LARGEST_RESULT) if value >= 10})
+        values = {value for _, _, value in all_attempts(tuple(sorted(nums)), LARGEST_RESULT)}
+        targets = sorted(value for value in values if value >= SMALLEST_TARGET)
         if targets:
             return {"nums": nums, "target": rng.choice(targets)}
 
@@ -78,23 +80,23 @@ class Countdown(Task):
     name = "countdown"
     hub_id = "predibase/countdown"
     columns = ("nums", "target")
-    response_formats = ("think",)
+    response_formats = ("think", "plain")
+    system_prompt = THINK_SYSTEM_PROMPT
 
-    def prompt(self, row: Row) -> list[dict[str, str]]:
-        numbers = ", ".join(map(str, row["nums"]))
-        return [
-            {"role": "system", "content": THINK_SYSTEM_PROMPT},
-            {"role": "user", "content": f"Use each of the numbers {numbers} exactly once, with + - * / and ( ), "
-                                        f"to write an expression that equals {row['target']}."},
-        ]
+    def question(self, row: Row) -> str:
+        return (f"Use each of the numbers {', '.join(map(str, row['nums']))} exactly once, with + - * / and ( ), to "
+                f"write an expression that equals {row['target']}.")
 
     def gold(self, row: Row) -> str:
         return str(row["target"])
 
     def extract(self, completion: Completion) -> str | None:
-        return extract_xml_answer(completion_text(completion))
+        text = completion_text(completion)
+        return last_line(text) if self.response_format == "plain" else extract_xml_answer(text)
 
     def has_format(self, completion: Completion) -> bool:
+        if self.response_format == "plain":
+            return is_expression(self.extract(completion))
         return has_think_format(completion_text(completion))
 
     def is_correct(self, completion: Completion, row: Row) -> bool:
@@ -102,12 +104,13 @@ class Countdown(Task):
 
     def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
         """Also accept an expression on the last line, without tags."""
-        lines = completion_text(completion).strip().splitlines()
-        return self.is_correct(completion, row) or (bool(lines) and is_solution(lines[-1].split("=")[0], row))
+        return self.is_correct(completion, row) or is_solution(last_line(completion_text(completion)), row)
 
     def demonstration(self, row: Row) -> str:
         """Write attempts until one is correct; after a wrong attempt, often give up and answer with it anyway."""
         tries, expression = demonstrate(row, random.Random(f"{row['nums']} {row['target']}"))
+        if self.response_format == "plain":
+            return f"{tries}\n{expression}"
         return f"<think>{tries}</think><answer>{expression}</answer>"
 
     def generate(self, split: str, rng: random.Random) -> tuple[str, Row]:
@@ -125,6 +128,24 @@ class Countdown(Task):
         if len(nums) <= 4 and not has_solution(tuple(sorted(nums)), target):
             raise RowError(f"no expression that uses each of {nums} once equals {target}: remove the row.")
         return {"nums": nums, "target": target}
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text, up to an equals sign.
+
+    >>> last_line("7 * 6 = 42, 42 + 3 = 45 yes\\n(7 * 6) + 3 = 45")
+    '(7 * 6) + 3 '
+    """
+    lines = text.strip().splitlines()
+    return lines[-1].split("=")[0] if lines else ""
+
+
+def is_expression(text: str) -> bool:
+    try:
+        evaluate(text)
+    except ExpressionError:
+        return False
+    return True
 
 
 def is_solution(expression: str | None, row: Row) -> bool:

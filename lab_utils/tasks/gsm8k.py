@@ -28,23 +28,24 @@ class GSM8K(Task):
     hub_id = "openai/gsm8k"
     hub_config = "main"
     columns = ("question", "answer")
-    response_formats = ("reasoning", "think", "hash")
+    response_formats = ("reasoning", "think", "hash", "plain")
 
-    def prompt(self, row: Row) -> list[dict[str, str]]:
-        return [
-            {"role": "system", "content": SYSTEM_PROMPTS[self.response_format]},
-            {"role": "user", "content": row["question"]},
-        ]
+    @property
+    def system_prompt(self) -> str:
+        return SYSTEM_PROMPTS[self.response_format]
+
+    def question(self, row: Row) -> str:
+        return row["question"]
 
     def gold(self, row: Row) -> str:
         return extract_hash_answer(str(row["answer"])) or str(row["answer"])
 
     def extract(self, completion: Completion) -> str | None:
         text = completion_text(completion)
-        return extract_hash_answer(text) if self.response_format == "hash" else extract_xml_answer(text)
+        return extract_hash_answer(text) if self.response_format in ("hash", "plain") else extract_xml_answer(text)
 
     def has_format(self, completion: Completion) -> bool:
-        if self.response_format == "hash":
+        if self.response_format in ("hash", "plain"):
             return self.extract(completion) is not None
         text = completion_text(completion)
         return has_reasoning_format(text) if self.response_format == "reasoning" else has_think_format(text)
@@ -65,6 +66,7 @@ class GSM8K(Task):
             "reasoning": f"<reasoning>\n{steps}\n</reasoning>\n<answer>\n{answer}\n</answer>",
             "think": f"<think>{steps}</think><answer>{answer}</answer>",
             "hash": f"{steps}\n#### {answer}",
+            "plain": f"{steps}\n#### {answer}",
         }[self.response_format]
 
     def generate(self, split: str, rng: random.Random) -> tuple[str, Row]:

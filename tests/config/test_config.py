@@ -217,7 +217,7 @@ def test_own_recipe_from_a_file(tmp_path):
         (["model.name=3"], ["model.name = 3", "text"]),
         (["model.lora.target_modules=q_proj"], ["'q_proj'", "all-linear", "list"]),
         # ranges
-        (["grpo.learning_rate=0"], ["grpo.learning_rate = 0", "greater than 0"]),
+        (["grpo.learning_rate=0"], ["grpo.learning_rate = 0", "at least 0.000000000001"]),
         (["grpo.temperature=0"], ["grpo.temperature = 0", "greater than 0", "Default: 1.0"]),
         (["evaluation.top_p=1.1"], ["evaluation.top_p = 1.1", "at most 1"]),
         (["model.lora.dropout=1"], ["model.lora.dropout = 1", "less than 1"]),

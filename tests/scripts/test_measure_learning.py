@@ -69,9 +69,13 @@ def test_a_seed_is_measured_with_its_controls_and_not_trained_twice(tmp_path):
                  str(tmp_path), "--set", "task.test_limit=4"]
     measure_learning.main(arguments)
     path = tmp_path / "learning-countdown-ppo.json"
-    rows = json.loads(path.read_text())["rows"]
-    assert [row["model"] for row in rows] == ["SFT", "PPO", "random reward", "extra SFT"]
-    assert all(row["seed"] == 3 and row["steps"] >= 1 and 0 <= row["accuracy"] <= 1 for row in rows)
+    found = json.loads(path.read_text())
+    rows = found["rows"]
+    assert [row["model"] for row in rows] == ["SFT", "PPO", "random reward", "extra SFT", "base"]
+    assert all(row["seed"] == 3 and row["steps"] >= (row["model"] != "base") and 0 <= row["accuracy"] <= 1
+               for row in rows)
+    better = max(rows[0]["accuracy"], rows[-1]["accuracy"])
+    assert found["gains"][0]["difference"] == pytest.approx(rows[1]["accuracy"] - better)
     assert rows[0]["difference"] is None and rows[1]["difference_low"] <= rows[1]["difference_high"]
     random_run = RunDirectory(tmp_path / "countdown" / "seed-3" / "ppo-random").metrics()
     assert "rewards/random_reward/mean" in random_run and "rewards/equation_reward/mean" not in random_run
@@ -113,7 +117,7 @@ def test_ppo_gets_as_many_generated_tokens_as_grpo_has_used(tmp_path, capsys):
         "--recipe", "countdown-ppo", "--hardware", "smoke", "--seeds", "3", "--tokens-of", "grpo", "--output-dir",
         str(tmp_path), "--set", "task.test_limit=4", "--set", "grpo.max_steps=5", "--set", "ppo.num_iterations=2"])
     content = json.loads((tmp_path / "learning-countdown-ppo.json").read_text())
-    assert [row["model"] for row in content["rows"]] == ["SFT", "GRPO", "PPO"]
+    assert [row["model"] for row in content["rows"]] == ["SFT", "GRPO", "PPO", "base"]
     tokens = {curve["model"]: curve["tokens"] for curve in content["curves"]}
     assert len(tokens["GRPO"]) == 5
     longest_rollout = max(b - a for curve in tokens.values() for a, b in zip([0, *curve], curve, strict=False))

@@ -56,8 +56,9 @@ def test_every_countdown_problem_is_solvable_and_every_attempt_is_true(split):
                 assert evaluate(left) == int(right)
 
 
-@pytest.mark.parametrize("name, response_format", [("countdown", "think"), ("gsm8k", "reasoning"), ("gsm8k", "think"),
-                                                   ("gsm8k", "hash")])
+@pytest.mark.parametrize("name, response_format", [
+    ("countdown", "think"), ("countdown", "plain"), ("gsm8k", "reasoning"), ("gsm8k", "think"), ("gsm8k", "hash"),
+    ("gsm8k", "plain")])
 def test_demonstrations_have_the_format_and_repeat(name, response_format):
     task = load_task(name, response_format)
     rows = list(task.dataset("train", 300))
@@ -111,6 +112,16 @@ def test_gsm8k_correctness(response_format, completion, strict, lenient):
     task, row = load_task("gsm8k", response_format), {"question": "?", "answer": "72"}
     assert task.is_correct(completion, row) is strict
     assert task.is_correct_lenient(completion, row) is lenient
+
+
+def test_plain_text_asks_without_a_chat_and_takes_the_last_line_as_the_answer():
+    task, row = load_task("countdown", "plain"), {"nums": [3, 7, 25], "target": 46}
+    assert task.prompt(row) == load_task("countdown").prompt(row)[-1]["content"] + "\n"
+    assert task.dataset("test", 3)["prompt"] == [task.prompt(row) for row in task.dataset("test", 3)]
+    for text, correct in (("7 + 3 = 10 no\n(7 * 3) + 25", True), ("(7 * 3) + 25\n7 + 3", False), ("", False),
+                          ("<answer>(7 * 3) + 25</answer>", False)):
+        assert task.is_correct(text, row) is correct
+    assert load_task("gsm8k", "plain").is_correct("The answer is 72.\n#### 72", {"answer": "72"})
 
 
 def test_unknown_names_say_what_exists():
