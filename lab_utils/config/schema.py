@@ -127,6 +127,7 @@ class RLSettings(TrainingSettings):
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
     vllm_importance_sampling_clip_max: Positive = 3.0
     log_completions_steps: Count = 10
+    probe_rollouts: CountOrZero = 0  # ask the same held-out problems before every so many rollouts; 0: never
 
     @property
     def rollout_size(self) -> int:

@@ -46,7 +46,10 @@ def metrics_of(runs: Runs) -> Frames:
 
 
 def draw_metric(ax: Axes, groups: Frames, metric: str, x: str = "step", label_gap: float | None = None) -> None:
-    """Draw a thin line per run and a thick smoothed one for their mean; with `label_gap`, labels at their ends."""
+    """Draw a thin line per run and a thick smoothed one for their mean; with `label_gap`, labels at their ends.
+
+    In a panel of accuracy, points are the probe: the same held-out problems at every point.
+    """
     ends = []
     for (label, frames), color in zip(groups.items(), colors(list(groups)), strict=True):
         frames = [frame.assign(minutes=frame["seconds"] / 60).set_index("step", drop=False) for frame in frames]
@@ -59,6 +62,9 @@ def draw_metric(ax: Axes, groups: Frames, metric: str, x: str = "step", label_ga
         mean = together.groupby(level="step").mean()[together.groupby(level="step").size() == len(frames)]
         thick = smooth(mean[metric])
         ax.plot(mean[x], thick, color=color)
+        if metric == "accuracy" and "probe/accuracy" in frames[0]:
+            probe = pd.concat(frames).groupby(level="step")[[x, "probe/accuracy"]].mean().dropna()
+            ax.plot(probe[x], probe["probe/accuracy"], color=color, marker="o", linestyle="none")
         ends.append((thick.iloc[-1], label, color))
     title, unit = METRICS.get(metric, (metric, ""))
     ax.set(title=title, ylabel=unit)
@@ -88,6 +94,8 @@ def x_label(groups: Frames, x: str = "step") -> str:
     """Return the label of the x axis, which also explains the thin and the thick lines."""
     seeds = max(len(frames) for frames in groups.values())
     lines = f"thin: one seed, thick: mean of {seeds}" if seeds > 1 else "thin: as logged, thick: smoothed"
+    if any("probe/accuracy" in frame for frames in groups.values() for frame in frames):
+        lines += "; points: the same held-out problems"
     return f"{'training step' if x == 'step' else 'minutes of training'}   ({lines})"
 
 

@@ -46,15 +46,16 @@ from ..runs import (
     report_to,
     written_whole,
 )
-from ..sampling.local import rollout
+from ..sampling.local import rollout, sample
 from ..sampling.vllm import launcher_variables_restored, policy_weights, stop_engine
 from ..tasks import Task, completion_text, load_task
 from .shared_prompt import completion_states, token_logps
 from .stopping import StopOnSIGTERM
 
 # Settings of ours that TRL's GRPOConfig does not have; all others carry TRL's names and are passed on.
-OURS = {"warmup_ratio", "max_prompt_length", "log_completions_steps", *PPOSettings.model_fields.keys()
-        - RLSettings.model_fields.keys()}
+OURS = {"warmup_ratio", "max_prompt_length", "log_completions_steps", "probe_rollouts",
+        *PPOSettings.model_fields.keys() - RLSettings.model_fields.keys()}
+PROBE_PROBLEMS, PROBE_SAMPLES = 100, 2
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
@@ -179,15 +180,35 @@ def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, ma
 
 
 class RLTrainer(GRPOTrainer):
-    """GRPOTrainer that also logs accuracy and attempts, keeps sample completions, and refuses rewards that are NaN."""
+    """GRPOTrainer that also logs accuracy and attempts, keeps sample completions, and refuses rewards that are NaN.
 
-    def __init__(self, *args, task: Task, run: RunDirectory, settings: RLSettings, **kwargs):
+    A step's accuracy is that of a few training problems, which change from step to step. The *probe* asks the same
+    held-out problems every time.
+    """
+
+    def __init__(self, *args, task: Task, run: RunDirectory, settings: RLSettings, probe: Sequence[dict] = (),
+                 **kwargs):
         super().__init__(*args, **kwargs)
         if self.use_vllm:  # it reads only a checkpoint's own end token, and a chat turn may end with another
             self.vllm_generation.generation_kwargs["stop_token_ids"] = self.eos_token_ids
             if isinstance(self.model, PeftModel):
                 self.vllm_generation._iter_named_params = functools.partial(policy_weights, self.model)
-        self.task, self.run, self.settings = task, run, settings
+        self.task, self.run, self.settings, self.probe = task, run, settings, probe
+
+    def _generate_and_score_completions(self, inputs):
+        if self.probe and self.model.training:
+            rollouts = self.state.global_step // steps_per_rollout(self.args)
+            if rollouts % self.settings.probe_rollouts == 0:
+                self._metrics["train"]["probe/accuracy"].append(self._probe_accuracy())
+        return super()._generate_and_score_completions(inputs)
+
+    def _probe_accuracy(self) -> float:
+        """Return the share of correct answers to the held-out problems, before this step's update."""
+        found = sample(self.accelerator.unwrap_model(self.model), self.processing_class,
+                       [row["prompt"] for row in self.probe], num_samples=PROBE_SAMPLES, seed=self.args.seed,
+                       max_new_tokens=self.settings.max_completion_length, temperature=self.settings.temperature)
+        return statistics.fmean(self.task.is_correct(one.text, row)
+                                for row, completions in zip(self.probe, found, strict=True) for one in completions)
 
     def close(self) -> None:
         """Stop vLLM if it samples. Training's own memory goes first, because a sleeping vLLM must wake to stop."""
@@ -223,7 +244,7 @@ class RLTrainer(GRPOTrainer):
         step, every = self.state.global_step + 1, self.settings.log_completions_steps
         if self.accelerator.is_main_process and (step - 1) % every < steps_per_rollout(self.args):
             self.run.append_completions([
-                {"step": step, "question": row["prompt"][-1]["content"], "gold": self.task.gold(row),
+                {"step": step, "question": self.task.question(row), "gold": self.task.gold(row),
                  "completion": completion_text(completion), "extracted": self.task.extract(completion),
                  "correct": right, "reward": reward}
                 for row, completion, right, reward in zip(rows, completions, correct, rewards.tolist(), strict=True)
@@ -317,6 +338,10 @@ def make_trainer(stage: str, trainer_class: type[RLTrainer], config: RunConfig, 
     task = load_task(config.task.name, config.task.response_format)
     tokenizer = load_tokenizer(start)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    probe = []
+    if settings.probe_rollouts:
+        number = min(PROBE_PROBLEMS, config.task.test_limit or PROBE_PROBLEMS)
+        probe = list(task.dataset("test", number, config.task.source))
     policy = load_model(start, config.model, train_adapter=True)
     return trainer_class(
         model=policy,
@@ -330,6 +355,7 @@ def make_trainer(stage: str, trainer_class: type[RLTrainer], config: RunConfig, 
         task=task,
         run=run,
         settings=settings,
+        probe=probe,
     )
 
 

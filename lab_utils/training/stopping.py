@@ -1,4 +1,5 @@
-"""Stopping in time: SIGTERM ends training after a checkpoint, from which a resumed run continues with equal metrics.
+"""Stopping early: after some steps of a run, or by SIGTERM, which ends training after a checkpoint, from which a
+resumed run continues with equal metrics.
 
 SageMaker sends SIGTERM two minutes before it reclaims a spot instance, and when a job is stopped.
 """
@@ -12,6 +13,16 @@ from contextlib import contextmanager
 
 import torch
 from transformers import TrainerCallback
+
+
+class StopAfter(TrainerCallback):
+    """Ends training after a number of steps, with the learning rates that a whole run has at these steps."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step >= self.steps
 
 
 class StopOnSIGTERM(TrainerCallback):

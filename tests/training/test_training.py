@@ -23,6 +23,7 @@ from lab_utils.runs import TIMING_COLUMNS, RunDirectory, RunDirectoryError
 from lab_utils.tasks import completion_text
 from lab_utils.training import grpo, sft
 from lab_utils.training.stages import TRAIN
+from lab_utils.training.stopping import StopAfter
 
 pytestmark = pytest.mark.component
 
@@ -193,6 +194,24 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     config = configuration.with_overrides(longer, {"sft.max_steps": 5})
     with pytest.warns(UserWarning, match="metrics.jsonl is missing or empty: it will hold only the steps after 4"):
         assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [5]
+
+
+def test_the_probe_asks_held_out_problems_and_changes_nothing_else(tmp_path):
+    metrics = []
+    for every in (0, 2):
+        config = configuration.load("countdown-grpo", "smoke", {"grpo.probe_rollouts": every, "grpo.max_steps": 3})
+        metrics.append(grpo.train(config, tmp_path / str(every)).metrics().drop(columns=[*TIMING_COLUMNS]))
+    without, with_probe = metrics
+    probe = with_probe.pop("probe/accuracy")
+    assert probe.notna().tolist() == [True, False, True] and probe.dropna().between(0, 1).all()
+    pd.testing.assert_frame_equal(without, with_probe)
+
+
+def test_stopping_early_keeps_the_learning_rates_of_the_whole_run(tmp_path):
+    config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 4})
+    whole = sft.train(config, tmp_path / "whole").metrics()
+    short = sft.train(config, tmp_path / "short", callbacks=[StopAfter(2)]).metrics()
+    assert short["learning_rate"].tolist() == whole["learning_rate"].tolist()[:2]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
