@@ -21,7 +21,14 @@ from lab_utils.config import RunConfig
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.runs import RunDirectory, model_of
 from lab_utils.sampling.local import sample
-from lab_utils.sharing.chat import QuestionError, append_jsonl, as_prompt, chat_records
+from lab_utils.sharing.chat import (
+    QuestionError,
+    append_jsonl,
+    as_prompt,
+    chat_records,
+    in_tiny_model_range,
+    tiny_model_range,
+)
 from lab_utils.sharing.serving import ask, served_models
 from lab_utils.tasks import load_task
 from lab_utils.teaching.inspection import side_by_side
@@ -95,6 +102,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise
             print(error)
             continue
+        if config.model.name == "tiny" and not in_tiny_model_range(task, query):
+            print(f"Note: the tiny model knows only {tiny_model_range(task)}. Expect a wrong answer.")
         responses = {label: respond(prompt) for label, respond in models.items()}
         print("\n" + side_by_side(responses, shutil.get_terminal_size((120, 24)).columns))
         by_name = {names[label]: response for label, response in responses.items()}

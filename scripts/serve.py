@@ -21,7 +21,9 @@ from pathlib import Path
 
 from lab_utils import exit_status
 from lab_utils.runs import RunDirectory, model_of
+from lab_utils.sharing.chat import tiny_model_range
 from lab_utils.sharing.serving import server_command, swap_adapter
+from lab_utils.tasks import load_task
 
 
 def start(options: argparse.Namespace) -> None:
@@ -30,6 +32,10 @@ def start(options: argparse.Namespace) -> None:
     if server.backend != "vLLM":
         print("vLLM is not installed, so transformers serves the model: it answers one question at a time and "
               "cannot swap adapters.")
+    config = RunDirectory(options.run).config()
+    if config.model.name == "tiny":
+        task = load_task(config.task.name, config.task.response_format)
+        print(f"The tiny model knows only {tiny_model_range(task)}.")
     url = f"http://127.0.0.1:{options.port}"
     print(f"Starting {server.backend}. When it is ready, ask it from another terminal:\n\n"
           f"    python scripts/chat.py {options.run} --server {url}\n\n"

@@ -11,6 +11,7 @@ from typing import Any
 from .. import WorkshopError
 from ..tasks import Task, visible
 from ..tasks.answers import extract_xml_answer
+from ..tasks.countdown import LARGEST_NUMBER, LARGEST_RESULT, SMALLEST_TARGET
 
 
 class QuestionError(WorkshopError):
@@ -28,6 +29,22 @@ def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
     if len(nums) < 2:
         raise QuestionError(f"{query!r}: type at least two numbers and then the target, such as: 3 7 25 46")
     return task.prompt({"nums": nums, "target": target})
+
+
+def tiny_model_range(task: Task) -> str:
+    """Return which questions the tiny model can answer: those like its training problems."""
+    if task.name == "countdown":
+        return f"three numbers from 1 to {LARGEST_NUMBER} and a target from {SMALLEST_TARGET} to {LARGEST_RESULT}"
+    return f"word problems from the workshop's templates, with whole numbers from 1 to {LARGEST_RESULT}"
+
+
+def in_tiny_model_range(task: Task, query: str) -> bool:
+    """Say whether the numbers of a typed question are of the kind that the tiny model was trained on."""
+    *nums, target = [int(number) for number in re.findall(r"\d+", query)] or [0]
+    if task.name == "countdown":
+        return len(nums) == 3 and 1 <= min(nums) <= max(nums) <= LARGEST_NUMBER \
+            and SMALLEST_TARGET <= target <= LARGEST_RESULT
+    return max([*nums, target]) <= LARGEST_RESULT
 
 
 def reasoning_of(task: Task, response: str) -> str:

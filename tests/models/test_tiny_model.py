@@ -1,6 +1,8 @@
 """Tests of the tiny model: it loads like any Qwen2 checkpoint, tokenizes the same after a reload, and calculates."""
 
 import random
+import re
+import statistics
 
 import build_tiny_model as build_script
 import pytest
@@ -71,10 +73,23 @@ def test_it_does_not_know_the_response_format(model, tokenizer):
 
 
 def test_the_build_sees_no_test_problem():
-    stage = build_script.STAGES[0]
     rng = random.Random(3)
     held_out = {str(sorted(row["nums"])) for row in load_task("countdown").dataset("test", 300)}
     for _ in range(500):
-        text = build_script.countdown_document(rng, stage)
-        nums = text.split("numbers ")[1].split(" exactly")[0].split(", ")
-        assert str(sorted(map(int, nums))) not in held_out
+        texts = [build_script.countdown_document(rng), build_script.ways_document(rng)]
+        for text in texts:
+            nums = re.findall(r"\d+", re.search(r"numbers ((\d+,? )+)", text)[1])
+            assert str(sorted(map(int, nums))) not in held_out
+
+
+def test_the_base_has_no_habit_to_be_reminded_of():
+    """The build shows searches of the warm-up's length only, and word problems hurried as often as the warm-up does."""
+    rng = random.Random(0)
+    documents = [build_script.countdown_document(rng) for _ in range(1000)]
+    attempts = statistics.fmean(sum(" = " in line for line in document.splitlines())
+                                for document in documents)
+    task = load_task("countdown")
+    shown = statistics.fmean(task.attempts(task.demonstration(row)) for row in task.dataset("train", 1000))
+    assert attempts == pytest.approx(shown, abs=0.1)
+    words = [build_script.word_problem_document(rng) for _ in range(1000)]
+    assert statistics.fmean("The answer is" in text for text in words) == pytest.approx(0.7, abs=0.05)

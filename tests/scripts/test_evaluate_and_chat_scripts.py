@@ -9,7 +9,7 @@ import pytest
 
 from lab_utils import TINY_MODEL, WorkshopError, exit_status
 from lab_utils.evaluation import Evaluation
-from lab_utils.sharing.chat import QuestionError, as_prompt, reasoning_of
+from lab_utils.sharing.chat import QuestionError, as_prompt, in_tiny_model_range, reasoning_of
 from lab_utils.tasks import load_task
 
 
@@ -61,6 +61,14 @@ def test_countdown_questions_are_numbers_and_a_target():
     assert as_prompt(task, asked[-1]["content"]) == asked
     with pytest.raises(QuestionError, match="at least two numbers"):
         as_prompt(task, "hello")
+
+
+@pytest.mark.parametrize("name, query, inside", [
+    ("countdown", "3 7 25 46", True), ("countdown", "3 7 26 46", False), ("countdown", "2 5 9 1", False),
+    ("countdown", "1 2 3 4 10", False), ("gsm8k", "Anna has 3 pens and buys 4 more.", True),
+    ("gsm8k", "3 + 400?", False)])
+def test_questions_outside_the_tiny_models_range_are_known(name, query, inside):
+    assert in_tiny_model_range(load_task(name), query) is inside
 
 
 @pytest.mark.parametrize(
