@@ -156,22 +156,11 @@ print("in the format:", task.has_format(answer.text), "· correct:", task.is_cor
 # attempts with the given numbers, each with `yes` or `no` (is this the target?), and an expression on the last line.
 
 # %%
-import torch
-
-from lab_utils.models import end_token_ids
-from lab_utils.sampling.local import sample_token_ids
-
-
-def ask_in_plain_text(questions: list[str]) -> list[str]:
-    """Continue each question after a line break, without any chat format."""
-    ids = tokenizer([question + "\n" for question in questions])["input_ids"]
-    random = torch.Generator(model.device).manual_seed(SEED)
-    sampled = sample_token_ids(model, ids, [1] * len(ids), end_ids=end_token_ids(model.config, tokenizer),
-                               max_new_tokens=longest, generator=random)
-    return tokenizer.batch_decode([tokens for tokens, _ in sampled], skip_special_tokens=True)
-
-
-print(visible(ask_in_plain_text([row["prompt"][-1]["content"]])[0]))
+plain = load_task(config.task.name, "plain")  # the same problems, asked without a chat
+(answer,) = sample(model, tokenizer, [plain.prompt(row)], max_new_tokens=longest, seed=SEED)[0]
+print(visible(plain.prompt(row) + answer.text))
+print("-" * 60)
+print("correct:", plain.is_correct(answer.text, row))
 
 # %% [markdown]
 # ## Measure it
@@ -181,15 +170,19 @@ print(visible(ask_in_plain_text([row["prompt"][-1]["content"]])[0]))
 # - **strict**: the correct expression in `<answer>` tags. The workshop calls a response *correct* in this sense, in
 #   rewards and in evaluations alike.
 # - **format forgiven**: a correct expression on the last line counts as well.
-# - **plain text**: asked in plain text, format forgiven.
+# - **plain text**: asked in plain text, where the answer is the last line. This is what the base model can really do.
 
 # %%
-completions = [one[0].text for one in sample(model, tokenizer, problems["prompt"], max_new_tokens=longest, seed=SEED)]
-in_plain_text = ask_in_plain_text([prompt[-1]["content"] for prompt in problems["prompt"]])
+def answers_to(prompts: list) -> list[str]:
+    """Return one sampled answer to each prompt."""
+    return [one[0].text for one in sample(model, tokenizer, prompts, max_new_tokens=longest, seed=SEED)]
+
+
+in_chat, in_plain_text = answers_to(problems["prompt"]), answers_to(list(map(plain.prompt, problems)))
 right = {
-    "strict": list(map(task.is_correct, completions, problems)),
-    "format\nforgiven": list(map(task.is_correct_lenient, completions, problems)),
-    "plain\ntext": list(map(task.is_correct_lenient, in_plain_text, problems)),
+    "strict": list(map(task.is_correct, in_chat, problems)),
+    "format\nforgiven": list(map(task.is_correct_lenient, in_chat, problems)),
+    "plain\ntext": list(map(plain.is_correct, in_plain_text, problems)),
 }
 for how, answers in right.items():
     print(f"{' '.join(how.split()):16} {sum(answers):3} correct of {len(answers)}")

@@ -53,7 +53,7 @@ print("COUNTDOWN\n", {column: countdown_rows[0][column] for column in ("nums", "
 # format.
 
 # %%
-for response_format in gsm8k.response_formats:
+for response_format in ("reasoning", "think", "hash"):
     system, user = load_task("gsm8k", response_format).prompt(row)
     print(f"--- {response_format}\n{system['content']}\n")
 print(f"--- the user message, always the same\n{user['content']}")

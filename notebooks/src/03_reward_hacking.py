@@ -48,7 +48,7 @@ from lab_utils.training import grpo
 def settings(steps):
     """Return the configuration of a short run: `steps` steps on a CPU, 60 on a GPU."""
     fast = {"grpo.max_steps": steps, "grpo.learning_rate": 3e-4, "grpo.lr_scheduler_type": "constant",
-            "grpo.per_device_train_batch_size": 128, "task.test_limit": 100}
+            "grpo.per_device_train_batch_size": 128, "grpo.probe_rollouts": 5, "task.test_limit": 100}
     brief = {"grpo.max_completion_length": 64, "evaluation.max_new_tokens": 64}
     changes = {"cpu": fast, "smoke": brief}.get(config.hardware, {"grpo.max_steps": 60})
     return load(RECIPE, config.hardware, {"seed": SEED, **changes})

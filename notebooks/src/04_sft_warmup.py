@@ -215,6 +215,18 @@ warm_up = {
 }
 format_results(results_table(warm_up)).T
 
+# %% [markdown]
+# The base model fails for want of the format. What can it do when it is asked in plain text, as in its own training?
+# Compare with the last column above: the warm-up teaches where the answer goes, and hardly anything else.
+
+# %%
+plain = load_task(config.task.name, "plain")
+in_plain_text = evaluate(
+    load_model(config.model.name, config.model), tokenizer, plain,
+    plain.dataset("test", len(test_rows), config.task.source), temperature=1.0, seed=SEED,
+    num_samples=max(2, config.evaluation.num_samples), max_new_tokens=config.evaluation.max_new_tokens)
+print("base, asked in plain text:", in_plain_text)
+
 # %%
 plot_rates(warm_up, figures / "04_warm_up.png")
 
@@ -234,6 +246,8 @@ from lab_utils.teaching.inspection import expect
 
 expect(config, "after the warm-up nearly every response has the format", last.format_rate > 0.9)
 expect(config, "most responses are still wrong", last.accuracy < 0.5)
+expect(config, "SFT is about as good as the base model in plain text",
+       abs(last.accuracy - in_plain_text.accuracy) < 0.12 or config.model.name != "tiny")
 expect(config, "but one of several responses is often correct", last.pass_at[last.ks[-1]] > last.accuracy + 0.2)
 
 # %% [markdown]
@@ -259,8 +273,8 @@ for label, evaluation in warm_up.items():
 # %% [markdown]
 # Stop the warm-up when the model knows the format and many problems are *mixed*. If you stop too early, nearly all
 # responses are wrong: no signal. If you stop too late, with perfect demonstrations, nearly all are correct: no
-# headroom. More SFT on *these* demonstrations makes a better imitator of giving up, not a better solver. Notebook 08
-# measures exactly that.
+# headroom. More SFT on *these* demonstrations makes a better imitator, also of giving up. Notebook 08 measures how much
+# that adds to accuracy.
 #
 # ## Summary
 # - SFT raises the probability of the demonstrations' tokens, good or bad. It teaches the format in a minute.

@@ -34,7 +34,8 @@ print(f"{len(runs)} recorded runs of {settings.recipe} at tier {settings.hardwar
 # %% [markdown]
 # ## Eight runs that went wrong
 #
-# The runs are GRPO on Countdown with the tiny model, as in notebook 06, only shorter. Each contains **one mistake**: in
+# The runs are GRPO on Countdown with the tiny model, as in notebook 06, only shorter, and recorded with an earlier
+# base model. Each contains **one mistake**: in
 # a setting, in a line of code, in the data, or in the choice of the start model. None of them raised an error. All
 # ran to the end, and most people who train models have made most of these mistakes.
 #

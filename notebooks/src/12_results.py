@@ -62,7 +62,8 @@ pd.DataFrame(facts).T
 # %% [markdown]
 # ## The evaluations
 #
-# Notebook 08 saved them. A missing one is made now, on as many questions as the others have.
+# Notebook 08 saved them. A missing one is made now, on as many questions as the others have. The tiny base model is
+# asked in plain text, as it was trained: in the chat format it would earn nothing for what it can do.
 
 # %%
 saved = [Evaluation.load(run.evaluation_path) for run in trained.values() if run.evaluation_path.exists()]
@@ -70,13 +71,16 @@ questions = len(saved[0].examples) if saved else min(250, config.task.test_limit
 asked = load(RECIPE, HARDWARE, {"seed": SEED, "task.test_limit": questions})
 base_path = runs / "base" / "eval.json"
 if not base_path.exists():
-    evaluate_run(config.model.name, asked).save(base_path)
+    evaluate_run(config.model.name, asked, plain_text=config.model.name == "tiny").save(base_path)
 evaluations = {"base": Evaluation.load(base_path)}
 for label, run in trained.items():
     saved_path = run.evaluation_path
     evaluations[label] = Evaluation.load(saved_path) if saved_path.exists() else evaluate_run(run, asked)
 methods = {label: e for label, e in evaluations.items() if label in ("base", "SFT", "GRPO", "PPO")}
-format_results(results_table({"SFT": evaluations["SFT"], **evaluations})).loc[list(evaluations)]  # compared with SFT
+start = max(("base", "SFT"), key=lambda label: evaluations[label].accuracy)  # what RL has to beat
+table = results_table({start: evaluations[start], **evaluations}).loc[list(evaluations)]
+print(f"Differences are to {start}, the better of base and SFT.")
+format_results(table)
 
 # %% [markdown]
 # ## The story in one figure
@@ -126,15 +130,14 @@ plot_attempts({label: e for label, e in methods.items() if label != "base"}, fig
 # %%
 import json
 
-table = results_table({"SFT": evaluations["SFT"], **evaluations})  # SFT first: the others are compared with it
 results = {}
 for label in evaluations:
     row, e = table.loc[label], evaluations[label]
     difference = (f"{100 * row.difference:+.1f} [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}]"
-                  if label != "SFT" else "")
+                  if label != start else "")
     results[label] = {
         "accuracy": row.accuracy, "interval": [row.low, row.high], "format forgiven": f"{row.lenient:.1%}",
-        f"pass@{e.ks[-1]}": f"{e.pass_at[e.ks[-1]]:.1%}", "− SFT (percentage points)": difference,
+        f"pass@{e.ks[-1]}": f"{e.pass_at[e.ks[-1]]:.1%}", f"− {start} (percentage points)": difference,
         "attempts": f"{row.attempts:.2f}", "questions × samples": f"{len(e.examples)} × {e.num_samples}",
     }
 (Path(OUTPUT_DIR) / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -155,8 +158,8 @@ def conclude(what, difference, low, high, problems, seeds):
     """Return a sentence on a paired difference (shares, not points) that claims no more than its interval allows."""
     # YOUR CODE HERE
     # >>> solution
-    verdict = "better than SFT" if low > 0 else "worse than SFT" if high < 0 else "not shown to differ from SFT"
-    return (f"{what} is {verdict}: {100 * difference:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}, "
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
+    return (f"{what}: {verdict}, {100 * difference:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}, "
             f"on {problems} held-out problems, {seeds} seed(s).")
     # <<< solution
 
@@ -170,11 +173,12 @@ checks.check_conclude(conclude)
 # Your sentences about your own runs:
 
 # %%
-before = evaluations["SFT"]
+before = evaluations[start]
 for label, evaluation in evaluations.items():
-    if label != "SFT":
+    if label != start:
         paired = paired_bootstrap(before.per_problem, evaluation.per_problem)
-        print(conclude(label, paired.difference, paired.low, paired.high, len(before.examples), seeds=1))
+        what = f"{label} compared with {start}"
+        print(conclude(what, paired.difference, paired.low, paired.high, len(before.examples), seeds=1))
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
@@ -183,7 +187,7 @@ for label, evaluation in evaluations.items():
 from lab_utils.teaching.inspection import expect
 
 paired = paired_bootstrap(before.per_problem, evaluations["GRPO"].per_problem)
-expect(config, "GRPO is better than SFT by more than 20 points, the whole interval", paired.low > 0.2)
+expect(config, "GRPO is better than base and SFT by more than 20 points, the whole interval", paired.low > 0.2)
 expect(config, "GRPO makes more attempts", evaluations["GRPO"].mean_attempts > before.mean_attempts)
 expect(config, "hardly any correct answer is lost to the format",
        evaluations["GRPO"].accuracy_lenient - evaluations["GRPO"].accuracy < 0.02)
@@ -201,7 +205,7 @@ expect(config, "hardly any correct answer is lost to the format",
 #
 # 1. Does every number come with its interval and its number of problems?
 # 2. Do you say that it was one seed, one task, and a model of about a million parameters?
-# 3. Do you say what the random reward and extra SFT did, even if it is not nothing, and that those runs were shorter?
+# 3. Do you say what the random reward and extra SFT did, even if it is not nothing, and after how many steps?
 # 4. Do you name one observation that speaks *against* your conclusion, or one that you would need and do not have?
 # 5. Is there a word such as "reasoning" or "understands"? Say what you measured instead.
 #
