@@ -6,7 +6,7 @@
 # > **You will learn** to train with TRL's GRPOTrainer; to read reward, length, entropy and the groups without a
 # > signal during the run; what changes on a GPU with vLLM.
 # >
-# > **Time** 5 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9 hours (T4) ·
+# > **Time** 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9 hours (T4) ·
 # > **Needs** notebook 04 in the same OUTPUT_DIR (if its model is missing, it is trained here)
 
 # %% tags=["setup"]

@@ -6,7 +6,7 @@
 # > **You will learn** to compute generalized advantages by hand; what a critic is and whether yours is any good; to
 # > train with PPO and see what the critic expects token by token.
 # >
-# > **Time** 6 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 3 to 19 minutes (H200) or 0.4 to 2.6 hours (T4) ·
+# > **Time** 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 3 to 19 minutes (H200) or 0.4 to 2.6 hours (T4) ·
 # > **Needs** notebook 04 in the same OUTPUT_DIR (if its model is missing, it is trained here)
 
 # %% tags=["setup"]
