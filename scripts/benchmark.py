@@ -30,7 +30,7 @@ from lab_utils.machine import cpu_benchmark
 from lab_utils.machine.step_times import spread
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
 from lab_utils.sampling import vllm as vllm_sampling
-from lab_utils.sampling.local import rollout, sample_token_ids
+from lab_utils.sampling.local import prompt_ids, rollout, sample_token_ids
 from lab_utils.tasks import load_task
 from lab_utils.training import grpo, ppo
 
@@ -90,8 +90,7 @@ def generator(name: str, options: argparse.Namespace, stack: ExitStack) -> Calla
             for completion in completions]
 
     model = load_model(options.model, config.model).eval()
-    ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-           for prompt in prompts]
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     ends = end_token_ids(model.config, tokenizer)
     if name == "sampler":
         return lambda: [len(tokens) for tokens, _ in sample_token_ids(
@@ -144,7 +143,7 @@ def ppo_step(options: argparse.Namespace) -> None:
     settings = config.ppo
     steps = settings.num_iterations * settings.steps_per_generation // settings.gradient_accumulation_steps
     shared = settings.model_dump(include=set(configuration.RLSettings.model_fields))
-    shared |= {"max_steps": steps * (options.rollouts + 1), "save_steps": 10**6}
+    shared |= {"max_steps": steps * (options.rollouts + 1), "save_steps": 10**6, "probe_rollouts": 0}
     config = configuration.with_overrides(config, {"tracking.tensorboard": False, "grpo": shared, "ppo": shared})
 
     sampled: list[tuple[float, dict]] = []  # seconds and completions of each rollout of a pair

@@ -27,8 +27,6 @@ from lab_utils import exit_status
 from lab_utils.tasks import load_task
 from lab_utils.tasks.countdown import LARGEST_RESULT, all_attempts, demonstrate, generate_row
 from lab_utils.tasks.expressions import evaluate
-from lab_utils.tasks.gsm8k import HURRIED_RATE, worked_steps
-from lab_utils.tasks.word_problems import generate_problem
 
 WHOLE_TOKENS = [" + ", " - ", " * ", " / ", " = ", ", ", "<think>", "</think>", "<answer>", "</answer>", "<reasoning>",
                 "</reasoning>"]
@@ -77,9 +75,10 @@ def check_document(rng: random.Random) -> str:
 
 def word_problem_document(rng: random.Random) -> str:
     """Return a word problem with its worked solution or, as often as in the warm-up, with only the answer."""
-    problem = generate_problem("train", rng)
-    steps = f"The answer is {problem.answer}." if rng.random() < HURRIED_RATE else worked_steps(problem.solution)
-    return f"{problem.question}\n{steps}\n#### {problem.answer}"
+    task = load_task("gsm8k", "plain")
+    _, row = task.generate("train", rng)
+    row = task.check_row(row)
+    return task.prompt(row) + task.demonstration(row)
 
 
 def two_number_facts() -> list[str]:
@@ -154,7 +153,6 @@ def train(model: Qwen2ForCausalLM, rows: torch.Tensor, seed: int) -> None:
     """Train on next-token prediction; the learning rate warms up, stays, and falls to zero in the last third.
 
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) trains the matrices inside the layers, AdamW everything else.
-    With Muon the model needs about half as many tokens as with AdamW alone.
     """
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed_tokens" in name]

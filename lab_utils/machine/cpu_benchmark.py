@@ -291,7 +291,7 @@ def benchmark(config: RunConfig, folder: Path, parts: Sequence[str], *, model: s
     """
     folder = folder.resolve()  # the runs start in the repository's root
     model = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    config = with_overrides(config, {"tracking.tensorboard": False, "grpo.save_steps": 10**6})
+    config = with_overrides(config, {"tracking.tensorboard": False, "grpo.save_steps": 10**6, "grpo.probe_rollouts": 0})
     path = folder / "cpu_benchmark.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -25,10 +25,15 @@ def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
                             "most 4,000 printable characters.")
     if task.name != "countdown":
         return task.prompt({"question": query})
-    *nums, target = [int(number) for number in re.findall(r"\d+", query)] or [0]
+    *nums, target = numbers_in(query)
     if len(nums) < 2:
         raise QuestionError(f"{query!r}: type at least two numbers and then the target, such as: 3 7 25 46")
     return task.prompt({"nums": nums, "target": target})
+
+
+def numbers_in(query: str) -> list[int]:
+    """Return the whole numbers of a typed question, [0] if there are none."""
+    return [int(number) for number in re.findall(r"\d+", query)] or [0]
 
 
 def tiny_model_range(task: Task) -> str:
@@ -40,7 +45,7 @@ def tiny_model_range(task: Task) -> str:
 
 def in_tiny_model_range(task: Task, query: str) -> bool:
     """Say whether the numbers of a typed question are of the kind that the tiny model was trained on."""
-    *nums, target = [int(number) for number in re.findall(r"\d+", query)] or [0]
+    *nums, target = numbers_in(query)
     if task.name == "countdown":
         return len(nums) == 3 and 1 <= min(nums) <= max(nums) <= LARGEST_NUMBER \
             and SMALLEST_TARGET <= target <= LARGEST_RESULT

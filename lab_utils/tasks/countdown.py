@@ -158,18 +158,17 @@ def is_solution(expression: str | None, row: Row) -> bool:
         return False
 
 
-def demonstrate(row: Row, rng: random.Random, hit_rate: float = HIT_RATE,
-                give_up_rate: float = GIVE_UP_RATE) -> tuple[str, str]:
+def demonstrate(row: Row, rng: random.Random) -> tuple[str, str]:
     """Return attempts, one per line and each marked "yes" or "no", and the expression of the last attempt."""
     attempts = all_attempts(tuple(sorted(row["nums"])), max(LARGEST_RESULT, row["target"]))
     hits = [attempt for attempt in attempts if attempt[2] == row["target"]]
     misses = [attempt for attempt in attempts if attempt[2] != row["target"]]
     lines = []
     while True:
-        is_hit = bool(hits) and (not misses or rng.random() < hit_rate)
+        is_hit = bool(hits) and (not misses or rng.random() < HIT_RATE)
         steps, expression, _ = rng.choice(hits if is_hit else misses)
         lines.append(f"{steps} {'yes' if is_hit else 'no'}")
-        if is_hit or rng.random() < give_up_rate or len(lines) == 8:
+        if is_hit or rng.random() < GIVE_UP_RATE or len(lines) == 8:
             return "\n".join(lines), expression
 
 

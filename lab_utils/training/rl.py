@@ -46,7 +46,7 @@ from ..runs import (
     report_to,
     written_whole,
 )
-from ..sampling.local import rollout, sample
+from ..sampling.local import prompt_ids, rollout, sample
 from ..sampling.vllm import launcher_variables_restored, policy_weights, stop_engine
 from ..tasks import Task, completion_text, load_task
 from .shared_prompt import completion_states, token_logps
@@ -167,8 +167,7 @@ def rewards_of(config: RunConfig, own: Sequence[Callable] | None, max_length: in
 
 def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
     """Keep the rows whose chat prompt has at most `max_prompt_length` tokens (TRL no longer does it)."""
-    lengths = [len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
-               for prompt in dataset["prompt"]]
+    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in dataset["prompt"]]
     kept = dataset.select([i for i, length in enumerate(lengths) if length <= max_prompt_length])
     if len(kept) == 0:
         raise ConfigError(f"max_prompt_length = {max_prompt_length} leaves no prompt (the shortest has {min(lengths)} "

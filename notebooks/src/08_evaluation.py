@@ -232,9 +232,9 @@ for label in [name for name in ("SFT", "GRPO", "PPO") if name in evaluations]:
 
 # %% [markdown]
 # GRPO's first attempts have become somewhat better. Most of its gain comes after them, from not giving up. In the
-# runs behind the README, first attempts rose from 21 to 27 points with GRPO, and to 38 with PPO. A good part of PPO's
-# gain is a better choice of what to try. (A full-size model writes no such marks, so its shares are 0. It would need
-# another sign of a first attempt.)
+# run behind the README, 22% of the first attempts succeeded before, 28% with GRPO, and 38% with PPO. A good part of
+# PPO's gain is a better choice of what to try. (A full-size model writes no such marks, so its shares are 0. It would
+# need another sign of a first attempt.)
 #
 # ## Was it the reward?
 #
@@ -368,11 +368,11 @@ expect(config, "extra SFT adds less than half of that", gain["extra SFT"] < gain
 # the answer goes, and hardly anything else. From SFT to GRPO the strict and the lenient bar rise together, so that gain
 # is in solving, and not a habit of the base model that the warm-up had hidden.
 #
-# The coin moves accuracy as well, by 3 points in the worst of three full runs. Adam makes steps of one size whether
-# they lead anywhere or not, so noise alone shakes the policy. On this task, a model that gives up less regularly gets
-# more chances. The KL term limits the effect here: with `grpo.beta=0` the same coin moved accuracy by up to 11 points,
-# at a similar learning rate. That is why you measure a control instead of assuming that it stays at zero. It is also
-# why a small gain after training is weak evidence for a reward.
+# A coin can move accuracy as well: with an earlier base model, by 3 points in the worst of three full runs. Adam makes
+# steps of one size whether they lead anywhere or not, so noise alone shakes the policy. On this task, a model that
+# gives up less regularly gets more chances. The KL term limits the effect: with `grpo.beta=0` the coin moved accuracy
+# by up to 11 points there, at a similar learning rate. That is why you measure a control instead of assuming that it
+# stays at zero. It is also why a small gain after training is weak evidence for a reward.
 #
 # - The random reward helps as much as the real one: the reward was not the reason. Look for what both runs share.
 #   This has happened in published work ("Spurious Rewards", arXiv 2506.10947).

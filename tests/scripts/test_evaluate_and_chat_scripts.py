@@ -54,6 +54,12 @@ def test_evaluate_compares_models_and_writes_everything(run, tmp_path, capsys):
     assert "+0.0 [+0.0, +0.0]" in capsys.readouterr().out
 
 
+def test_plain_text_is_for_models_that_are_evaluated(capsys):
+    arguments = ["base=tiny", "--recipe", "countdown-grpo", "--hardware", "smoke", "--plain-text", "bsae"]
+    assert status_of(evaluate_script, *arguments) == 2
+    assert "bsae is no label of a model: choose from base" in capsys.readouterr().err
+
+
 def test_countdown_questions_are_numbers_and_a_target():
     task = load_task("countdown")
     asked = task.prompt({"nums": [3, 7, 25], "target": 46})
