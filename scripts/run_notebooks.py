@@ -2,10 +2,10 @@
 
     python scripts/run_notebooks.py                                     all, at tier cpu, into runs/cpu-DATE-TIME
     python scripts/run_notebooks.py --hardware smoke                    a handful of steps each: does every line run?
-    python scripts/run_notebooks.py --only 06,08 --output-dir runs/mine  continue in a folder that has 04's model
+    python scripts/run_notebooks.py --only 06,08 --output-dir runs/mine  continue in a folder that has 03's model
 
-The notebooks share the output folder (their parameter OUTPUT_DIR): 06 starts from the model that 04 trained, 08
-evaluates the models of 04 and 06, and 12 draws all of it. The report is in OUTPUT_DIR/report: an executed copy and a
+The notebooks share the output folder (their parameter OUTPUT_DIR): 06 starts from the model that 03 trained, 08
+evaluates the models of 03 and 06, and 13 draws all of it. The report is in OUTPUT_DIR/report: an executed copy and a
 page of each notebook, and index.html with the notebooks' status, the figures that they saved as
 OUTPUT_DIR/figures/*.png, and the results of OUTPUT_DIR/results.json, if there is one:
 
@@ -72,7 +72,7 @@ figure { margin: 2rem 0; } figcaption { color: #555; } img { max-width: 100%; }
 
 
 def select(notebooks: Path, only: str | None) -> list[Path]:
-    """Return the numbered notebooks in order; `only` is a list of numbers such as "04,06"."""
+    """Return the numbered notebooks in order; `only` is a list of numbers such as "03,06"."""
     by_number = {path.name[:2]: path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}
     if not by_number:
         raise WorkshopError(f"There are no numbered notebooks in {notebooks}: run python scripts/build_notebooks.py")
@@ -192,7 +192,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--hardware", default="cpu", help="the tier, for the notebooks' HARDWARE (default: cpu)")
     parser.add_argument("--output-dir", type=Path, help="default: a new folder, runs/HARDWARE-DATE-TIME")
-    parser.add_argument("--only", help="numbers of notebooks, such as 04,06 (default: all)")
+    parser.add_argument("--only", help="numbers of notebooks, such as 03,06 (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notebooks", type=Path, default=REPOSITORY / "notebooks",
                         help="folder of the notebooks (default: notebooks)")

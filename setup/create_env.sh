@@ -132,7 +132,7 @@ if [ $keep_torch = yes ]; then
 elif [ $gpu = yes ]; then
     set -- -r $requirements/gpu.txt
     expect="several GB, 5 to 10 minutes"
-else  # sagemaker.txt and serve.txt: notebooks 10 and 11 need them on a machine without vLLM
+else  # sagemaker.txt and serve.txt: notebooks 11 and 12 need them on a machine without vLLM
     set -- -r $requirements/cpu.txt -r $requirements/sagemaker.txt -r $requirements/serve.txt
 fi
 if [ $dev = yes ]; then set -- "$@" -r $requirements/dev.txt; fi

@@ -1,4 +1,4 @@
-"""Figures of one lesson each: a worked group (notebook 05), a critic's values (07), runs to diagnose (09)."""
+"""Figures of one lesson each: a worked group (notebook 05), a critic's values (10), runs to diagnose (09)."""
 
 from __future__ import annotations
 

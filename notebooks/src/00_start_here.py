@@ -56,12 +56,12 @@ print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
 # You will take this model through three stages and measure it on the same test problems after each.
 #
 # 1. **Base** (this notebook). It can calculate, try and check, but it does not know how to answer you.
-# 2. **SFT**, supervised fine-tuning (notebook 04). It imitates examples and learns the format of an answer. Many of the
+# 2. **SFT**, supervised fine-tuning (notebook 03). It imitates examples and learns the format of an answer. Many of the
 #    examples give up too early, and it learns that too.
 # 3. **GRPO**, reinforcement learning (notebook 06). It tries, gets a reward for correct answers, and does more of what
 #    was rewarded. It sees no examples.
 #
-# The final figure, in notebook 12, has three panels: correct answers during training, attempts per response during
+# The final figure, in notebook 13, has three panels: correct answers during training, attempts per response during
 # training, and a bar for each of the three stages. You draw the first bar in this notebook.
 #
 # ## The task: Countdown
@@ -211,7 +211,7 @@ for x, answers in enumerate(right.values()):
 for x, method in ((3, "sft"), (4, "grpo")):
     ax.bar(x, 0.97, 0.7, fill=False, edgecolor=METHOD_COLORS[method], linestyle="--", linewidth=2)
     ax.text(x, 0.5, "?", ha="center", va="center", fontsize=40, color=METHOD_COLORS[method])
-ax.set_xticks(range(5), [f"base\n{how}" for how in right] + ["SFT\nnotebook 04", "GRPO\nnotebook 06"])
+ax.set_xticks(range(5), [f"base\n{how}" for how in right] + ["SFT\nnotebook 03", "GRPO\nnotebook 06"])
 ax.tick_params(axis="x", length=0)
 ax.set(title="Where you start", ylim=(0, 1), ylabel="correct answers (%)")
 ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))

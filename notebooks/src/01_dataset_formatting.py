@@ -155,7 +155,7 @@ from lab_utils.teaching import checks
 checks.check_make_labels(make_labels)
 
 # %% [markdown]
-# Now the same for a real demonstration. `demonstration` writes the text that the model will imitate in notebook 04. The
+# Now the same for a real demonstration. `demonstration` writes the text that the model will imitate in notebook 03. The
 # figure shows every token of the chat: the model only reads the grey ones and learns to write the colored ones. Note
 # the last colored ones: the model also has to learn to end its turn.
 

@@ -272,7 +272,7 @@ except ValueError as error:
 #
 # GRPO compares the completions of one problem with each other. Where all of them earn the same, there is nothing to
 # compare and nothing to learn. So before a run, sample some groups and score them. The next cell does that with the
-# base model of notebook 00, and with the demonstrations that the model imitates in notebook 04.
+# base model of notebook 00, and with the demonstrations that the model imitates in notebook 03.
 #
 # On tier `cpu` you will see zeros for the base model: it has never seen a tag. That is a *dead* reward.
 
@@ -312,7 +312,7 @@ results.round(3)
 # ## What you should see, and what it means if you don't
 #
 # - On tier `cpu` the sampled completions earn (nearly) nothing and (nearly) every group is dead, while the
-#   demonstrations earn the full reward. Supervised fine-tuning has to come first. That is notebook 04.
+#   demonstrations earn the full reward. Supervised fine-tuning has to come first. That is notebook 03.
 # - On a GPU tier an instruction-tuned model usually earns something from the start, and some groups are alive. There
 #   the recipe starts with GRPO.
 # - The demonstrations earn less than the full reward: the prompt, the demonstrations and the reward disagree about the
@@ -333,6 +333,5 @@ results.round(3)
 #    does that half matter, and when does it cancel?
 # 3. You want shorter answers. What would a model do if you gave `conciseness_reward` a weight of 10?
 #
-# Next: [03 · Reward hacking](03_reward_hacking.ipynb) trains on a reward with a hole. [04 · SFT
-# warm-up](04_sft_warmup.ipynb) makes the model that it starts from. [05 · GRPO from
-# scratch](05_grpo_from_scratch.ipynb) shows what GRPO does with a reward.
+# Next: [03 · SFT warm-up](03_sft_warmup.ipynb) teaches the response format. [07 · Reward
+# hacking](07_reward_hacking.ipynb) trains on a reward with a hole.

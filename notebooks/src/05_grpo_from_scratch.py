@@ -45,7 +45,7 @@ SEED = 0
 # | rollout | the completions sampled at one time |
 # | reward | the number that a completion earns, at its end |
 # | return | the rewards still to come |
-# | value | the return that a critic expects (PPO, notebook 07) |
+# | value | the return that a critic expects (PPO, notebook 10) |
 # | advantage | how much better a completion is than expected: than its group (GRPO), than the value (PPO) |
 # | reference | the model that the policy should stay close to |
 #

@@ -7,7 +7,7 @@
 # > signal during the run; what changes on a GPU with vLLM.
 # >
 # > **Time** 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9 hours (T4) ·
-# > **Needs** notebook 04 in the same OUTPUT_DIR (if its model is missing, it is trained here)
+# > **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained here)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -33,7 +33,7 @@ check_machine(config)
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
-start = start_model(config, runs, "grpo")  # notebook 04's model, trained now if it is missing
+start = start_model(config, runs, "grpo")  # notebook 03's model, trained now if it is missing
 print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), start: {start}")
 
 # %% [markdown]
@@ -159,7 +159,7 @@ expect(config, "responses make more attempts", after["attempts"] > before["attem
 # attempts the whole gain? Then the *first* attempt would succeed as rarely as before. Notebook 08 counts.
 #
 # If you don't see that, check first whether `reward` and `accuracy` diverge. A reward that rises alone is earned by
-# something other than correct answers (notebook 03). If both stay flat, look at the next figure.
+# something other than correct answers (notebook 07). If both stay flat, look at the next figure.
 #
 # ## Is the run healthy?
 
@@ -294,5 +294,5 @@ pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 # 4. In `load`, set `{"grpo.learning_rate": ...}` to three times its value, and use another `OUTPUT_DIR`. Which curve
 #    warns you first?
 #
-# Next: [07 · PPO training](07_ppo_training.ipynb) gives every token its own advantage; [08 ·
+# Next: [07 · Reward hacking](07_reward_hacking.ipynb) trains on a reward with a hole; [08 ·
 # Evaluation](08_evaluation.ipynb) measures what you have gained.

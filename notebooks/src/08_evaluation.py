@@ -6,8 +6,8 @@
 # > **You will learn** to compare base, SFT, GRPO and PPO honestly: strict and lenient accuracy, pass@k, intervals,
 # > paired tests, and the controls that a claim needs.
 # >
-# > **Time** 4 minutes on a CPU, 30 on a GPU · **Needs** notebooks 04 and 06 in the same OUTPUT_DIR (what is missing
-# > is trained first); 07 for PPO in the comparison
+# > **Time** 4 minutes on a CPU, 30 on a GPU · **Needs** notebooks 03 and 06 in the same OUTPUT_DIR (what is missing
+# > is trained first); 10 for PPO in the comparison
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -405,4 +405,4 @@ expect(config, "extra SFT adds less than half of that", gain["extra SFT"] < gain
 # 3. pass@1 doubles and pass@64 stays the same. Has the model learned anything? For whom does it matter?
 #
 # Next: [09 · Diagnosing runs](09_diagnosing_runs.ipynb) shows what a run looks like when something is wrong with it;
-# [12 · Results](12_results.ipynb) tells the whole story.
+# [13 · Results](13_results.ipynb) tells the whole story.

@@ -76,7 +76,7 @@ plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, health
 # | a signal, and the KL stays at 0 | learning rate | learning rate too low | three to ten times as much |
 # | a signal, KL small, gradients large | loss, β times KL | KL coefficient too high | a tenth of it |
 # | KL rises, completions do not change | length, text | sampler not updated | check how it gets its weights |
-# | reward rises, accuracy does not | well-paid wrong answers | hacked reward | close the hole (notebook 03) |
+# | reward rises, accuracy does not | well-paid wrong answers | hacked reward | close the hole (notebook 07) |
 # | a signal, the reward stays flat | pay of correct and wrong | random reward | try it on correct and wrong answers |
 # | one reward function is always 0 | its code, by hand | dead reward function | tags, `re.DOTALL`; add a test |
 # | the longest response never changes | the end of the text | completions cut off | limit; template, end token |
@@ -428,4 +428,4 @@ else:
 #    missing when a task has no judge?
 # 4. A colleague's run does not move: its KL is 0. She triples the number of steps. What would you have asked first?
 #
-# Next: [10 · SageMaker training](10_sagemaker_training.ipynb) runs the same recipe as a job in the cloud.
+# Next: [10 · PPO training](10_ppo_training.ipynb) gives every token its own advantage.

@@ -151,7 +151,7 @@ def test_the_account(aws):
     aws.quotas |= {"ml.g5.2xlarge for training job usage": 0.0, "ml.g5.2xlarge for spot training job usage": 1.0}
     assert "'ml.g5.2xlarge for training job usage' of this account is 0" in problems()
     assert problems(spot=True, max_wait_hours=9) == ""
-    aws.default_quotas |= {"ml.m5.xlarge for spot training job usage": 0.0,  # the default of notebook 10's job
+    aws.default_quotas |= {"ml.m5.xlarge for spot training job usage": 0.0,  # the default of notebook 11's job
                            "ml.g5.2xlarge for training warm pool usage": 0.0}
     assert "'ml.m5.xlarge for spot training job usage' of this account is 0" in problems(
         hardware="cpu", spot=True, max_wait_hours=9)

@@ -198,7 +198,7 @@ def test_values_of_the_hook_equal_a_plain_forward_pass(new_trainer, changes):
     assert torch.allclose(rollout["old_values"][mask], trainer.critic(hidden)[mask], atol=1e-5)
     assert torch.allclose(rollout["old_per_token_logps"][mask], logps[mask], atol=1e-5)
     assert rollout["old_values"][mask].std() > 0
-    for row in range(3):  # and the helper of notebook 07, without padding
+    for row in range(3):  # and the helper of notebook 10, without padding
         prompt = rollout["prompt_ids"][row][rollout["prompt_mask"][row].bool()].tolist()
         completion = rollout["completion_ids"][row][mask[row]].tolist()
         values = token_values(trainer.model, trainer.critic, prompt, completion)

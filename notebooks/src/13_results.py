@@ -1,12 +1,12 @@
 # %% [markdown]
-# # 12 · Results
+# # 13 · Results
 #
 # <!-- badges -->
 #
 # > **You will learn** to tell the story of your runs in figures, from their run directories alone, and to write a
 # > conclusion that claims no more than they show.
 # >
-# > **Time** 1 minute on a CPU or a GPU · **Needs** notebooks 04, 06 and 08 in the same OUTPUT_DIR; 07 for PPO in the
+# > **Time** 1 minute on a CPU or a GPU · **Needs** notebooks 03, 06 and 08 in the same OUTPUT_DIR; 10 for PPO in the
 # > figures
 
 # %% tags=["setup"]
@@ -34,7 +34,7 @@ folders = {"SFT": "sft", "GRPO": "grpo", "PPO": "ppo", "random reward": "grpo-ra
 trained = {label: run for label, name in folders.items() if (run := RunDirectory(runs / name)).has_model}
 missing = [label for label in ("SFT", "GRPO") if label not in trained]
 if missing:
-    raise RuntimeError(f"No trained model of {' and '.join(missing)} in {runs}: run the notebooks 04, 06 and 08 first, "
+    raise RuntimeError(f"No trained model of {' and '.join(missing)} in {runs}: run the notebooks 03, 06 and 08 first, "
                        "with the same OUTPUT_DIR.")
 print(f"Found in {runs}: {', '.join(trained)}.")
 
@@ -93,7 +93,7 @@ format_results(table)
 from lab_utils.figures import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_story, plot_training
 
 learners = {label: run for label, run in trained.items() if label in ("GRPO", "PPO")}
-plot_story(learners, methods, figures / "12_story.png")
+plot_story(learners, methods, figures / "13_story.png")
 
 # %% [markdown]
 # ## The same in detail
@@ -101,25 +101,25 @@ plot_story(learners, methods, figures / "12_story.png")
 # Here is training by the minute, because the methods' steps cost different amounts of time.
 
 # %%
-plot_training(learners, figures / "12_training.png", x="minutes")
+plot_training(learners, figures / "13_training.png", x="minutes")
 
 # %% [markdown]
 # Here is accuracy with its interval. How much of each jump is format, and how much is solving?
 
 # %%
-plot_accuracy_bars(methods, figures / "12_accuracy.png")
+plot_accuracy_bars(methods, figures / "13_accuracy.png")
 
 # %% [markdown]
 # This is what the models can do if they may try often:
 
 # %%
-plot_pass_at_k(methods, figures / "12_pass_at_k.png")
+plot_pass_at_k(methods, figures / "13_pass_at_k.png")
 
 # %% [markdown]
 # And this has changed per response: how many attempts it makes, and how many of those responses are correct.
 
 # %%
-plot_attempts({label: e for label, e in methods.items() if label != "base"}, figures / "12_attempts.png")
+plot_attempts({label: e for label, e in methods.items() if label != "base"}, figures / "13_attempts.png")
 
 # %% [markdown]
 # ## For others to read

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 07 · PPO training
+# # 10 · PPO training
 #
 # <!-- badges -->
 #
@@ -7,7 +7,7 @@
 # > train with PPO and see what the critic expects token by token.
 # >
 # > **Time** 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 3 to 19 minutes (H200) or 0.4 to 2.6 hours (T4) ·
-# > **Needs** notebook 04 in the same OUTPUT_DIR (if its model is missing, it is trained here)
+# > **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained here)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -34,7 +34,7 @@ check_machine(config)
 task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
-start = start_model(config, runs, "ppo")  # tier cpu: notebook 04's model, trained now if it is missing
+start = start_model(config, runs, "ppo")  # tier cpu: notebook 03's model, trained now if it is missing
 print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), start: {start}")
 
 # %% [markdown]
@@ -163,7 +163,7 @@ print(f"{metrics['step'].max()} steps in {metrics['seconds'].max() / 60:.1f} min
 # %%
 from lab_utils.figures import plot_training
 
-plot_training({"PPO": run}, figures / "07_training.png")
+plot_training({"PPO": run}, figures / "10_training.png")
 
 # %% [markdown]
 # ## Has the critic learned anything?
@@ -176,7 +176,7 @@ plot_training({"PPO": run}, figures / "07_training.png")
 
 # %%
 shown = ("explained_variance", "explained_variance/lambda_1", "value_loss", "entropy")
-plot_training({"PPO": run}, figures / "07_critic.png", metrics=shown)
+plot_training({"PPO": run}, figures / "10_critic.png", metrics=shown)
 
 # %% [markdown]
 # ## What it expects, token by token
@@ -213,7 +213,7 @@ plot_token_values(
     [[tokenizer.decode([token]) for token in responses[i].token_ids] for i in chosen],
     {label: [expectations(critic, i) for i in chosen] for label, critic in critics.items()},
     [f"A {'correct' if correct[i] else 'wrong'} response, gold {task.gold(rows[i])}" for i in chosen],
-    figures / "07_values.png",
+    figures / "10_values.png",
 )
 
 # %% [markdown]
@@ -267,7 +267,7 @@ if other.metrics_path.is_file() and other.config().model.name == config.model.na
     methods = {"GRPO": other, **methods}
 else:
     print("No run of notebook 06 with this model is in this folder, so the figure shows PPO alone.")
-plot_training(methods, figures / "07_grpo_and_ppo.png", x="minutes")
+plot_training(methods, figures / "10_grpo_and_ppo.png", x="minutes")
 
 # %% [markdown]
 # Be careful with your conclusion. This is one seed of each method, with hyperparameters chosen for this task, on a
@@ -290,4 +290,4 @@ plot_training(methods, figures / "07_grpo_and_ppo.png", x="minutes")
 # 2. `num_generations` is still set above. What is it good for in PPO, if no group is compared?
 # 3. Where along a completion does the critic know the outcome? What would it need to know it earlier?
 #
-# Next: [08 · Evaluation](08_evaluation.ipynb).
+# Next: [11 · SageMaker training](11_sagemaker_training.ipynb) runs a recipe as a job in the cloud.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10 · SageMaker training
+# # 11 · SageMaker training
 #
 # <!-- badges -->
 #
@@ -7,7 +7,7 @@
 # > checkpoints, metrics from the log, the cost before the launch, evaluation as a processing job. Without an AWS
 # > account the job runs here, in an emulated container.
 # >
-# > **Time** 3 minutes on a CPU; as a job on AWS, 10 minutes more to start · **Needs** notebook 04 in the same
+# > **Time** 3 minutes on a CPU; as a job on AWS, 10 minutes more to start · **Needs** notebook 03 in the same
 # > OUTPUT_DIR (its model is trained here if it is missing)
 
 # %% tags=["setup"]
@@ -28,7 +28,7 @@ import importlib.util
 import subprocess
 import sys
 
-if importlib.util.find_spec("sagemaker") is None:  # the SageMaker SDK: only this notebook and 11 need it
+if importlib.util.find_spec("sagemaker") is None:  # the SageMaker SDK: only this notebook and 12 need it
     requirements = "setup/requirements/sagemaker.txt"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", requirements], check=True)
 
@@ -43,7 +43,7 @@ from lab_utils.training.stages import start_model
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 task = load_task(config.task.name, config.task.response_format)
 stage = config.stages[-1]
-start_folder = None  # on AWS the job trains all stages; here it starts from notebook 04's model
+start_folder = None  # on AWS the job trains all stages; here it starts from notebook 03's model
 if not LAUNCH and len(config.stages) > 1:
     start_folder = start_model(config, Path(OUTPUT_DIR) / task.name, stage)
 work = Path(OUTPUT_DIR) / "sagemaker"
@@ -240,7 +240,7 @@ if LAUNCH:
 from lab_utils.figures import plot_log
 
 shown = [f"{stage}:{name}" for name in ("reward", "accuracy", "completions/mean_length", "attempts")]
-plot_log({name: logged_values(definitions[name], log) for name in shown}, figures / "10_metrics_from_the_log.png")
+plot_log({name: logged_values(definitions[name], log) for name in shown}, figures / "11_metrics_from_the_log.png")
 
 # %% [markdown]
 # The job's run directory has the same numbers and more. It has the same files as that of any other run.
@@ -307,12 +307,12 @@ print(evaluation)
 # %%
 from lab_utils.figures import plot_attempts
 
-plot_attempts({f"{stage.upper()} job": evaluation}, figures / "10_lengths.png", name="num_tokens")
+plot_attempts({f"{stage.upper()} job": evaluation}, figures / "11_lengths.png", name="num_tokens")
 
 # %%
 from lab_utils.figures import plot_problem_accuracy
 
-plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
+plot_problem_accuracy(evaluation, figures / "11_accuracy_by_question.png")
 
 # %% [markdown]
 # GRPO can learn from the questions in the middle: sometimes correct, sometimes wrong. Questions at 0 and at 1 give no
@@ -327,7 +327,7 @@ plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
 # python scripts/launch_sagemaker.py stop NAME
 # ```
 #
-# A training job ends by itself, and so does its cost. Its outputs stay in S3. An endpoint (notebook 11) runs until you
+# A training job ends by itself, and so does its cost. Its outputs stay in S3. An endpoint (notebook 12) runs until you
 # delete it. [setup/sagemaker](../setup/sagemaker/README.md) describes the account, the quotas to request, an image that
 # starts faster, jobs on several machines (`--instances`), a script, packages and data of your own, and accounts with a
 # private network. It ends with a checklist for the first person who runs all this on AWS.
@@ -345,5 +345,5 @@ plot_problem_accuracy(evaluation, figures / "10_accuracy_by_question.png")
 # 3. Which channel do you need to train on your own problems, and which files does it hold?
 # 4. Why should a job not print its environment to its log?
 #
-# Next: [11 · Serving and sharing](11_serving_and_sharing.ipynb) puts the model behind an endpoint, and deletes it
+# Next: [12 · Serving and sharing](12_serving_and_sharing.ipynb) puts the model behind an endpoint, and deletes it
 # again.

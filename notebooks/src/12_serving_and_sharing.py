@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 11 · Serving and sharing
+# # 12 · Serving and sharing
 #
 # <!-- badges -->
 #
@@ -88,7 +88,7 @@ print(f"{parameters:,} parameters; header and tensors take {weights_file.stat().
 #
 # ## Merging an adapter
 #
-# LoRA (notebook 04) does not change a layer's weight $W$. It learns two small matrices, $A$ of shape (r, in) and $B$ of
+# LoRA (notebook 03) does not change a layer's weight $W$. It learns two small matrices, $A$ of shape (r, in) and $B$ of
 # shape (out, r). The layer then computes with
 #
 # $$W' = W + \frac{\alpha}{r} B A$$
@@ -306,7 +306,7 @@ print(result.stdout or result.stderr)
 
 # %% [markdown]
 # The three requests are a *model* (which container, which weights), an *endpoint configuration* (which machine, how
-# many) and the *endpoint* itself. With an account and a finished training job from notebook 10:
+# many) and the *endpoint* itself. With an account and a finished training job from notebook 11:
 #
 # ```bash
 # python scripts/launch_sagemaker.py deploy --job YOUR-JOB --wait
@@ -348,4 +348,4 @@ expect(config, "the served model answers as the run does", backend() is None or 
 # 3. Your served model repeats itself less than in your evaluation, and is correct less often. Where do you look first?
 # 4. The card says 65% on synthetic problems. Which sentence would you add for a reader who wants to use it at school?
 #
-# Next: [12 · Results](12_results.ipynb) tells the whole story in figures.
+# Next: [13 · Results](13_results.ipynb) tells the whole story in figures.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 03 · Reward hacking
+# # 07 · Reward hacking
 #
 # <!-- badges -->
 #
@@ -7,7 +7,7 @@
 # > most; to close it, and to show that it is closed; what to watch so that you notice in time.
 # >
 # > **Time** 3 minutes on a CPU, an hour on a GPU · **Needs** nothing else (it trains its own start model on word
-# > problems; notebook 04 with RECIPE = "gsm8k-grpo" would find that warm-up finished)
+# > problems; notebook 03 with RECIPE = "gsm8k-grpo" would find that warm-up finished)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -59,7 +59,7 @@ honest = grpo.train(settings(10), runs / "grpo-honest", model=warm_up, resume=Tr
 # %%
 from lab_utils.figures import plot_training
 
-plot_training({"GRPO": honest}, figures / "03_honest.png", metrics=("accuracy", "completions/mean_length"))
+plot_training({"GRPO": honest}, figures / "07_honest.png", metrics=("accuracy", "completions/mean_length"))
 
 # %% [markdown]
 # Accuracy rises, and so does the length: the model has learned to write its steps, while after the warm-up it mostly
@@ -95,7 +95,7 @@ pay = [rewards.correctness_reward, short_reward, *FORMAT]  # all with the weight
 
 # %%
 paid_for_short = grpo.train(settings(20), runs / "grpo-short", model=honest.model_dir, resume=True, reward_funcs=pay)
-plot_training({"shorter": paid_for_short}, figures / "03_apparent_success.png",
+plot_training({"shorter": paid_for_short}, figures / "07_apparent_success.png",
               metrics=("rewards/short_reward/mean", "completions/mean_length"))
 
 # %% [markdown]
@@ -108,7 +108,7 @@ plot_training({"shorter": paid_for_short}, figures / "03_apparent_success.png",
 # steps (`attempts`). Here they are for the same run:
 
 # %%
-plot_training({"shorter": paid_for_short}, figures / "03_look_again.png", metrics=("accuracy", "attempts"))
+plot_training({"shorter": paid_for_short}, figures / "07_look_again.png", metrics=("accuracy", "attempts"))
 
 # %% [markdown]
 # The model is returning to guesses. And a correct answer still paid as much as before.
@@ -221,7 +221,7 @@ checks.check_short_and_right_reward(short_and_right_reward)
 closed_pay = [rewards.correctness_reward, short_and_right_reward, *FORMAT]
 closed = grpo.train(settings(20), runs / "grpo-closed", model=honest.model_dir, resume=True, reward_funcs=closed_pay)
 both = {"shorter": paid_for_short, "if right": closed}
-plot_training(both, figures / "03_hacked_and_closed.png",
+plot_training(both, figures / "07_hacked_and_closed.png",
               metrics=("reward", "accuracy", "completions/mean_length", "attempts"))
 
 # %% [markdown]
@@ -303,5 +303,4 @@ expect(config, "there the closed bonus is better than the holed one: the interva
 #    guess? What would the same term have done to the honest run?
 # 4. You have no answer key, only people who say which of two responses they like better. Where are the holes now?
 #
-# Next: [04 · SFT warm-up](04_sft_warmup.ipynb) makes the model that such runs start from. [06 · GRPO
-# training](06_grpo_training.ipynb) looks closely at a run with a reward that holds.
+# Next: [08 · Evaluation](08_evaluation.ipynb) compares models honestly.

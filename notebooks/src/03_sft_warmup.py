@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 04 · SFT warm-up
+# # 03 · SFT warm-up
 #
 # <!-- badges -->
 #
@@ -188,7 +188,7 @@ print(f"{run.metrics()['step'].max()} steps in {run.metrics()['seconds'].max():.
 # %%
 from lab_utils.figures import plot_rates, plot_sft
 
-plot_sft(run, figures / "04_sft_loss.png")
+plot_sft(run, figures / "03_sft_loss.png")
 
 # %% [markdown]
 # You should see the loss fall steeply while the model learns the format, then slowly. It does not go to zero. In the
@@ -228,7 +228,7 @@ in_plain_text = evaluate(
 print("base, asked in plain text:", in_plain_text)
 
 # %%
-plot_rates(warm_up, figures / "04_warm_up.png")
+plot_rates(warm_up, figures / "03_warm_up.png")
 
 # %%
 from lab_utils.teaching.inspection import side_by_side
