@@ -12,6 +12,7 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$repo/setup/create_env.sh"
 python=$(bash "$repo/setup/create_env.sh" --print-python)
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" WANDB_MODE="${WANDB_MODE:-offline}"
+unset PYTHONDONTWRITEBYTECODE # some containers set it, and then every process compiles all packages: 12 s
 
 "$python" "$repo/setup/check_environment.py"
 echo
