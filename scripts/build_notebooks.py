@@ -6,13 +6,24 @@ edition, without the solutions).
     python scripts/build_notebooks.py            write what has changed
     python scripts/build_notebooks.py --check    write nothing; fail and name the files that are out of date
 
-A solution stands between two marker lines inside a code cell:
+A solution stands between two marker lines inside a code cell. Its hints follow in a Markdown cell with the tag "hints",
+then the check:
 
     def advantages(rewards):
         # YOUR CODE HERE
         # >>> solution
         return rewards - rewards.mean()
         # <<< solution
+
+    # %% [markdown] tags=["hints"]
+    # 1. What to think of.
+    # 2. Nearly the code.
+
+    # %%
+    checks.check_advantages(advantages)
+
+Both editions fold the two hints. In the learner edition a line with `...` replaces the solution, which is folded below
+the hints, and a collapsed cell after the check defines the solution if the check has not passed.
 
 All notebooks share two texts. A code cell with the tag "setup" becomes notebooks/src/setup_cell.py, and the line
 <!-- badges --> becomes the row of places to run the notebook.
@@ -24,7 +35,7 @@ import argparse
 import hashlib
 import re
 import sys
-from collections.abc import Callable
+import textwrap
 from pathlib import Path
 
 import jupytext
@@ -40,7 +51,17 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 SOLUTION = re.compile(r"^([ \t]*)# >>> solution\n(.*?)^\1# <<< solution(?:\n|$)", re.MULTILINE | re.DOTALL)
-BLANK = 'raise NotImplementedError("Write this part, then run the cell again. Stuck? See notebooks/{name}.ipynb.")'
+HINT = re.compile(r"^\d\. ", re.MULTILINE)
+CHECK = re.compile(r"^checks\.(check_\w+)\((\w+)", re.MULTILINE)
+FOLDED = "<details>\n<summary>{}</summary>\n\n{}\n\n</details>"
+COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in Jupyter; in Colab
+GO_ON = """\
+#@title Go on with ours: run this cell if you are stuck (an answer of yours that has passed its check stays)
+from lab_utils.teaching import checks
+
+if not checks.{check}.passed_by(globals().get("{answer}")):
+    print("Going on with our solution.")
+{solution}"""
 BADGES = """\
 [Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
 [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)"""
@@ -51,45 +72,85 @@ class SourceError(WorkshopError):
     """A source file cannot become a notebook."""
 
 
-def complete(cell: NotebookNode, name: str) -> str:
+def solutions(cells: list[NotebookNode]) -> str:
+    """Return what stands between the markers of some cells, without its indentation."""
+    return "\n\n".join(textwrap.dedent(match[2]).strip() for cell in cells for match in SOLUTION.finditer(cell.source))
+
+
+def complete_cell(cell: NotebookNode) -> str:
     """Return a cell's text for the complete edition: without the marker lines, with the solution."""
     return SOLUTION.sub(r"\2", cell.source).rstrip("\n") if cell.cell_type == "code" else cell.source
 
 
-def learner(cell: NotebookNode, name: str) -> str:
+def learner_cell(cell: NotebookNode) -> str:
     """Return a cell's text for the learner edition, which lies one folder further down.
 
-    One line that names the notebook with the solution replaces each solution. Links lead one folder up.
+    A line `...` replaces each solution. Links lead one folder up.
     """
     if cell.cell_type == "code":
-        return SOLUTION.sub(lambda match: f"{match[1]}{BLANK.format(name=name)}\n", cell.source).rstrip("\n")
+        return SOLUTION.sub(r"\1...\n", cell.source).rstrip("\n")
     return LINK.sub("](../", cell.source)
 
 
-def build(source: Path, edition: Callable[[NotebookNode, str], str]) -> str:
-    """Return the notebook, as .ipynb text, of a source file; `edition` (`complete` or `learner`) makes its cells' text.
+def folded_hints(cell: NotebookNode, name: str) -> list[str]:
+    """Return the two hints of a cell, each folded."""
+    first, *hints = HINT.split(cell.source)
+    if first or len(hints) != 2:
+        raise SourceError(f"{name}: a cell with the tag \"hints\" holds a list of two, '1. ...' and '2. ...', and not\n"
+                          f"{cell.source[:200]}")
+    return [FOLDED.format(f"Hint {i}", hint.strip()) for i, hint in enumerate(hints, start=1)]
+
+
+def go_on(exercise: list[NotebookNode], check: re.Match) -> NotebookNode:
+    """Return the cell that defines the solution of an exercise if the learner's answer has not passed its check."""
+    solution = textwrap.indent("\n\n\n".join(map(complete_cell, exercise)), "    ")
+    source = GO_ON.format(check=check[1], answer=check[2], solution=solution)
+    return NotebookNode(cell_type="code", source=source, metadata=COLLAPSED)
+
+
+def build(source: Path, learner: bool = False) -> str:
+    """Return a source file's notebook, as .ipynb text: its complete edition, or its learner edition.
 
     Cell ids come from the cells' content, so that a change to one cell changes only that cell in the generated file.
-    Raises SourceError for a solution marker without its partner.
+    Raises SourceError for a solution marker without its partner, and for hints that are not two.
     """
-    cells, seen = [], set()
-    for cell in jupytext.read(source, fmt="py:percent").cells:
-        tags = cell.metadata.get("tags", [])
-        if "setup" in tags:
-            cell.source = (source.parent / "setup_cell.py").read_text(encoding="utf-8").strip()
-        cell.source = cell.source.replace("<!-- badges -->", BADGES)
-        text = edition(cell, source.stem)
-        if "# >>> solution" in text or "# <<< solution" in text:
-            raise SourceError(
-                f"{source.name}: a solution marker lacks its partner at the same indentation, in the cell that begins\n"
-                f"{cell.source[:200]}\nWrite '# >>> solution' before the solution and '# <<< solution' after it."
-            )
+    cells, seen, exercise = [], set(), []
+
+    def add(cell: NotebookNode, text: str, metadata: dict) -> None:
         identity = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
         while identity in seen:
             identity += "-again"
         seen.add(identity)
         make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
-        cells.append(make(text, id=identity, metadata={"tags": tags} if tags else {}))
+        cells.append(make(text, id=identity, metadata=metadata))
+
+    for cell in jupytext.read(source, fmt="py:percent").cells:
+        tags = cell.metadata.get("tags", [])
+        if "setup" in tags:
+            cell.source = (source.parent / "setup_cell.py").read_text(encoding="utf-8").strip()
+        cell.source = cell.source.replace("<!-- badges -->", BADGES)
+        text = learner_cell(cell) if learner else complete_cell(cell)
+        if "# >>> solution" in text or "# <<< solution" in text:
+            raise SourceError(
+                f"{source.name}: a solution marker lacks its partner at the same indentation, in the cell that begins\n"
+                f"{cell.source[:200]}\nWrite '# >>> solution' before the solution and '# <<< solution' after it."
+            )
+        if cell.cell_type == "code" and SOLUTION.search(cell.source):
+            exercise.append(cell)
+        if "hints" in tags:
+            folded = folded_hints(cell, source.name)
+            if learner:
+                folded.append(FOLDED.format("Solution", f"```python\n{solutions(exercise)}\n```"))
+            text = "\n".join(folded)
+        check = CHECK.search(cell.source) if cell.cell_type == "code" else None
+        if check and text.splitlines()[-1].startswith("checks."):
+            text += ";"  # so that Jupyter does not show the True or False that it returns
+        add(cell, text, {"tags": tags} if tags else {})
+        if exercise and check:
+            if learner:
+                cell = go_on(exercise, check)
+                add(cell, cell.source, cell.metadata)
+            exercise = []
     notebook = new_notebook(cells=cells, metadata=METADATA)
     nbformat.validate(notebook)
     return nbformat.writes(notebook) + "\n"
@@ -99,8 +160,8 @@ def build_all(notebooks: Path) -> dict[Path, str]:
     """Return every generated file under `notebooks` with the text that it should have."""
     files = {}
     for source in sorted((notebooks / "src").glob("[0-9][0-9]_*.py")):
-        files[notebooks / f"{source.stem}.ipynb"] = build(source, complete)
-        files[notebooks / "exercises" / f"{source.stem}.ipynb"] = build(source, learner)
+        files[notebooks / f"{source.stem}.ipynb"] = build(source)
+        files[notebooks / "exercises" / f"{source.stem}.ipynb"] = build(source, learner=True)
     return files
 
 

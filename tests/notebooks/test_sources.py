@@ -10,6 +10,8 @@ import pytest
 from latex2mathml.converter import convert
 
 from lab_utils import REPOSITORY
+from lab_utils.teaching import checks
+from lab_utils.teaching.checks.runner import Case, Check
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "src").glob("[0-9][0-9]_*.py"))
@@ -57,12 +59,24 @@ def test_there_is_an_exercise_and_a_self_check(source):
 
 
 @every_notebook
-def test_the_learner_edition_shows_no_solution(source):
-    exercise = build_notebooks.build(source, build_notebooks.learner)
+def test_the_learner_edition_shows_no_solution_before_it_is_opened(source):
+    exercise = json.loads(build_notebooks.build(source, learner=True))["cells"]
+    shown = "\n".join("".join(cell["source"]) for cell in exercise if "jupyter" not in cell["metadata"])
+    shown = re.sub(r"<details>.*?</details>", "", shown, flags=re.DOTALL)
     for cell in code_cells(source):
         for solution in re.findall(r"# >>> solution\n(.*?)# <<< solution", cell.source, re.DOTALL):
-            assert json.dumps(solution)[1:-1] not in exercise
-    assert "NotImplementedError" in exercise and "<<< solution" not in exercise
+            assert solution not in shown
+    assert "# YOUR CODE HERE\n" in shown and "<<< solution" not in shown
+
+
+@every_notebook
+def test_every_exercise_has_a_cell_that_goes_on_with_ours(source):
+    exercise = json.loads(build_notebooks.build(source, learner=True))["cells"]
+    ours = "\n".join("".join(cell["source"]) for cell in exercise if "jupyter" in cell["metadata"])
+    for cell in code_cells(source):
+        if "# >>> solution" in cell.source:
+            first = build_notebooks.complete_cell(cell).splitlines()[0]
+            assert f"    {first}" in ours, "a check cell, checks.check_...(answer), follows the exercise"
 
 
 @every_notebook
@@ -105,6 +119,14 @@ def advantages(rewards):
 
 advantages([1, 2])
 
+# %% [markdown] tags=["hints"]
+# 1. Think of
+#    the mean.
+# 2. `reward - mean`
+
+# %%
+checks.check_advantages(advantages)
+
 # %%
 advantages([1, 2])
 
@@ -136,12 +158,62 @@ def test_the_two_editions(folder):
         "    return [reward - mean for reward in rewards]\n\n\nadvantages([1, 2])"
     )
     assert "".join(learner[2]["source"]) == (
-        "def advantages(rewards):\n    # YOUR CODE HERE\n"
-        '    raise NotImplementedError("Write this part, then run the cell again. Stuck? See '
-        'notebooks/00_demo.ipynb.")\n\n\nadvantages([1, 2])'
+        "def advantages(rewards):\n    # YOUR CODE HERE\n    ...\n\n\nadvantages([1, 2])"
     )
     assert complete[1]["metadata"] == {"tags": ["parameters"]}
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in complete[1:])
+    code = [cell for cell in complete if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+HINTS = """\
+<details>
+<summary>Hint 1</summary>
+
+Think of
+   the mean.
+
+</details>
+<details>
+<summary>Hint 2</summary>
+
+`reward - mean`
+
+</details>"""
+
+
+def test_hints_are_folded_and_only_the_learner_edition_folds_the_solution_below_them(folder):
+    run_build(folder)
+    complete, learner = ("".join(cells(folder / edition / "00_demo.ipynb")[3]["source"])
+                         for edition in ("", "exercises"))
+    assert complete == HINTS
+    assert learner == HINTS + (
+        "\n<details>\n<summary>Solution</summary>\n\n```python\nmean = sum(rewards) / len(rewards)\n"
+        "return [reward - mean for reward in rewards]\n```\n\n</details>")
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_collapsed_cell_after_the_check_goes_on_with_the_solution_if_the_answer_has_not_passed(
+        folder, passed, monkeypatch, capsys):
+    run_build(folder)
+    check, ours = cells(folder / "exercises" / "00_demo.ipynb")[4:6]
+    assert check["source"] == ["checks.check_advantages(advantages);"]
+    assert ours["metadata"]["jupyter"] == {"source_hidden": True}
+    expected = [Case([1, 2], gives=[-0.5, 0.5] if passed else None, hint="")]
+    monkeypatch.setattr(checks, "check_advantages", Check("", expected), raising=False)
+    learners = {"checks": checks, "advantages": lambda rewards: [-0.5, 0.5]}
+    exec("".join(check["source"]), learners)
+    mine = learners["advantages"]
+    exec("".join(ours["source"]), learners)
+    assert (learners["advantages"] is mine) == passed
+    assert ("Going on with our solution." in capsys.readouterr().out) != passed
+
+
+@pytest.mark.parametrize("hints", ["# 1. One.", "# Text.\n# 1. One.\n# 2. Two.", "# 1. One.\n# 2. Two.\n# 3. Three."])
+def test_hints_are_two(folder, hints):
+    begin, end = SOURCE.index("# 1. Think"), SOURCE.index("\n\n# %%\nchecks")
+    (folder / "src" / "00_demo.py").write_text(SOURCE[:begin] + hints + SOURCE[end:])
+    with pytest.raises(build_notebooks.SourceError, match=r"00_demo\.py: .* list of two"):
+        run_build(folder)
 
 
 def test_the_builder_writes_what_all_notebooks_share(folder):
@@ -160,7 +232,7 @@ def test_a_change_to_one_cell_keeps_the_ids_of_the_others(folder):
     (folder / "src" / "00_demo.py").write_text(SOURCE.replace("# # A notebook", "# # Another title"))
     run_build(folder)
     after = [cell["id"] for cell in cells(folder / "00_demo.ipynb")]
-    assert before[1:] == after[1:] and before[0] != after[0] and len(set(after)) == 5
+    assert before[1:] == after[1:] and before[0] != after[0] and len(set(after)) == len(after)
 
 
 def test_check_names_what_is_stale_and_what_has_no_source(folder, capsys):

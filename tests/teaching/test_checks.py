@@ -13,12 +13,11 @@ from lab_utils.tasks import answers, completion_text, load_task
 from lab_utils.tasks.countdown import is_solution
 from lab_utils.tasks.expressions import ExpressionError, evaluate, numbers_used
 from lab_utils.teaching import checks, grpo_math
-from lab_utils.teaching.checks import CheckFailed
-from lab_utils.teaching.checks.runner import Check
+from lab_utils.teaching.checks.runner import Case, Check, SelfCheck, Wrong, close_tensor
 from lab_utils.teaching.diagnosis import PROBLEMS
 from lab_utils.training.ppo import generalized_advantages
 
-CHECKS = {name: check for name, check in vars(checks).items() if isinstance(check, Check)}
+CHECKS = {name: check for name, check in vars(checks).items() if isinstance(check, SelfCheck)}
 GSM8K = load_task("gsm8k")
 
 
@@ -337,16 +336,31 @@ MISTAKES = {
 }
 
 
+@pytest.fixture
+def answer_of(capsys):
+    """Return a function that calls a check and returns what it prints."""
+    def call(check, answer, *context, passes=False):
+        assert check(answer, *context) is passes and check.passed_by(answer) is passes
+        return capsys.readouterr().out
+
+    return call
+
+
 @pytest.mark.parametrize(("name", "solution"), [(name, one) for name, them in SOLUTIONS.items() for one in them])
-def test_solutions_pass(name, solution, capsys):
-    CHECKS[name](solution)
-    assert capsys.readouterr().out.startswith("OK: ")
+def test_solutions_pass(name, solution, answer_of):
+    assert answer_of(CHECKS[name], solution, passes=True).startswith("OK: ")
 
 
 @pytest.mark.parametrize(("name", "wrong", "hint"), [(name, *row) for name, rows in MISTAKES.items() for row in rows])
-def test_mistakes_get_their_hint(name, wrong, hint):
-    with pytest.raises(CheckFailed, match=rf"gave [\s\S]*expected [\s\S]*\nHint: .*({hint})"):
-        CHECKS[name](wrong)
+def test_mistakes_get_their_hint(name, wrong, hint, answer_of):
+    assert re.search(rf"^Not yet: [\s\S]* gave [\s\S]*expected [\s\S]*\nHint: .*({hint})",
+                     answer_of(CHECKS[name], wrong))
+
+
+@pytest.mark.parametrize(("check", "wrong"), [(check, wrong) for check in CHECKS.values() if isinstance(check, Check)
+                                              for wrong in check.wrong])
+def test_typical_wrong_answers_get_their_own_hint(check, wrong, answer_of):
+    assert answer_of(check, wrong.answer).endswith(f"\nHint: {wrong.hint}\n")
 
 
 def as_floats(predicted, gold):
@@ -366,28 +380,122 @@ def as_floats(predicted, gold):
         ("check_share_without_signal", lambda rewards, size: rewards.view(-1, size), "AttributeError", "is a list"),
     ],
 )
-def test_an_error_in_the_solution_gets_the_hint_of_its_case(name, wrong, error, hint):
-    with pytest.raises(CheckFailed, match=rf"raised {error}: .*\nin your line: .*\nHint: .*{hint}"):
-        CHECKS[name](wrong)
+def test_an_error_in_the_solution_gets_the_hint_of_its_case(name, wrong, error, hint, answer_of):
+    assert re.search(rf"raised {error}: .*\nin your line: .*\nHint: .*{hint}", answer_of(CHECKS[name], wrong))
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-def test_a_blank_is_named_as_one(check):
-    def blank(*arguments, **columns):
-        raise NotImplementedError("Write this part, then run the cell again.")
+def test_the_blank_of_the_learner_edition_is_named_as_one(answer_of):
+    def mean(rewards):
+        """Return the mean."""
+        # YOUR CODE HERE
+        ...
 
-    with pytest.raises(CheckFailed, match="^blank is not written yet"):
-        check(blank)
+    check = Check("", [Case([1, 3], gives=2.0, hint="Add, then divide.")])
+    told = "Not yet: mean is not written yet. Write it, run its cell, then run this one.\n"
+    assert answer_of(check, mean) == told
+    assert answer_of(check, None) == told.replace("mean", "The answer")
 
 
-def test_a_check_leaves_its_cases_as_they_are(capsys):
+def test_an_answer_can_be_a_value(answer_of):
+    check = Check("", [Case(gives=0.25, hint="One in four.")], wrong=[Wrong(0.75, "That is the share of the others.")])
+    answer_of(check, 0.25, passes=True)
+    assert answer_of(check, 0.5) == "Not yet: Your answer gave 0.5; expected 0.25.\nHint: One in four.\n"
+    assert "share of the others" in answer_of(check, 0.75)
+
+
+BASELINE = Check("{} groups.", [
+    Case([0.0], gives=[0.0], hint="One reward is its own mean."),
+    Case([1.0, 0.0], gives=[0.5, -0.5], hint="The mean is 0.5."),
+    Case([3.0, 0.0, 0.0], gives=[2.0, -1.0, -1.0], hint="The mean is 1."),
+], wrong=[
+    Wrong(lambda rewards: [r - sum(rewards) for r in rewards], "You subtracted the sum."),
+    Wrong(lambda rewards: [r - sum(rewards) / 2 if rewards[0] else 0 for r in rewards], "You divided by 2."),
+    Wrong(lambda rewards: rewards[4], "There are fewer than five."),
+])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda rewards: [r - sum(rewards) for r in rewards], "You subtracted the sum."),
+        (lambda rewards: torch.tensor(rewards) - sum(rewards), "You subtracted the sum."),
+        (lambda rewards: [r - sum(rewards) / 2 if rewards[0] else 0.0 for r in rewards], "You divided by 2."),
+        (lambda rewards: rewards[5], "There are fewer than five."),
+        (lambda rewards: [-1.0], "One reward is its own mean."),
+        (lambda rewards: [0.0], "The mean is 0.5."),
+    ],
+)
+def test_a_wrong_answer_is_known_by_its_results(wrong, hint, answer_of):
+    assert answer_of(BASELINE, wrong).endswith(f"Hint: {hint}\n")
+
+
+def helper(text):
+    return text.split("####")[1]
+
+
+def endless(text):
+    while True:
+        try:
+            print("again")
+        except Exception:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "gives", "told"),
+    [
+        (lambda text: helper(text), "72", """<lambda>('72') raised IndexError: list index out of range
+in your line: return text.split("####")[1]
+Hint: the case's"""),
+        (lambda text: torch.tensor([7, 2]), [7, 2],
+         "gave [7, 2]; expected [7, 2].\nHint: The values are correct, but return a list, not a Tensor."),
+        (lambda text: "7" * 100_000, "72", f"<lambda>('72') gave '{'7' * 299}…; expected '72'.\nHint: the case's"),
+        (endless, "72", "more than 10000 characters printed. Is there a loop that does not end?\nin your line: "),
+        (lambda text: 1 / 0, "72", "raised ZeroDivisionError: division by zero\nin your line: "),
+        (lambda text: [7].view(-1), "72", "raised AttributeError: 'list' object has no attribute 'view'\nin your line"),
+        (lambda: 72, "72", "raised TypeError: "),
+    ],
+)
+def test_what_a_learner_is_told(answer, gives, told, answer_of):
+    check = Check("", [Case("72", gives=gives, hint="the case's")], same=lambda got, wanted: (
+        list(got) == wanted if not isinstance(got, (str, torch.Tensor)) else got == wanted))
+    check.seconds = 0.5
+    printed = answer_of(check, answer)
+    assert told in printed and len(printed) < 800 and "Traceback" not in printed
+
+
+def test_a_tensor_of_the_wrong_shape_gets_its_shape_as_the_hint(answer_of):
+    check = Check("", [Case(4, gives=[[1.0, 1.0], [1.0, 1.0]], hint="")], same=close_tensor)
+    assert "this one has shape (4,)" in answer_of(check, torch.ones)
+
+
+@pytest.mark.skipif(not hasattr(__import__("signal"), "setitimer"), reason="Windows has no interval timer")
+def test_a_call_that_does_not_end_is_stopped(answer_of):
+    def loops(text):
+        while True:
+            try:
+                text += "!"
+            except Exception:
+                return None
+
+    check = Check("", [Case("72", gives="72", hint="Leave it.")], seconds=0.2)
+    assert answer_of(check, loops).startswith(
+        "Not yet: loops('72') raised Stopped: no result after 0.2 seconds. Is there a loop that does not end?\n"
+        "in your line: ")
+
+
+def test_what_a_learner_prints_is_shown_before_the_answer(answer_of):
+    check = Check("one case.", [Case("72", gives="72", hint="")])
+    assert answer_of(check, lambda text: print("seen", text) or text, passes=True) == "seen 72\nOK: one case.\n"
+
+
+def test_a_check_leaves_its_cases_as_they_are(answer_of):
     def sorts_in_place(text, nums, target):
         nums.clear()
         return None
 
     for _ in range(2):
-        with pytest.raises(CheckFailed, match=re.escape("[3, 6, 7], 45) gave None; expected True.")):
-            checks.check_solves(sorts_in_place)
+        assert "[3, 6, 7], 45) gave None; expected True." in answer_of(checks.check_solves, sorts_in_place)
 
 
 CELLS = """\
@@ -402,8 +510,8 @@ def test_a_notebook_shows_the_message_and_no_traceback(capsys):
     from traitlets.config import Config
 
     shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
-    for cell in (CELLS, "from lab_utils.teaching import checks\nchecks.check_share_to_right(share_to_right)"):
-        shell.run_cell(cell)
+    for cell in (CELLS, "from lab_utils.teaching import checks\nchecks.check_share_to_right(share_to_right);"):
+        shell.run_cell(cell, store_history=True)  # without it a final ";" does nothing
     assert capsys.readouterr().out.splitlines() == [
         "Not yet: share_to_right([0.0, 0.0], [True, False]) raised ZeroDivisionError: float division by zero",
         "in your line: return sum(b for b, r in zip(bonuses, right) if r) / total",
@@ -419,21 +527,19 @@ DIAGNOSIS = {"B": "learning rate too high", "C": "problems too easy", "D": "hack
              "H": "sampler not updated"}
 
 
-def test_the_correct_diagnosis_passes(capsys):
-    checks.check_diagnosis(DIAGNOSIS, RUNS, HEALTHY)
-    assert capsys.readouterr().out.startswith("OK: ")
+def test_the_correct_diagnosis_passes(answer_of):
+    assert answer_of(checks.check_diagnosis, DIAGNOSIS, RUNS, HEALTHY, passes=True).startswith("OK: ")
 
 
 @pytest.mark.parametrize("letter", DIAGNOSIS)
-def test_every_other_diagnosis_is_rejected_with_numbers_and_without_the_answer(letter):
+def test_every_other_diagnosis_is_rejected_with_numbers_and_without_the_answer(letter, answer_of):
     for name in set(PROBLEMS) - {DIAGNOSIS[letter]}:
-        with pytest.raises(CheckFailed, match=rf"Run {letter} does not show '{name}'.*\nHint: .* → ") as failure:
-            checks.check_diagnosis(DIAGNOSIS | {letter: name}, RUNS, HEALTHY)
-        assert DIAGNOSIS[letter] not in str(failure.value)
+        told = answer_of(checks.check_diagnosis, DIAGNOSIS | {letter: name}, RUNS, HEALTHY)
+        assert re.search(rf"Run {letter} does not show '{name}'.*\nHint: .* → ", told)
+        assert DIAGNOSIS[letter] not in told
 
 
 @pytest.mark.parametrize(("letter", "name", "hint"), [("B", "collapse", "copy the name"), ("E", None, r"add .*'E'")])
-def test_an_unknown_and_a_missing_diagnosis_are_rejected(letter, name, hint):
+def test_an_unknown_and_a_missing_diagnosis_are_rejected(letter, name, hint, answer_of):
     diagnosis = {key: value for key, value in (DIAGNOSIS | {letter: name}).items() if value}
-    with pytest.raises(CheckFailed, match=hint):
-        checks.check_diagnosis(diagnosis, RUNS, HEALTHY)
+    assert re.search(hint, answer_of(checks.check_diagnosis, diagnosis, RUNS, HEALTHY))

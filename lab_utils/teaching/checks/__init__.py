@@ -1,7 +1,7 @@
-"""Self-checks of the exercises: `check_xyz(your_function)` prints OK, or raises CheckFailed with a hint.
+"""Self-checks of the exercises: `check_xyz(your_function)` prints OK or a hint, and returns True or False.
 
-Each module holds the cases and hints of one notebook as data; `runner` runs them. To add an exercise, add its cases and
-its `check_…` function to the notebook's module, and its name here.
+Each module holds the cases and hints of one notebook as data; `runner` runs them, and its docstring shows their form.
+To add an exercise, add its check to the notebook's module, and its name here.
 """
 
 from .dataset_formatting import check_extract_hash_answer, check_make_labels
@@ -13,7 +13,6 @@ from .ppo_training import check_gae
 from .results import check_conclude
 from .reward_design import check_correctness_reward, check_strict_format_reward
 from .reward_hacking import check_share_to_right, check_short_and_right_reward
-from .runner import CheckFailed
 from .sagemaker_training import check_logged_values
 from .serving_and_sharing import check_merge_lora
 from .sft_warmup import check_completion_loss

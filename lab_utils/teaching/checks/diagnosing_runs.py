@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..diagnosis import PROBLEMS, SPAN, begin, end
-from .runner import Case, Check, CheckFailed
+from .runner import Case, Check, CheckFailed, SelfCheck
 
 if TYPE_CHECKING:
     from ...runs import RunDirectory
 
 
-def check_diagnosis(diagnosis: Mapping[str, str], runs: Mapping[str, RunDirectory], healthy: RunDirectory) -> None:
+@SelfCheck
+def check_diagnosis(diagnosis: Mapping[str, str], runs: Mapping[str, RunDirectory], healthy: RunDirectory) -> str:
     """Check {letter: diagnosis} against what the metrics of each run show next to the healthy run's."""
     well = healthy.metrics()
     for letter, name in diagnosis.items():
@@ -29,7 +30,7 @@ def check_diagnosis(diagnosis: Mapping[str, str], runs: Mapping[str, RunDirector
     missing = [letter for letter in "BCDEFGH" if letter not in diagnosis]
     if missing:
         raise CheckFailed(f"All correct so far, but run {missing[0]} is missing.\nHint: add diagnosis[{missing[0]!r}].")
-    print(f"OK: {len(diagnosis)} runs, {len(diagnosis)} correct diagnoses.")
+    return f"{len(diagnosis)} runs, {len(diagnosis)} correct diagnoses."
 
 
 QUIET = {"completions/clipped_ratio": 0.0, "frac_reward_zero_std": 0.1, "kl": 0.05, "rewards/format/mean": 0.9,
