@@ -1,10 +1,13 @@
 """The check of a GPU: on a CPU at tiny shapes, with workers that die or hang, and in a Python that lacks packages."""
 
 import importlib.util
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import threading
 import zipfile
 
 import gpu_check as script
@@ -31,13 +34,29 @@ for line in sys.stdin:
 """
 
 
+@pytest.fixture
+def workers_here(monkeypatch):
+    """Let the program of the workers answer in this process, which has imported torch."""
+    one_at_a_time = threading.Lock()
+
+    class Here(Worker):
+        PROGRAM = ("-c", WORKER)
+
+        def answer(self, case, seconds):
+            lines = json.dumps({"function": case.function, "arguments": case.arguments}) + "\n"
+            answers, theirs = os.pipe()
+            with one_at_a_time, monkeypatch.context() as patch, os.fdopen(answers) as answers:
+                patch.setattr(sys, "argv", ["gpu_cases", str(theirs)])
+                patch.setattr(sys, "stdin", io.StringIO(lines))
+                runpy.run_module("lab_utils.machine.gpu_cases", run_name="__main__")
+                return json.loads(answers.readline())
+
+    monkeypatch.setattr(gpu_check, "Worker", Here)
+
+
 @pytest.mark.component
-@pytest.mark.timeout(600)
-def test_every_case_runs_on_a_cpu_at_tiny_shapes(tmp_path):
-    done = subprocess.run(
-        ["bash", "scripts/gpu_check.sh", "--output-dir", tmp_path, "--minutes", "30"], cwd=REPOSITORY, text=True,
-        capture_output=True, env=os.environ | {"PYTHON": sys.executable})
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_every_case_runs_on_a_cpu_at_tiny_shapes(tmp_path, workers_here):
+    assert gpu_check.main(["--output-dir", str(tmp_path), "--minutes", "30"]) == 0
     cases = json.loads((tmp_path / "gpu_check.json").read_text())["cases"]
     assert {name: found["error"] for name, found in cases.items() if "error" in found} == {}
     not_run = {name for name, found in cases.items() if "not run" in found}
@@ -47,6 +66,14 @@ def test_every_case_runs_on_a_cpu_at_tiny_shapes(tmp_path):
     table = (tmp_path / "gpu_check.md").read_text()
     assert "; not a GPU" in table.splitlines()[0] and "| smoke, gsm8k-sft-ppo, ppo | " in table
     assert "- h200: not run it takes a GPU of 141 GB" in table
+
+
+def test_the_script_starts_the_check_and_a_machine_that_cannot_be_described_ends_it(tmp_path):
+    done = subprocess.run(
+        ["bash", "scripts/gpu_check.sh", "--output-dir", tmp_path, "--minutes", "0"], cwd=REPOSITORY, text=True,
+        capture_output=True, env=os.environ | {"PYTHON": sys.executable})
+    assert done.returncode == 1 and "machine: not run no time was left" in done.stdout, done.stdout + done.stderr
+    assert "- machine: not run no time was left" in (tmp_path / "gpu_check.md").read_text()
 
 
 @pytest.fixture

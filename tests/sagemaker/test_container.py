@@ -135,14 +135,18 @@ def test_evaluation_is_a_processing_job_on_what_a_training_job_leaves_in_s3(fini
     assert {"results.csv", "accuracy.png", "attempts.png"} <= {path.name for path in run.output_dir.iterdir()}
 
 
-def test_a_failed_evaluation_says_why(finished, tmp_path):
+def test_a_failed_evaluation_says_why(tmp_path):
     """A processing job's reason belongs into /opt/ml/output/message, which becomes its ExitMessage."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     job = EvaluationJob(recipe="countdown-grpo", model=str(tmp_path / "model"), hardware="smoke", **PLACE)
-    run = emulation.start(evaluation_request(job, tmp_path / "s3"), tmp_path / "s3", tmp_path / "ml").wait(300)
-    assert run.exit_status == 1 and (run.ml / "output" / "message").read_text() == run.failure != ""
-    assert run.failure.splitlines()[0] in run.log and not (run.ml / "output" / "failure").exists()
+    request = evaluation_request(job, tmp_path / "s3")
+    (script,) = (tmp_path / "s3").rglob("scripts/evaluate.py")
+    script.write_text("raise ValueError('no weights')")
+    run = emulation.start(request, tmp_path / "s3", tmp_path / "ml").wait(300)
+    assert run.exit_status == 1 and (run.ml / "output" / "message").read_text() == run.failure
+    assert run.failure.splitlines()[0] == "ValueError: no weights" in run.log
+    assert not (run.ml / "output" / "failure").exists()
 
 
 # A spot interruption
@@ -175,15 +179,14 @@ def test_sigterm_saves_and_the_restarted_job_ends_like_an_uninterrupted_one(fini
 
 
 def test_a_failure_file_has_the_traceback_and_the_error_first(recorded, tmp_path):
-    request, folder = changed(recorded, tmp_path, stages=["grpo"])
-    (stage,) = folder.rglob("lab_utils/training/grpo.py")
-    broken = "import os\n    raise RuntimeError('no such key: ' + os.environ['HF_TOKEN'])\n    return train_rl("
-    stage.write_text(stage.read_text().replace("return train_rl(", broken, 1))
+    request, folder = changed(recorded, tmp_path)
+    (script,) = folder.rglob("scripts/train.py")
+    script.write_text("import os\nraise RuntimeError('no such key: ' + os.environ['HF_TOKEN'])")
     run = emulation.start(request, folder, tmp_path / "ml").wait(300)
     assert run.exit_status == 1
     first, *rest = run.failure.splitlines()
     assert first == "RuntimeError: no such key: [HF_TOKEN]"
-    assert "Traceback (most recent call last):" in rest and any("lab_utils/training/grpo.py" in line for line in rest)
+    assert "Traceback (most recent call last):" in rest and any("scripts/train.py" in line for line in rest)
     assert SECRET not in run.log + run.failure
 
 
@@ -226,17 +229,15 @@ def test_what_a_failure_file_says(lines, first, absent):
 # Two ranks
 
 
-def test_two_ranks_by_torchrun(finished, recorded, tmp_path):
-    overrides = [*FAST, "grpo.max_steps=2", "tracking.print_metrics=true"]
-    request, folder = changed(recorded, tmp_path, processes=2, stages=["grpo"], evaluate=False, overrides=overrides)
+def test_two_ranks_by_torchrun(recorded, tmp_path):
+    """Training with several ranks is in test_machines.py."""
+    request, folder = changed(recorded, tmp_path, processes=2)
+    (script,) = folder.rglob("scripts/train.py")
+    script.write_text("import os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])")
     run = emulation.start(request, folder, tmp_path / "ml").wait(300)
     assert run.exit_status == 0, run.log[-3000:]
     assert "torchrun --standalone --nproc-per-node=2 scripts/train.py" in run.log
-    assert run.log.count("metrics grpo step=2 of=2 ") == 1, "only the first rank speaks"
-    one_rank = RunDirectory(finished.output_dir / "grpo").metrics()["num_tokens"]
-    two_ranks = RunDirectory(run.output_dir / "grpo").metrics()["num_tokens"]
-    assert two_ranks[1] > 1.5 * one_rank[1], "each rank samples its own rollouts"
-    assert (run.model_dir / "model.safetensors").exists()
+    assert "rank 0 of 2" in run.log and "rank 1 of 2" in run.log
 
 
 @pytest.mark.slow
