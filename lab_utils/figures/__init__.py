@@ -12,6 +12,13 @@ from .evaluation import (
     plot_rates,
     plot_story,
 )
-from .lessons import plot_advantages, plot_overview, plot_side_by_side, plot_token_values
+from .lessons import (
+    plot_advantages,
+    plot_loss_mask,
+    plot_overview,
+    plot_pipeline,
+    plot_side_by_side,
+    plot_token_values,
+)
 from .style import INK, METHOD_COLORS, OTHER_COLORS
 from .training import plot_against_tokens, plot_log, plot_reward_components, plot_sft, plot_training

@@ -1,4 +1,4 @@
-"""Figures of one lesson each: a worked group (notebook 05), a critic's values (10), runs to diagnose (09)."""
+"""Figures of one lesson each: the way (notebook 00), a loss mask (01), a group (05), runs (09), a critic (10)."""
 
 from __future__ import annotations
 
@@ -105,4 +105,68 @@ def plot_side_by_side(
     title, unit = METRICS[metric]
     figure.suptitle(f"{title}, {unit}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
     figure.supxlabel("training step", fontsize=14, color=INK)
+    return finish(figure, path)
+
+
+# The way through the workshop: (x, y, text, color) of each box. The numbers are those of the notebooks.
+WAY_BOXES = [
+    (1.3, 4.9, "base model\n00", METHOD_COLORS["base"]),
+    (5.1, 4.9, "SFT model\n03", METHOD_COLORS["sft"]),
+    (9.1, 4.9, "GRPO model\n06", METHOD_COLORS["grpo"]),
+    (12.7, 4.9, "your results\n13", INK),
+    (1.3, 1.9, "problems as\nprompts\n01", INK),
+    (4.3, 1.9, "a group of\nresponses\n05", INK),
+    (7.1, 1.9, "rewards\n02, 07", INK),
+    (9.8, 1.9, "advantages\n04, 05", INK),
+    (12.7, 1.9, "update of\nthe model\n04, 05", INK),
+]
+# (from, to, text above) of each arrow between boxes, by index.
+WAY_ARROWS = [(0, 1, "imitate\ndemonstrations"), (1, 2, "try and\nbe rewarded"), (2, 3, "measure\n08"),
+              (4, 5, ""), (5, 6, ""), (6, 7, ""), (7, 8, "")]
+
+
+def plot_pipeline(path: str | Path | None = None) -> Figure:
+    """Draw the way through the workshop: the models above, the loop of reinforcement learning below."""
+    figure, ax = plt.subplots(figsize=(14, 6))
+    ax.set(xlim=(0, 14), ylim=(0, 6.2))
+    ax.axis("off")
+    boxes = [ax.text(x, y, text, ha="center", va="center", fontweight="bold", color=INK,
+                     bbox={"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 3})
+             for x, y, text, color in WAY_BOXES]
+    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 2, "mutation_scale": 22, "shrinkA": 2, "shrinkB": 2}
+    for start, end, text in WAY_ARROWS:
+        (x0, y, *_), (x1, *_) = WAY_BOXES[start], WAY_BOXES[end]
+        between = {"patchA": boxes[start].get_bbox_patch(), "patchB": boxes[end].get_bbox_patch()}
+        ax.annotate("", (x1, y), (x0, y), arrowprops=arrow | between)
+        ax.text((x0 + x1) / 2, y + 0.15, text, ha="center", va="bottom", fontsize=13, color=INK)
+    back = {"patchA": boxes[8].get_bbox_patch(), "patchB": boxes[5].get_bbox_patch(),
+            "connectionstyle": "bar,angle=180,fraction=-0.13"}
+    ax.annotate("", WAY_BOXES[5][:2], WAY_BOXES[8][:2], arrowprops=arrow | back)
+    ax.text(8.5, 0.35, "the next step: the updated model answers new problems", ha="center", fontsize=13, color=INK)
+    ax.text(0.4, 5.95, "Then: 09 finds faults · 10 adds a critic (PPO) · 11 trains in the cloud · 12 serves the model",
+            va="center", fontsize=13, color=INK)
+    ax.plot([7.1, 7.1, 0.3, 0.3], [4.6, 3.5, 3.5, 3.3], color=METHOD_COLORS["grpo"], linestyle="--", linewidth=2)
+    ax.plot([7.1, 13.7, 13.7], [3.5, 3.5, 3.3], color=METHOD_COLORS["grpo"], linestyle="--", linewidth=2)
+    ax.text(0.4, 3.15, "inside reinforcement learning", va="center", fontsize=13, color=METHOD_COLORS["grpo"])
+    return finish(figure, path)
+
+
+def plot_loss_mask(
+    tokens: Sequence[str], labels: Sequence[int], path: str | Path | None = None, width: int = 108
+) -> Figure:
+    """Draw a chat token by token: grey tokens (label -100) are read, orange ones are learned."""
+    places, x, y = [], 0.0, 0
+    for token in tokens:
+        if x + len(token) > width:
+            x, y = 0.0, y + 1
+        places.append((x, y))
+        x += len(token) + 1.4
+    figure, ax = plt.subplots(figsize=(13, 0.9 + 0.4 * (y + 1)))
+    for (x, line), token, label in zip(places, tokens, labels, strict=True):
+        paper, ink = ("#EEEEEE", "#555555") if label == -100 else (METHOD_COLORS["sft"], INK)
+        ax.text(x, line, token, family="monospace", fontsize=13, color=ink, va="center",
+                bbox={"pad": 3.5, "facecolor": paper, "edgecolor": "none"})
+    ax.set(xlim=(-1, width), ylim=(y + 0.6, -0.6),
+           title="Grey: the model reads it (label −100). Orange: the model learns to write it.")
+    ax.axis("off")
     return finish(figure, path)

@@ -6,7 +6,7 @@
 # > **You will learn** which machine you have and which hardware tier fits it; what this workshop will show you; how to
 # > ask a language model one question and judge its answer.
 # >
-# > **Time** 1 minute on a CPU, 2 on a GPU · **Needs** nothing else
+# > **Time** machine 1 minute on a CPU, 2 on a GPU; you about 30 minutes · **Needs** nothing else
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -61,6 +61,18 @@ print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
 # 3. **GRPO**, reinforcement learning (notebook 06). It tries, gets a reward for correct answers, and does more of what
 #    was rewarded. It sees no examples.
 #
+# The next cell draws the whole way. Read the upper row first: three models, and what leads from one to the next. The
+# lower row is the loop inside reinforcement learning, which repeats for each training step. The numbers are notebooks.
+
+# %%
+from pathlib import Path
+
+from lab_utils.figures import plot_pipeline
+
+figures = Path(OUTPUT_DIR) / "figures"
+plot_pipeline(figures / "00_the_way.png")
+
+# %% [markdown]
 # The final figure, in notebook 13, has three panels: correct answers during training, attempts per response during
 # training, and a bar for each of the three stages. You draw the first bar in this notebook.
 #
@@ -89,12 +101,13 @@ except ExpressionError as error:
     print(error)
 
 # %% [markdown]
-# ## Exercise: be the judge
+# ## Exercise 1: be the judge
 #
-# *Difficulty: easy · importance: high · spend up to 5 minutes*
+# *Difficulty: easy · importance: high · about 5 minutes*
 #
 # Write `solves`. Reinforcement learning does exactly what the judge rewards, so the judge must be correct: each number
-# once, the exact value, and `False` (not an exception) for text that is not an expression.
+# once, the exact value, and `False` (not an exception) for text that is not an expression. For example,
+# `solves("7 * 6", [3, 6, 7], 42)` is `False`, because it leaves out the 3.
 
 # %%
 def solves(expression: str, nums: list[int], target: int) -> bool:
@@ -107,6 +120,12 @@ def solves(expression: str, nums: list[int], target: int) -> bool:
         return False
     # <<< solution
 
+
+# %% [markdown] tags=["hints"]
+# 1. Two conditions must hold together: one on the numbers, one on the value. The order of the numbers is free, but how
+#    often each occurs is not. Which comparison of two lists ignores the order and nothing else?
+# 2. `sorted(numbers_used(expression)) == sorted(nums)` and `evaluate(expression) == target`, both inside one `try`
+#    with `except ExpressionError`.
 
 # %%
 from lab_utils.teaching import checks
@@ -188,14 +207,66 @@ for how, answers in right.items():
     print(f"{' '.join(how.split()):16} {sum(answers):3} correct of {len(answers)}")
 
 # %% [markdown]
+# ## Exercise 2: why was it wrong?
+#
+# *Difficulty: medium · importance: medium · about 10 minutes*
+#
+# A share says how often an answer is wrong, not why. Sort the answers. `answer` is the expression that was extracted
+# from a response, or `None`. Return the first of these that applies:
+#
+# - `"no answer"`: nothing was found;
+# - `"not an expression"`: the text cannot be calculated;
+# - `"wrong numbers"`: it does not use exactly the given numbers;
+# - `"wrong value"`: it does not reach the target;
+# - `"correct"`.
+#
+# For example, `verdict("7 * 6 + 4", [3, 6, 7], 46)` is `"wrong numbers"`, although its value is 46.
+
+# %%
+def verdict(answer: str | None, nums: list[int], target: int) -> str:
+    """Return "correct", or the first reason why the answer is wrong."""
+    # YOUR CODE HERE
+    # >>> solution
+    if answer is None:
+        return "no answer"
+    try:
+        used, value = numbers_used(answer), evaluate(answer)
+    except ExpressionError:
+        return "not an expression"
+    if sorted(used) != sorted(nums):
+        return "wrong numbers"
+    return "correct" if value == target else "wrong value"
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. `solves` cannot help, because it forgets the reason. Go through the list from the top and return as soon as a
+#    reason applies. Which of the two functions can raise an error, and for which texts?
+# 2. After the test for `None`, put both `numbers_used(answer)` and `evaluate(answer)` into one `try`: a division by
+#    zero has numbers but no value. Then compare the sorted numbers, and only then the value.
+
+# %%
+checks.check_verdict(verdict)
+
+# %% [markdown]
+# Now sort the answers of the model, from the chat and from plain text. Compare the most frequent reasons. Which of them
+# can practice in the *format* remove, and which needs another way of searching?
+
+# %%
+from collections import Counter
+
+for how, asked, texts in (("chat", task, in_chat), ("plain text", plain, in_plain_text)):
+    reasons = Counter(verdict(asked.extract(text), row["nums"], row["target"])
+                      for text, row in zip(texts, problems, strict=True))
+    print(f"{how:11}", ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()))
+
+# %% [markdown]
 # ## The first bar
 #
 # The figure has a bar for each way of counting, with its 95% interval. Few problems make wide intervals; notebook 08
-# asks more problems. You will fill the two dashed places later.
+# explains them and asks more problems. You will fill the two dashed places later.
 
 # %%
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
@@ -213,10 +284,8 @@ for x, method in ((3, "sft"), (4, "grpo")):
     ax.text(x, 0.5, "?", ha="center", va="center", fontsize=40, color=METHOD_COLORS[method])
 ax.set_xticks(range(5), [f"base\n{how}" for how in right] + ["SFT\nnotebook 03", "GRPO\nnotebook 06"])
 ax.tick_params(axis="x", length=0)
-ax.set(title="Where you start", ylim=(0, 1), ylabel="correct answers (%)")
+ax.set(title=f"Where you start: {len(problems)} test problems, one answer each", ylim=(0, 1), ylabel="correct (%)")
 ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-figures = Path(OUTPUT_DIR) / "figures"
-figures.mkdir(parents=True, exist_ok=True)
 figure.savefig(figures / "00_where_you_start.png")
 
 # %% [markdown]
@@ -226,10 +295,11 @@ figure.savefig(figures / "00_where_you_start.png")
 from lab_utils.teaching.inspection import expect
 
 if config.model.name == "tiny":
-    strict, forgiven, plain = (sum(answers) / len(answers) for answers in right.values())
+    strict, forgiven, plain_share = (sum(answers) / len(answers) for answers in right.values())
     expect(config, "strict accuracy is zero: the base model knows no tags", strict == 0)
-    expect(config, "asked in plain text it is often correct and often wrong: there is room to learn", 0.1 < plain < 0.8)
-    expect(config, "the chat disturbs it: plain text beats the chat with its format forgiven", plain > forgiven)
+    expect(config, "asked in plain text it is often correct and often wrong: there is room to learn",
+           0.1 < plain_share < 0.8)
+    expect(config, "the chat disturbs it: plain text beats the chat with its format forgiven", plain_share > forgiven)
 
 # %% [markdown]
 # - `MISSING` in the first table: run what the line says, restart the kernel, and start again at the top.
@@ -245,6 +315,8 @@ if config.model.name == "tiny":
 # - A correct judge comes first. Everything that follows learns from it.
 #
 # ## Questions
+#
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
 #
 # 1. Which of the two ways of counting, strict or format forgiven, would you report in a paper, and why?
 # 2. Your judge accepts `7 * 6 + 3` for 45. Should it accept `7 * 6 + 3 + 0`? What would a model learn if it did?

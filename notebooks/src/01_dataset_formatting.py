@@ -7,7 +7,7 @@
 # > Qwen2.5 and Qwen3 add; which tokens the loss sees; to extract answers, strictly and leniently; to load your own
 # > data.
 # >
-# > **Time** 1 minute on a CPU, 2 on a GPU · **Needs** nothing else
+# > **Time** machine 1 minute on a CPU, 2 on a GPU; you about 40 minutes · **Needs** nothing else
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -65,8 +65,8 @@ print(f"--- the user message, always the same\n{user['content']}")
 # `add_generation_prompt=True` opens the assistant's turn, so the model knows that it has to answer.
 #
 # TRL applies the template only when a prompt is a list of messages. If you give it a plain string, the model gets that
-# text without a template: it never ends its turn, the reward stays at zero, and there is no error. You will see the
-# text of our Countdown row.
+# text without a template. A chat model may then continue the question instead of answering it, the reward stays low,
+# and no error tells you why. You will see the text of our Countdown row.
 
 # %%
 from lab_utils.models import load_tokenizer
@@ -138,7 +138,9 @@ print(ids)
 #
 # ## Exercise 1: labels
 #
-# *Difficulty: easy · importance: high · spend up to 3 minutes*
+# *Difficulty: easy · importance: high · about 3 minutes*
+#
+# Return the labels of a prompt followed by its completion. A token can occur in both.
 
 # %%
 def make_labels(prompt_ids: list[int], completion_ids: list[int]) -> list[int]:
@@ -149,15 +151,24 @@ def make_labels(prompt_ids: list[int], completion_ids: list[int]) -> list[int]:
     # <<< solution
 
 
+# %% [markdown] tags=["hints"]
+# 1. Does the label of a token depend on the token, or on where it is?
+# 2. A list times a number repeats it: `[-100] * 3`. How many do you need, and what follows them?
+
 # %%
 from lab_utils.teaching import checks
 
 checks.check_make_labels(make_labels)
 
 # %% [markdown]
-# Now the same for a real demonstration. `demonstration` writes the text that the model will imitate in notebook 03. The
-# figure shows every token of the chat: the model only reads the grey ones and learns to write the colored ones. Note
-# the last colored ones: the model also has to learn to end its turn.
+# Now the same for a real demonstration. `demonstration` writes the text that the model will imitate in notebook 03.
+# Read this one closely: **it is wrong, on purpose.** Its only attempt ends with `no`, and it gives that attempt as its
+# answer. Many of our demonstrations give up like this. The loss does not know: every token of the completion gets its
+# label, correct or not. That is why imitation is only the start of this workshop.
+#
+# The figure shows every token of the chat. Look at the last two orange ones. `<|im_end|>` has to be learned, or the
+# model would never end its turn. The template also adds a line break (↵) after it. That line break has a label too, but
+# sampling stops at `<|im_end|>`, so the model is never asked for it.
 
 # %%
 demonstration = {"role": "assistant", "content": countdown.demonstration(countdown_rows[0])}
@@ -167,32 +178,67 @@ assert all_ids[: len(prompt_ids)] == prompt_ids, "the template changed the promp
 
 completion_ids = all_ids[len(prompt_ids) :]
 labels = [-100] * len(prompt_ids) + completion_ids
-print(f"{len(all_ids)} tokens: {len(prompt_ids)} of the prompt, {len(completion_ids)} of the completion")
-print(demonstration["content"])
+print(f"{len(all_ids)} tokens: {len(prompt_ids)} of the prompt, {len(completion_ids)} of the completion\n")
+print(demonstration["content"], "\n")
+verdict = "correct" if countdown.is_correct(demonstration["content"], countdown_rows[0]) else "WRONG"
+print(f"This demonstration is {verdict}: the target is {countdown_rows[0]['target']}.")
 
 # %%
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from lab_utils.figures import plot_loss_mask
 
-from lab_utils.figures import METHOD_COLORS
-
-tokens = [tokenizer.decode([token]).strip(" ").replace("\n", "↵") or "·" for token in all_ids]
-figure, ax = plt.subplots(figsize=(13, 4))
-x, y, width = 0.0, 0.0, 112  # in characters
-for token, label in zip(tokens, labels, strict=True):
-    if x + len(token) > width:
-        x, y = 0.0, y - 1.0
-    color, ink = ("#E3E3E3", "#333333") if label == -100 else (METHOD_COLORS["sft"], "white")
-    ax.text(x, y, token, family="monospace", fontsize=13, color=ink, bbox={"pad": 3, "color": color})
-    x += len(token) + 1.4
-ax.set(xlim=(-1, width), ylim=(y - 0.7, 0.7), title="Read (grey) and learned (colored)")
-ax.axis("off")
 figures = Path(OUTPUT_DIR) / "figures"
-figures.mkdir(parents=True, exist_ok=True)
-figure.savefig(figures / "01_loss_mask.png")
+tokens = [tokenizer.decode([token]).strip(" ").replace("\n", "↵") or "·" for token in all_ids]
+plot_loss_mask(tokens, labels, figures / "01_loss_mask.png")
 
 # %% [markdown]
+# ## Exercise 2: labels of a whole conversation
+#
+# *Difficulty: medium · importance: medium · about 10 minutes*
+#
+# A conversation has several turns, and the model must learn every turn of the assistant and no other. Now there is no
+# border between prompt and completion: you get only the tokens. Each turn is `START role NEWLINE ... END NEWLINE`.
+# Return the labels. The assistant's turns get their own tokens, from the first one after the header's line break up to
+# and including `END`. Everything else gets -100. For example, with START = 1, END = 2, NEWLINE = 3, USER = 11 and
+# ASSISTANT = 12:
+#
+# | token | 1 | 11 | 3 | 50 | 2 | 3 | 1 | 12 | 3 | 60 | 61 | 2 | 3 |
+# |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+# | label | -100 | -100 | -100 | -100 | -100 | -100 | -100 | -100 | -100 | 60 | 61 | 2 | -100 |
+
+# %%
+START, END, NEWLINE, USER, ASSISTANT = 1, 2, 3, 11, 12
+
+
+def labels_of_conversation(ids: list[int]) -> list[int]:
+    """Return the labels of a conversation: the assistant's tokens with their END, and -100 for all others."""
+    # YOUR CODE HERE
+    # >>> solution
+    labels, learning = [], False
+    for position, token in enumerate(ids):
+        labels.append(token if learning else -100)
+        if token == END:
+            learning = False
+        elif ids[max(0, position - 2) : position + 1] == [START, ASSISTANT, NEWLINE]:
+            learning = True
+    return labels
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. Walk through the tokens and remember one thing: are you inside a turn of the assistant? What switches that on, and
+#    what switches it off? A user may write the word "assistant", and an assistant may write line breaks.
+# 2. Write the label first, then update the switch. It goes on when the last three tokens are `START, ASSISTANT,
+#    NEWLINE`, and off at `END`. In this order `END` still gets its label.
+
+# %%
+checks.check_labels_of_conversation(labels_of_conversation)
+
+# %% [markdown]
+# TRL does this for you: with `assistant_only_loss=True` it reads the turns from marks in the chat template. Our
+# demonstrations have a single answer, so prompt and completion are enough.
+#
 # ## From a completion back to an answer
 #
 # The way back is **extraction**: find the answer in the text of the model. A *strict* extractor wants the format that
@@ -200,12 +246,13 @@ figure.savefig(figures / "01_loss_mask.png")
 # model use the format, and can it do the math? The same model can score very differently on the two, so the workshop
 # reports both.
 #
-# ## Exercise 2: extract the answer after `####`
+# ## Exercise 3: extract the answer after `####`
 #
-# *Difficulty: medium · importance: high · spend up to 10 minutes*
+# *Difficulty: medium · importance: high · about 10 minutes*
 #
 # GSM8K marks its answer with `#### `. Return the number after the first such mark as text, or `None`. Think of commas
-# (`1,000`), decimals (`72.5`), negative numbers, and text after the number, with or without other numbers.
+# (`1,000`), decimals (`72.5`), negative numbers, and text after the number, with or without other numbers. For example,
+# `"In all 1,000.\n#### 1,000 clips"` gives `"1,000"`.
 
 # %%
 import re
@@ -219,6 +266,12 @@ def extract_hash_answer(text: str) -> str | None:
     return match[1] if match else None
     # <<< solution
 
+
+# %% [markdown] tags=["hints"]
+# 1. `re.search` finds the first place that matches a pattern, and returns `None` if there is none. Build the pattern
+#    from left to right: the mark, perhaps a minus sign, then what a number can contain.
+# 2. Digits and commas are `[0-9,]*`, and a point that may be missing is `\.?`. End the pattern with `[0-9]+`, so that a
+#    full stop after the number stays outside. `match[1]` is the part in parentheses.
 
 # %%
 checks.check_extract_hash_answer(extract_hash_answer)
@@ -312,6 +365,7 @@ for name, values in lengths.items():
     print(f"{name:9} {min(values)} to {max(values)} tokens; {too_long} of {len(values)} longer than {limit}")
 
 # %%
+import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from lab_utils.figures import INK, OTHER_COLORS
@@ -331,8 +385,8 @@ figure.savefig(figures / "01_prompt_lengths.png")
 # %% [markdown]
 # ## What you should see, and what it means if you don't
 #
-# Both distributions lie left of the dashed line. The colored tokens begin after `assistant` and include the end of the
-# turn.
+# Both distributions lie left of the dashed line. The orange tokens begin after `assistant` and its line break, and they
+# include the end of the turn.
 #
 # - Many prompts are beyond the line: raise `grpo.max_prompt_length`, or you train only on the short problems.
 # - The cell with the `assert` stops: the template rewrites the prompt when a completion follows. Train with a template
@@ -348,6 +402,8 @@ figure.savefig(figures / "01_prompt_lengths.png")
 # - Strict extraction measures format and math together. Lenient extraction measures mostly math. Report both.
 #
 # ## Questions
+#
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
 #
 # 1. Why must a reward never be lenient where the prompt asks for a format? What would the model learn?
 # 2. A colleague measures Qwen2.5 and Qwen3 without a system message. What else differs between the two measurements,

@@ -4,9 +4,9 @@
 # <!-- badges -->
 #
 # > **You will learn** to write rewards for GSM8K and Countdown; to probe them with good, bad and hostile text; to mix
-# > several into one; to see whether a model can learn from them at all.
+# > several into one, and what a small weight really does; to see whether a model can learn from them at all.
 # >
-# > **Time** 1 minute on a CPU, 3 on a GPU · **Needs** nothing else
+# > **Time** machine 1 minute on a CPU, 3 on a GPU; you about 60 minutes · **Needs** nothing else
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -48,12 +48,13 @@ print(completion_text([{"role": "assistant", "content": "The answer is 72."}]))
 # %% [markdown]
 # ## Exercise 1: the correctness reward
 #
-# *Difficulty: medium · importance: high · spend up to 10 minutes*
+# *Difficulty: medium · importance: high · about 10 minutes*
 #
 # Return 2.0 for every completion whose `<answer>` holds the gold number, else 0.0. Published rewards have failed on
 # each of these: an answer on a line of its own, `1,000` for 1000, `$72` for 72, `72.0` for 72, the word *banana* (a
 # crash or, worse, a point), and 72 without any tag. Of several answers the last complete one counts.
-# `extract_xml_answer` and `numbers_match` from notebook 01 help.
+# `extract_xml_answer` and `numbers_match` from notebook 01 help. For example, `<answer>$72.00</answer>` earns 2.0 where
+# the gold answer is 72.
 
 # %%
 from lab_utils.tasks.answers import extract_xml_answer, numbers_match
@@ -68,6 +69,12 @@ def correctness_reward(completions, answer, **columns):
     # <<< solution
 
 
+# %% [markdown] tags=["hints"]
+# 1. Three steps for each completion: its text (which may be wrapped in messages), the answer in it (which may be
+#    missing), the comparison with *its own* gold number. Does `numbers_match` accept `None`? Try it.
+# 2. `numbers_match(extract_xml_answer(completion_text(completion)), gold)` is the condition. Pair each completion with
+#    its gold number by `zip(completions, answer, strict=True)`.
+
 # %%
 from lab_utils.teaching import checks
 
@@ -76,7 +83,7 @@ checks.check_correctness_reward(correctness_reward)
 # %% [markdown]
 # ## Exercise 2: the strict format reward
 #
-# *Difficulty: medium · importance: medium · spend up to 10 minutes*
+# *Difficulty: medium · importance: medium · about 10 minutes*
 #
 # Return 0.5 for exactly the format that the prompt asks for, else 0.0:
 #
@@ -109,6 +116,12 @@ def strict_format_reward(completions, **columns):
     return [0.5 if one and pattern.fullmatch(text) else 0.0 for one, text in zip(once, texts, strict=True)]
     # <<< solution
 
+
+# %% [markdown] tags=["hints"]
+# 1. Two questions: does the *whole* text have this shape, and does each tag occur exactly once? One pattern cannot
+#    answer both.
+# 2. `re.fullmatch(r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n?", text, re.DOTALL)` answers the first,
+#    `all(text.count(tag) == 1 for tag in TAGS)` the second.
 
 # %%
 checks.check_strict_format_reward(strict_format_reward)
@@ -177,9 +190,8 @@ figure.savefig(figures / "02_rewards_probed.png")
 
 # %% [markdown]
 # Two rows deserve a thought. *Wrong number* earns half of what *exactly as asked* earns, only for its form. *Correct,
-# no tags* earns nothing. Neither is a mistake: the order of the rows is the one that you want the model to climb. But
-# it means that the mean reward can rise a long way while accuracy does not. So always watch accuracy next to the
-# reward.
+# no tags* earns nothing. Both are meant so: the model climbs from no tags to tags to the number. But it means that the
+# mean reward can rise a long way while accuracy does not. So always watch accuracy next to the reward.
 #
 # ## Countdown's rewards
 #
@@ -201,9 +213,10 @@ pd.DataFrame(
 # ## Text that is meant to hurt
 #
 # Untrained models write nonsense, and trained ones find holes. A reward must give a finite number for all of it, and
-# fast, or a run of hours stops (or, worse, continues with a wrong reward). `9**9**9` keeps `eval` busy forever. A
+# fast, or a run of hours stops (or, worse, continues with a wrong reward). `9**9**9**9` keeps `eval` busy forever. A
 # careless regular expression takes time in proportion to the square of the text's length. The next cell times every
-# reward on texts of 100,000 characters. You will see the slowest case, in milliseconds, and that all values are finite.
+# reward on texts of about 100,000 characters. You will see the slowest case, in milliseconds, and that all values are
+# finite.
 
 # %%
 import math
@@ -225,37 +238,81 @@ print(f"{len(functions)} rewards × {len(hostile)} texts, all finite. The slowes
 # %% [markdown]
 # ## Mixing rewards
 #
-# `combine_rewards` makes one reward out of several: their weighted sum. It checks every part, so a reward that returns
-# `None` fails at the first call and not after an hour. The recipe `reasoning-sft-grpo` mixes five rewards: accuracy,
-# scaled by length, counts most; format, visible steps, brevity and non-repetition count a little. You will see their
-# weights.
+# One number has to come out in the end, so several rewards become one: their weighted sum. That sounds harmless, but a
+# part can fail silently. TRL leaves `None` and NaN out of the sum, so a reward that forgets a case simply counts
+# nothing there. And one infinite value makes the mean of its group infinite, and the advantages NaN.
+#
+# ## Exercise 3: the weighted mix
+#
+# *Difficulty: medium · importance: high · about 10 minutes*
+#
+# Write `weighted_mix(functions, weights)`. It returns **a reward**, that is, a function of the completions and the
+# columns. That reward returns the weighted sum of the parts for each completion. It raises `ValueError` when a part
+# does not return one finite number for each completion. For example, `weighted_mix([correctness_reward, int_reward],
+# [1.0, 0.5])` pays 2.25 for a correct whole number: 1.0 · 2.0 + 0.5 · 0.5.
+
+# %%
+import math
+
+
+def weighted_mix(functions, weights):
+    """Return a reward: the sum of weight · value over `functions`. It raises ValueError for a part that fails."""
+    # YOUR CODE HERE
+    # >>> solution
+    def mixed(completions, **columns):
+        totals = [0.0] * len(completions)
+        for function, weight in zip(functions, weights, strict=True):
+            values = function(completions=completions, **columns)
+            finite = [value is not None and math.isfinite(value) for value in values]
+            if len(values) != len(completions) or not all(finite):
+                raise ValueError(f"{function.__name__} returned {values} for {len(completions)} completions.")
+            totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
+        return totals
+
+    return mixed
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. `weighted_mix` computes nothing itself: it defines an inner function with TRL's signature and returns it. Inside,
+#    start with a total of 0.0 for each completion and let every part add to it. What can be wrong with a part's list:
+#    its length, and which values in it?
+# 2. Call a part with `function(completions=completions, **columns)`. Compare the lengths, then test each value with
+#    `value is not None and math.isfinite(value)`; only `math.isfinite` finds a NaN.
+
+# %%
+checks.check_weighted_mix(weighted_mix)
+
+# %% [markdown]
+# Now use it. The recipe `reasoning-sft-grpo` mixes five rewards: accuracy, scaled by length, counts most; format,
+# visible steps, brevity and non-repetition count a little. Here are its weights, and three completions for a problem
+# with the answer 72: an honest and correct one, an honest one with a wrong answer, and one that only produces what the
+# reward for visible steps counts. Before you run the cell: which of the last two will earn more?
 
 # %%
 from lab_utils.config import load
 
 mix = load("reasoning-sft-grpo", HARDWARE).rewards
-mixed_reward = rewards.combine_rewards([getattr(rewards, name) for name in mix], list(mix.values()))
-pd.Series(mix, name="weight").to_frame()
-
-# %% [markdown]
-# Such *shaping* rewards look at the surface, and a surface can be faked. Here are three completions for a problem with
-# the answer 72: an honest and correct one, an honest one with a wrong answer, and one that only produces what the
-# reward for visible steps counts. You will see that the third gets all of `reasoning_reward`. The weights keep it far
-# below the honest and correct one. But compare it with the honest and wrong one: where a model cannot solve a problem,
-# faking pays.
-
-# %%
 texts = {
     "honest and correct": "<think>48 / 2 = 24. Then 48 + 24 = 72.</think><answer>72</answer>",
     "honest and wrong": "<think>48 / 2 = 24. Then 48 + 24 = 71.</think><answer>71</answer>",
     "faked steps": "<think>First, second, third, then, next, finally, first.</think><answer>5</answer>",
 }
 columns = {"answer": ["72"] * len(texts)}
-parts = {name: getattr(rewards, name)(list(texts.values()), **columns) for name in mix}
-pd.DataFrame({**parts, "weighted sum": mixed_reward(list(texts.values()), **columns)}, index=list(texts)).round(3).T
+functions = [getattr(rewards, name) for name in mix]
+parts = {function.__name__: function(list(texts.values()), **columns) for function in functions}
+total = weighted_mix(functions, list(mix.values()))(list(texts.values()), **columns)
+table = pd.DataFrame({**parts, "weighted sum": total}, index=list(texts)).T
+table.insert(0, "weight", [*mix.values(), None])
+table.round(3)
 
 # %% [markdown]
-# And this happens with a reward that leaves out a completion. You will see the message.
+# Such *shaping* rewards look at the surface, and a surface can be faked. The third completion gets all of
+# `reasoning_reward`. The weights keep it far below the honest and correct one. But compare it with the honest and wrong
+# one: where a model cannot solve a problem, faking pays.
+#
+# `rewards.combine_rewards` is the workshop's version of your function. And this is what it says to a reward that leaves
+# out a completion:
 
 # %%
 def forgetful_reward(completions, **columns):
@@ -268,6 +325,79 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
+# ## What does a small weight do?
+#
+# The recipe `countdown-grpo` pays 1.0 for a correct equation and 0.1 for the format. Is the format's influence a tenth?
+# That depends on what happens next. GRPO samples a **group** of completions for each problem and turns their rewards
+# into **advantages**: how much better than the others of its group each one is. Positive ones become more likely,
+# negative ones less likely. You will write this in notebook 05; here are its two lines:
+#
+# $$A_i = \frac{r_i - \text{mean}(r)}{\text{std}(r)}$$
+#
+# The standard deviation (with n - 1) brings every group to the same scale. Without it, the advantage is $r_i -
+# \text{mean}(r)$.
+#
+# ## Exercise 4: what the format is worth
+#
+# *Difficulty: hard · importance: high · about 15 minutes*
+#
+# The reward of a completion is 1.0 if it is correct, plus `weight` if it has the format. Return what the format is
+# worth in this group: by how much the advantage of a completion with the format exceeds that of one without it, when
+# both are equally correct. `scale` says whether the advantages are divided by the standard deviation. Where all
+# completions earn the same, the group teaches nothing: return 0.0.
+#
+# An example by hand: four wrong completions, two of them with the format, weight 0.1. The rewards are 0.1, 0.1, 0, 0,
+# their mean is 0.05, their standard deviation 0.0577, so the advantages are +0.87 and -0.87, and the format is worth
+# 1.73.
+
+# %%
+import statistics
+
+
+def format_worth(correct: list[bool], formatted: list[bool], weight: float, scale: bool = True) -> float:
+    """Return how much more advantage a completion of this group gets for having the format."""
+    # YOUR CODE HERE
+    # >>> solution
+    values = [is_correct + weight * has_format for is_correct, has_format in zip(correct, formatted, strict=True)]
+    if len(set(values)) == 1:
+        return 0.0
+    return weight / statistics.stdev(values) if scale else weight
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. Take two completions, equally correct, one with the format. Write down both advantages and subtract. What happens
+#    to the mean, and what remains of the two rewards?
+# 2. The difference is `weight / std`, or `weight` without scaling. The standard deviation is that of *all* rewards of
+#    the group, correct ones included: `statistics.stdev`. Handle equal rewards first, for there it is 0.
+
+# %%
+checks.check_format_worth(format_worth)
+
+# %% [markdown]
+# Now let the weight shrink, in a group of eight of which half have the format. You will see two columns that follow the
+# weight, and one that doesn't. Which one, and why?
+
+# %%
+formatted = [True, False] * 4
+groups = {"all wrong": [False] * 8, "one correct": [True] + [False] * 7, "half correct": [True] * 4 + [False] * 4}
+pd.DataFrame({
+    f"{name}{'' if scale else ', not scaled'}":
+        [format_worth(correct, formatted, weight, scale) for weight in (1.0, 0.1, 0.01)]
+    for name, correct in groups.items() for scale in (True, False) if scale or name == "all wrong"
+}, index=["weight 1.0", "weight 0.1", "weight 0.01"]).round(2)
+
+# %% [markdown]
+# In an all-wrong group the weight stands above and below the fraction line, and **cancels**. A weight of 0.01 pushes as
+# hard there as a weight of 1: as hard as correctness pushes in other groups. Only a correct completion in the group
+# makes the small weight small.
+#
+# So a small weight is no small influence. Early in a run, or on hard problems, most groups are all wrong, and there the
+# format is *all* that is trained. For a format this is useful: it is learned first and then steps back. For a bonus on
+# length it is not: wherever the model solves nothing, it learns to be short (notebook 07 shows such a bonus). Three
+# remedies: pay the bonus only for correct answers; do not scale (`grpo.scale_rewards: none`); or scale by the batch
+# (`batch`) instead of the group.
+#
 # ## The real thing: can the model learn from these rewards?
 #
 # GRPO compares the completions of one problem with each other. Where all of them earn the same, there is nothing to
@@ -312,7 +442,8 @@ results.round(3)
 # ## What you should see, and what it means if you don't
 #
 # - On tier `cpu` the sampled completions earn (nearly) nothing and (nearly) every group is dead, while the
-#   demonstrations earn the full reward. Supervised fine-tuning has to come first. That is notebook 03.
+#   demonstrations earn the full reward. (The synthetic ones for word problems always state the correct number, even
+#   where they skip the steps.) Supervised fine-tuning has to come first. That is notebook 03.
 # - On a GPU tier an instruction-tuned model usually earns something from the start, and some groups are alive. There
 #   the recipe starts with GRPO.
 # - The demonstrations earn less than the full reward: the prompt, the demonstrations and the reward disagree about the
@@ -324,14 +455,18 @@ results.round(3)
 # - A reward is a pure function of text and columns. Probe it with texts whose value you know.
 # - Compare numbers, not strings. Count tags. Never use `eval`.
 # - Every stepping stone is also a place to stop. Watch accuracy next to the reward.
+# - A weight compares rewards within a group. Where nothing else differs, scaling by the group makes any weight full
+#   size.
 # - A reward that is equal within each group teaches nothing, however sensible it is.
 #
 # ## Questions
 #
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
 # 1. Add a completion to `probes` that earns more than it deserves. How would you close the hole?
 # 2. The five rewards give a wrong answer in perfect format half of the maximum. GRPO compares only within a group. When
 #    does that half matter, and when does it cancel?
-# 3. You want shorter answers. What would a model do if you gave `conciseness_reward` a weight of 10?
+# 3. You want shorter answers. What would a model do if you gave `conciseness_reward` a weight of 10? And a weight of
+#    0.01, on problems that it never solves?
 #
-# Next: [03 · SFT warm-up](03_sft_warmup.ipynb) teaches the response format. [07 · Reward
-# hacking](07_reward_hacking.ipynb) trains on a reward with a hole.
+# Next: [03 · SFT warm-up](03_sft_warmup.ipynb) teaches the response format, so that the rewards come alive.

@@ -6,7 +6,8 @@
 # > **You will learn** what supervised fine-tuning teaches and what it cannot; to compute the loss on the completion
 # > only; LoRA and 4-bit in numbers; when to stop.
 # >
-# > **Time** 2 minutes on a CPU, 10 on a GPU · **Needs** nothing else; the following notebooks start from its model
+# > **Time** machine 2 minutes on a CPU, 10 on a GPU; you about 40 minutes · **Needs** nothing else; the following
+# > notebooks start from its model
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -39,9 +40,10 @@ print(f"Task {task.name}, model {config.model.name}, tier {config.hardware} ({co
 # model learns to *imitate*: the format, the style, the habits, and the mistakes. The loss does not know which
 # demonstrations end with a correct answer.
 #
-# Here SFT is a **warm-up**. The base model can calculate, but it has never seen a chat. After the warm-up it answers in
-# the format, so that a reward becomes possible. Being *correct* more often is the job of reinforcement learning. The
-# demonstrations are imperfect on purpose. Read a few.
+# Here SFT is a **warm-up**. In notebook 02 every group of the base model was dead: it can calculate, but it has never
+# seen a chat, so no response earned a reward. After the warm-up it answers in the format, and rewards become possible.
+# Being *correct* more often is the job of reinforcement learning. The demonstrations are imperfect on purpose. Read a
+# few.
 
 # %%
 for row in train_rows.select(range(3)):
@@ -60,7 +62,7 @@ print(f"{sum(right) / len(right):.0%} of {len(right)} demonstrations end with a 
 #
 # A training example is one row of tokens: the prompt, then the completion. The model need not learn to write prompts.
 # So the tokens of the prompt get the label **-100** (you wrote that in notebook 01), and the loss leaves them out. Here
-# is one real example.
+# is one real example, at the place where prompt and completion meet.
 
 # %%
 import torch
@@ -77,7 +79,9 @@ print(f"{len(prompt_ids)} tokens of prompt and {len(completion_ids)} of completi
 print(*([tokenizer.decode([token]) for token in part] for part in (prompt_ids[-3:], completion_ids)), sep=" | ")
 
 # %% [markdown]
-# The completion ends with `<|im_end|>`. That token has a label, too: from it the model learns to stop.
+# `<|im_end|>` has a label, too: from it the model learns to stop. Look at the very last token: the chat template adds a
+# line break after each turn, and it has a label as well. That costs nothing. Sampling stops at `<|im_end|>`, so the
+# model never writes that line break.
 #
 # Now a toy that you can work out by hand: four tokens, a vocabulary of three. Row *t* of the table holds the model's
 # probabilities for the token **after** token *t*. Two tokens have a label.
@@ -91,12 +95,12 @@ print(f"token 3 is a 2, and row 2 gives it {toy_probabilities[2, 2]:.2f}")
 print(f"loss = -(ln {toy_probabilities[1, 0]:.2f} + ln {toy_probabilities[2, 2]:.2f}) / 2 = {by_hand:.4f}")
 
 # %% [markdown]
-# ## Exercise: the loss of one example
+# ## Exercise 1: the loss of one example
 #
-# *Difficulty: medium · importance: high · spend up to 10 minutes*
+# *Difficulty: medium · importance: high · about 10 minutes*
 #
 # `logps` holds log-probabilities of shape (T, V), as in the table above. `labels` has shape (T,). Return the mean of
-# minus the log-probability over the tokens that have a label. Mind the shift by one.
+# minus the log-probability over the tokens that have a label. Mind the shift by one. The toy gives 0.4581.
 
 # %%
 def completion_loss(logps, labels):
@@ -111,6 +115,12 @@ def completion_loss(logps, labels):
 
 completion_loss(toy_probabilities.log(), toy_labels)
 
+# %% [markdown] tags=["hints"]
+# 1. Which row predicts token 1? Which row predicts nothing that you know? Drop one row and one label, so that row and
+#    label with the same index belong together.
+# 2. `targets = labels[1:]` belongs to `logps[:-1]`. Keep the rows where `targets != -100`, pick one number of each row
+#    (`gather`, or index with two lists), and take the mean.
+
 # %%
 from lab_utils.teaching import checks
 
@@ -118,7 +128,7 @@ checks.check_completion_loss(completion_loss)
 
 # %% [markdown]
 # Now the same with the real example. transformers computes it, too, when you pass `labels`: the first two numbers
-# should be equal. The third also counts every token of the prompt. Which of them would you want to reduce?
+# should be equal. The third also counts every token of the prompt. Which of them says how well the model answers?
 
 # %%
 base = load_model(config.model.name, config.model)
@@ -133,8 +143,10 @@ with torch.no_grad():
 # %% [markdown]
 # ## LoRA: train a small update instead of all weights
 #
-# LoRA freezes a weight matrix of shape (out, in) and learns an update of rank *r*: two thin matrices with r · (in +
-# out) numbers together. For the model that you are using, r = 16 gives:
+# LoRA freezes a weight matrix of shape (out, in) and learns an update of rank *r*: the product of two thin matrices,
+# (out, r) and (r, in), with r · (in + out) numbers together. One of the two starts at zero, so training starts exactly
+# at the frozen model. (Notebook 12 merges such an update into the weights.) For the model that you are using, r = 16
+# gives:
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -171,13 +183,15 @@ for tier in ("cpu", "a10g"):
     print(f"recipe gsm8k-sft-ppo on {tier}: {model.name}, LoRA {model.lora is not None}, 4-bit {model.load_in_4bit}")
 
 # %% [markdown]
-# LoRA saves memory for gradients and optimizer states; **4-bit** storage of the frozen weights (QLoRA) saves more. It
-# needs bitsandbytes. On tier `cpu` all weights of the tiny model are trained, without either.
+# LoRA saves memory for gradients and optimizer states, because only the trained numbers have them. **4-bit** storage of
+# the frozen weights (QLoRA) saves more: each block of them is rounded to 16 levels and scaled back when a layer is
+# used. It needs a GPU and bitsandbytes. On tier `cpu` all weights of the tiny model are trained, without either.
 #
 # ## The real run
 #
 # Before you start it, guess what it will change: the format, the accuracy, or both? The cell trains with TRL's
-# `SFTTrainer`. If you run it a second time, it finds the finished run. To train again, delete the folder.
+# `SFTTrainer`, on a CPU for about a minute. If you run it a second time, it finds the finished run. To train again,
+# delete the folder.
 
 # %%
 from lab_utils.training import sft
@@ -216,8 +230,9 @@ warm_up = {
 format_results(results_table(warm_up)).T
 
 # %% [markdown]
-# The base model fails for want of the format. What can it do when it is asked in plain text, as in its own training?
-# Compare with the last column above: the warm-up teaches where the answer goes, and hardly anything else.
+# The base model fails because it does not know the format. What can it do when it is asked in plain text, as in its own
+# training? Compare its accuracy with that of the last column above. The difference is what the warm-up added beyond the
+# place where the answer goes.
 
 # %%
 plain = load_task(config.task.name, "plain")
@@ -246,7 +261,7 @@ from lab_utils.teaching.inspection import expect
 
 expect(config, "after the warm-up nearly every response has the format", last.format_rate > 0.9)
 expect(config, "most responses are still wrong", last.accuracy < 0.5)
-expect(config, "SFT is about as good as the base model in plain text",
+expect(config, "SFT is within 12 points of the base model in plain text",
        abs(last.accuracy - in_plain_text.accuracy) < 0.12 or config.model.name != "tiny")
 expect(config, "but one of several responses is often correct", last.pass_at[last.ks[-1]] > last.accuracy + 0.2)
 
@@ -262,31 +277,70 @@ expect(config, "but one of several responses is often correct", last.pass_at[las
 #
 # ## When to stop
 #
-# A reward teaches only where some responses to a problem are correct and others are wrong. Count those problems:
+# A reward teaches only where some responses to a problem are correct and others are wrong. In notebook 06 each problem
+# gets a group of responses. A group that is all wrong or all correct teaches nothing. So the best model to start from
+# is not the one with the highest accuracy. It is the one with the most **live** groups.
+#
+# ## Exercise 2: the share of live groups
+#
+# *Difficulty: medium · importance: high · about 10 minutes*
+#
+# `chances` has, for each problem, the probability that one response is correct. Each problem gets a group of `size`
+# independent responses. Return the expected share of live groups: those with at least one correct and at least one
+# wrong response.
+#
+# An example by hand: a problem with the chance 0.5 and two responses has four equally likely outcomes, two of them
+# live. So `live_share([0.5], 2)` is 0.5.
 
 # %%
+def live_share(chances, size):
+    """Return the expected share of groups of `size` responses that are neither all wrong nor all correct."""
+    # YOUR CODE HERE
+    # >>> solution
+    return sum(1 - chance**size - (1 - chance) ** size for chance in chances) / len(chances)
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. "Neither ... nor" is easier from the other side: how likely is it that all responses of a group are correct? That
+#    all are wrong? Can both happen at once?
+# 2. For one problem: `1 - chance**size - (1 - chance)**size`. Then take the mean over the problems. The mean chance put
+#    into the formula is not the same: try `[0, 1]`.
+
+# %%
+checks.check_live_share(live_share)
+
+# %% [markdown]
+# Now count for each checkpoint: the problems whose responses here were all wrong, mixed or all correct, and the live
+# groups that you would expect in training. The chances are estimated from a few responses. A problem that happened to
+# be all wrong counts as impossible, so the estimate is too low, most of all for rarely solved problems.
+
+# %%
+group_size = config.grpo.num_generations
 for label, evaluation in warm_up.items():
     share = evaluation.per_problem
     print(f"{label:>9}: all wrong {(share == 0).mean():4.0%}, mixed {((share > 0) & (share < 1)).mean():4.0%}, "
-          f"all correct {(share == 1).mean():4.0%}  (of {evaluation.num_samples} responses each)")
+          f"all correct {(share == 1).mean():4.0%} (of {evaluation.num_samples} responses); "
+          f"live groups of {group_size}: {live_share(share.tolist(), group_size):4.0%}")
 
 # %% [markdown]
-# Stop the warm-up when the model knows the format and many problems are *mixed*. If you stop too early, nearly all
-# responses are wrong: no signal. If you stop too late, with perfect demonstrations, nearly all are correct: no
-# headroom. More SFT on *these* demonstrations makes a better imitator, also of giving up. Notebook 08 measures how much
-# that adds to accuracy.
+# Stop the warm-up when the model knows the format and the share of live groups no longer grows. If you stop too early,
+# nearly all responses are wrong, and there is no signal. If a model is correct nearly always, there is no headroom.
+# More SFT on *these* demonstrations makes a better imitator, also of giving up. Notebook 08 measures how much accuracy
+# extra SFT adds on an equal budget.
 #
 # ## Summary
-# - SFT raises the probability of the demonstrations' tokens, good or bad. It teaches the format in a minute.
+# - SFT raises the probability of the demonstrations' tokens, good or bad. It teaches the format in a minute on a CPU.
 # - The loss counts only the completion: labels of -100 hide the prompt. The end-of-turn token has a label.
 # - LoRA trains r · (in + out) numbers per matrix. 4-bit weights need a GPU.
-# - Stop when the model knows the format and is correct sometimes, not always.
+# - Stop when the model knows the format and is correct sometimes, not always: when most groups are live.
 #
 # ## Questions
-# 1. If you forgot to mask the prompt, the loss in the figure would look *better*, but the model would not be better.
-#    Why?
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
+# 1. If you forgot to mask the prompt, the loss in the figure would end *lower*, but the model would not be better. Why?
 # 2. What would the model do if `<|im_end|>` had the label -100?
 # 3. Suppose that every demonstration ended with a correct answer. What would SFT reach, and what would be left for RL?
 #
-# Next: [05 · GRPO from scratch](05_grpo_from_scratch.ipynb), then [06 · GRPO training](06_grpo_training.ipynb), which
-# starts from the model that you have just trained.
+# Next: [04 · Policy gradients](04_policy_gradients.ipynb) explains learning from rewards on the smallest example. [06 ·
+# GRPO training](06_grpo_training.ipynb) starts from the model that you have just trained.

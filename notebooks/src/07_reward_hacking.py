@@ -4,10 +4,10 @@
 # <!-- badges -->
 #
 # > **You will learn** how a reward can rise while accuracy falls; to find the hole by reading the responses that earn
-# > most; to close it, and to show that it is closed; what to watch so that you notice in time.
+# > most, and by asking what each habit earns; to close it, and to show that it is closed.
 # >
-# > **Time** 3 minutes on a CPU, an hour on a GPU · **Needs** nothing else (it trains its own start model on word
-# > problems; notebook 03 with RECIPE = "gsm8k-grpo" would find that warm-up finished)
+# > **Time** machine 3 minutes on a CPU, an hour on a GPU; you about 50 minutes · **Needs** nothing else: it trains its
+# > own start model on word problems
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -37,9 +37,10 @@ print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), mod
 # %% [markdown]
 # ## A model that works
 #
-# First an honest run: GRPO with the recipe's own five rewards. The correct answer is worth most (2.0). Notebook 06
-# explains the trainer. Here it is enough to know that it makes rewarded responses more likely. On a CPU the steps are
-# few and small and the learning rate is high, to save your time.
+# In notebook 06 the reward rose, and accuracy with it. Was that because GRPO works, or because the reward was good?
+# Start with an honest run again, now on word problems: the trainer of notebook 06 with the five rewards of notebook 02.
+# The correct answer is worth most (2.0). On a CPU the steps are few and small and the learning rate is high, to save
+# your time: the cell takes less than a minute there.
 
 # %%
 from lab_utils.training import grpo
@@ -62,8 +63,9 @@ from lab_utils.figures import plot_training
 plot_training({"GRPO": honest}, figures / "07_honest.png", metrics=("accuracy", "completions/mean_length"))
 
 # %% [markdown]
-# Accuracy rises, and so does the length: the model has learned to write its steps, while after the warm-up it mostly
-# guessed. On a server every token costs money. So you get a request: *the same model, please, but shorter.*
+# Accuracy rises, and so does the length: the model learns to write its steps, while after the warm-up it mostly guessed
+# (most of its demonstrations did). On a server every token costs money. So you get a request: *the same model, please,
+# but shorter.*
 #
 # ## A bonus for short responses
 #
@@ -132,24 +134,95 @@ for row in wrong.loc[wrong.groupby("question")["reward"].idxmax()].itertuples():
 # The steps are gone, and only a number is left. The model can solve many of these problems; you have seen it do so. It
 # guesses because a guess is short, and short pays, correct or wrong. That is the **hole**.
 #
-# You can find the hole without any training, if you ask what each *habit* earns. Take a problem of two steps. If the
-# tiny model writes the steps, it solves the problem with a probability of about 0.6, in 31 tokens. If it guesses, the
-# probability is 0.1, in 16 tokens:
+# ## Ask what each habit earns
 #
-# | habit | correct answer | bonus | format | total |
-# |---|---|---|---|---|
-# | writes the steps | 0.6 · 2.0 = 1.2 | 9 · 0.1 = 0.9 | 1.5 | 3.6 |
-# | guesses | 0.1 · 2.0 = 0.2 | 24 · 0.1 = 2.4 | 1.5 | 4.1 |
+# You can find the hole without any training. The model after the warm-up has two *habits*: it writes the steps, or it
+# guesses. Let it answer problems of two steps, together with the honest model, and sort the responses by habit. You
+# will see how often each habit is correct, how long it is, and what it earns. (The format earns the same for both.)
+
+# %%
+import pandas as pd
+
+from lab_utils.models import load_model
+from lab_utils.sampling.local import sample
+
+problems = task.dataset("train", min(1000, config.task.train_limit or 1000), config.task.source)
+two_steps = [row for row in problems if row["solution"].count("<<") == 2][:48]
+found = []
+for path in (warm_up, honest.model_dir):
+    groups = sample(load_model(path, config.model), tokenizer, [row["prompt"] for row in two_steps], num_samples=4,
+                    max_new_tokens=config.evaluation.max_new_tokens, seed=SEED)
+    found += [{"habit": "writes the steps" if task.attempts(one.text) else "guesses", "tokens": len(one.token_ids),
+               "correct": task.is_correct(one.text, row), "responses": one.text}
+              for row, group in zip(two_steps, groups, strict=True) for one in group]
+habits = pd.DataFrame(found).groupby("habit").agg({"responses": "count", "correct": "mean", "tokens": "mean"})
+habits["pays correct"] = 2.0 * habits["correct"]
+habits["pays short"] = [short_reward([""], [[0] * round(tokens)])[0] for tokens in habits["tokens"]]
+habits["total"] = habits["pays correct"] + habits["pays short"]
+habits.round(2)
+
+# %% [markdown]
+# The habit with the higher total wins. The authors of the reward compared *texts*: correct and short with wrong and
+# long. A model compares *habits*, the lines of this table.
 #
-# The reward's authors compared only texts: correct and short with wrong and long. A model compares habits, the two
-# lines of this table.
+# ## Exercise 1: the largest harmless bonus
 #
-# ## Exercise 1: what is the bonus paid for?
+# *Difficulty: medium · importance: high · about 15 minutes*
 #
-# *Difficulty: easy · importance: high · spend up to 5 minutes*
+# How large may the bonus for a saved token be? Each habit is a pair: the share of correct responses, and the number of
+# tokens. A correct response pays `correct`. Tokens are saved below `limit` only. Return the bonus per saved token at
+# which both habits earn the same; above it, guessing pays more. If a guess saves no more tokens than the steps, no
+# bonus can make it pay: return `math.inf`.
 #
-# You can make this audit before you train: what share of the whole bonus goes to correct responses? `bonuses` has a
-# number for each response, `right` a boolean. If nothing is paid, return 0.0.
+# An example by hand: the steps are correct in 60% and take 31 tokens, a guess is correct in 10% and takes 16. A guess
+# loses 0.5 · 2.0 = 1.0 and saves 15 tokens more. So the answer is 1.0 / 15 = 0.067, and our bonus of 0.1 is too large.
+
+# %%
+import math
+
+
+def largest_bonus(steps, guess, limit=LIMIT, correct=2.0):
+    """Return the bonus per saved token at which the habits `steps` and `guess`, (share, tokens) each, earn the same."""
+    # YOUR CODE HERE
+    # >>> solution
+    lost = correct * (steps[0] - guess[0])
+    saved = max(0, limit - guess[1]) - max(0, limit - steps[1])
+    return lost / saved if saved > 0 else math.inf
+    # <<< solution
+
+
+largest_bonus(steps=(0.6, 31), guess=(0.1, 16), limit=40)
+
+# %% [markdown] tags=["hints"]
+# 1. Write down what each habit earns, with an unknown bonus b for each saved token. Set both equal and solve for b. How
+#    many tokens does a response save that is longer than the limit?
+# 2. `lost = correct * (steps[0] - guess[0])`, and a habit saves `max(0, limit - tokens)`. Divide what a guess loses by
+#    what it saves more, if that is above 0.
+
+# %%
+from lab_utils.teaching import checks
+
+checks.check_largest_bonus(largest_bonus)
+
+# %% [markdown]
+# What would have been harmless for your model? Compare the result with what a token pays: 4.0 divided by `LIMIT`.
+
+# %%
+print(f"a saved token pays {4.0 / LIMIT:.3f}")
+if len(habits) == 2:
+    writes, guesses = (tuple(habits.loc[habit, ["correct", "tokens"]]) for habit in ("writes the steps", "guesses"))
+    print(f"harmless up to     {largest_bonus(writes, guesses):.3f} on problems of two steps")
+else:
+    print(f"All responses {habits.index[0]}: this model has no second habit to compare.")
+
+# %% [markdown]
+# ## Exercise 2: what is the bonus paid for?
+#
+# *Difficulty: easy · importance: high · about 5 minutes*
+#
+# A second audit needs no habits: what share of the whole bonus goes to correct responses? `bonuses` has a number for
+# each response, `right` a boolean. If nothing is paid, return 0.0. For example, of the bonuses 3.0 and 1.0, the first
+# for a correct response, 0.75 goes to correct ones.
 
 # %%
 def share_to_right(bonuses, right):
@@ -163,13 +236,17 @@ def share_to_right(bonuses, right):
 
 share_to_right([2.4, 0.6, 0.0, 1.0], [False, True, True, False])
 
-# %%
-from lab_utils.teaching import checks
+# %% [markdown] tags=["hints"]
+# 1. It is not the share of correct responses: a response with a large bonus counts more. What is the whole, and what is
+#    the part? When is the whole 0?
+# 2. Add up the bonuses for which `right` is true, and divide by `sum(bonuses)`, unless that is 0.
 
+# %%
 checks.check_share_to_right(share_to_right)
 
 # %% [markdown]
-# Now audit the record of the run. You could have known the first row before the first update:
+# Now audit the record of the run. The first row comes from the first step, before any update: you could have known it
+# without training.
 
 # %%
 for step, rows in record.groupby("step"):
@@ -178,17 +255,17 @@ for step, rows in record.groupby("step"):
           f"the bonus; mean bonus {rows['bonus'].mean():.2f}")
 
 # %% [markdown]
-# The bonus does not depend on correctness. A good part of it went to wrong responses before the first update, and
-# nearly all of it does in the end. (The record holds the first four problems of a step, some easy, some hard, so the
-# numbers jump.)
+# The bonus does not depend on correctness, so part of it goes to wrong responses from the start, and more of it the
+# more the model guesses. (The record holds the first four problems of a step, some easy, some hard, so the numbers
+# jump.)
 #
 # This has a name. **Goodhart's law**: when a measure becomes a target, it ceases to be a good measure. Length was a
 # good measure of cost as long as it was not rewarded. Training looks for texts on which reward and intention differ,
 # *because* the reward is higher there.
 #
-# ## Exercise 2: close the hole
+# ## Exercise 3: close the hole
 #
-# *Difficulty: medium · importance: high · spend up to 10 minutes*
+# *Difficulty: medium · importance: high · about 10 minutes*
 #
 # Write a bonus that cannot be earned without the goal: that of `short_reward` if the answer is **correct**, else 0.0.
 # `task.is_correct(completion, {"answer": gold})` judges one completion. The self-check tries texts that you have not
@@ -205,13 +282,25 @@ def short_and_right_reward(completions, answer, completion_ids, limit=LIMIT, **c
     # <<< solution
 
 
+# %% [markdown] tags=["hints"]
+# 1. Everything is here already: `short_reward` computes the bonus, and `task.is_correct` judges. Which arguments must
+#    be passed on, so that another limit works too?
+# 2. `short_reward(completions, completion_ids, limit)` gives the bonuses. Pair them with
+#    `task.is_correct(completion, {"answer": gold})` for each completion and its gold answer.
+
 # %%
 checks.check_short_and_right_reward(short_and_right_reward)
 
 # %% [markdown]
-# Before you train, do the sum again. A guess now earns 0.1 · (2.0 + 2.4) + 1.5 = 1.9, and the steps earn 0.6 · (2.0 +
-# 0.9) + 1.5 = 3.2. A solution that is short *and* correct earns most of all. That was the request.
-#
+# Before you train, do the sum again. Now a habit is paid for being short only as often as it is correct. Which total is
+# higher this time? A solution that is short *and* correct earns most of all. That was the request.
+
+# %%
+habits["pays short"] *= habits["correct"]
+habits["total"] = habits["pays correct"] + habits["pays short"]
+habits.round(2)
+
+# %% [markdown]
 # ## Train again
 #
 # The same start, the same problems in the same order, and as many steps. Only the bonus differs. (If you change your
@@ -228,8 +317,8 @@ plot_training(both, figures / "07_hacked_and_closed.png",
 # Compare the first panel with the second. The run with the higher reward is the one that has lost what you wanted. You
 # cannot compare two different rewards. Accuracy means the same in both runs.
 #
-# The closed run stays about as long as it was. Most of its tokens are steps that it needs, and leaving them out no
-# longer pays. Some requests cannot be met, and an honest reward shows it.
+# Look at the length of the closed run. Most of its tokens are steps that it needs, and leaving them out no longer pays.
+# So it cannot become much shorter. Some requests cannot be met, and an honest reward shows it.
 #
 # ## Hold it out
 #
@@ -260,6 +349,8 @@ from lab_utils.teaching.inspection import expect
 metrics = paid_for_short.metrics()
 first, end = metrics.head(3).mean(), metrics.tail(5).mean()
 bonus, length = "rewards/short_reward/mean", "completions/mean_length"
+if len(habits) == 2:
+    expect(config, "a saved token paid more than is harmless", 4.0 / LIMIT > largest_bonus(writes, guesses))
 expect(config, "the model of the honest run is correct in more than 30%", evaluations["GRPO"].accuracy > 0.3)
 expect(config, "the bonus rises by more than 40%", end[bonus] > 1.4 * first[bonus])
 expect(config, "and the length falls by more than a fifth", end[length] < 0.8 * first[length])
@@ -270,16 +361,16 @@ expect(config, "there the closed bonus is better than the holed one: the interva
 
 # %% [markdown]
 # - Accuracy holds in the run with the holed bonus: either the model never tries guesses, or the bonus is too small to
-#   make them pay. Do the sum of the table with your numbers.
-# - Accuracy falls in the closed run, too: look at the self-check of exercise 2, and then for another hole.
-# - All of it holds in the first run and nothing looks hacked to you: read the text anyway.
+#   make them pay. Look at the table of habits.
+# - Accuracy falls in the closed run, too: look at the self-check of exercise 3, and then for another hole.
+# - Every claim holds, and nothing looks hacked to you in the curves: read the text anyway.
 #
 # ## Why not just hold the model back?
 #
-# On the CPU the runs had a **KL term** all along (`grpo.beta`): every step away from the start costs something. It did
-# not prevent this. It slows hacking, because texts that fool a reward are texts that the start model seldom writes. But
-# it slows learning in the same way, and it punishes what is *unlikely*, not what is *wrong*. A hole is still worth it
-# if it pays more than the way there costs. Question 3 lets you see it.
+# On the CPU the runs had a **KL term** all along (`grpo.beta`): every step away from the model that the run started
+# from costs something. It did not prevent this. It slows hacking, because the texts that fool a reward are mostly texts
+# that the start model seldom writes. But it slows learning in the same way, and it punishes what is *unlikely*, not
+# what is *wrong*. A hole is still worth it if it pays more than the way there costs. Question 3 lets you see it.
 #
 # A habit works better:
 #
@@ -296,8 +387,11 @@ expect(config, "there the closed bonus is better than the holed one: the interva
 # - A fix closes the hole that you have seen. Only watching shows you the next one.
 #
 # ## Questions
-# 1. With the numbers of the table, how small must the bonus per token be so that guessing does not pay? Is that small
-#    enough for a problem of four steps, 53 tokens long?
+#
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
+# 1. Take a problem of four steps, whose worked solution is longer than `LIMIT`. How many tokens does each habit save
+#    there? Is a bonus that is harmless for two steps harmless for four?
 # 2. Set `LIMIT` to 15 in the closed reward. What can the model learn from it?
 # 3. Add `"grpo.beta": 1.0` to `fast` and train with the holed bonus again, into another folder. Does the model still
 #    guess? What would the same term have done to the honest run?

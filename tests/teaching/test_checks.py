@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 
 import pytest
 import torch
@@ -31,6 +32,50 @@ def solves(used=lambda text, nums: True, value=evaluate):
     return solution
 
 
+def verdict(none=True, errors=ExpressionError, value_first=False, use=numbers_used):
+    def judge(answer, nums, target):
+        if answer is None and none:
+            return "no answer"
+        try:
+            used, value = use(answer), evaluate(answer)
+        except errors:
+            return "not an expression"
+        reasons = [("wrong numbers", sorted(used) != sorted(nums)), ("wrong value", value != target)]
+        return next((reason for reason, holds in reasons[:: -1 if value_first else 1] if holds), "correct")
+
+    return judge
+
+
+def value_only_if_the_numbers_fit(answer, nums, target):
+    if answer is None:
+        return "no answer"
+    try:
+        if sorted(numbers_used(answer)) != sorted(nums):
+            return "wrong numbers"
+        return "correct" if evaluate(answer) == target else "wrong value"
+    except ExpressionError:
+        return "not an expression"
+
+
+def labels_of_conversation(header=(1, 12, 3), end=2, end_is_learned=True, once=False):
+    def labels(ids):
+        found, learning, turns = [], False, 0
+        for position, token in enumerate(ids):
+            found.append(token if learning and (end_is_learned or token != end) else -100)
+            if token == end:
+                learning = False
+            elif tuple(ids[: position + 1][-len(header):]) == header and not (once and turns):
+                learning, turns = True, turns + 1
+        return found
+
+    return labels
+
+
+def by_token(ids):
+    answer = ids[max(i for i, token in enumerate(ids) if token == 12) + 2:-1]
+    return [token if token in answer and position > 5 else -100 for position, token in enumerate(ids)]
+
+
 def pattern(expression):
     def extract(text):
         match = re.search(expression, text)
@@ -54,6 +99,54 @@ def strict_format(expression=STRICT, flags=re.DOTALL, match=re.fullmatch):
     return lambda completions, **columns: [
         0.5 if match(expression, completion_text(completion), flags) else 0.0 for completion in completions
     ]
+
+
+def weighted_mix(weigh=lambda weight, value: weight * value, test=lambda value: math.isfinite(value), strict=True):
+    def mix(functions, weights):
+        def reward(completions, **columns):
+            totals = [0.0] * len(completions)
+            for function, weight in zip(functions, weights, strict=True):
+                values = function(completions=completions, **columns)
+                if not all(value is not None and test(value) for value in values):
+                    raise ValueError
+                totals = [total + weigh(weight, value) for total, value in zip(totals, values, strict=strict)]
+            return totals
+
+        return reward
+
+    return mix
+
+
+def none_as_zero(functions, weights):
+    without_none = [lambda f=f, **columns: [value or 0.0 for value in f(**columns)] for f in functions]
+    return weighted_mix()(without_none, weights)
+
+
+def format_worth(spread=statistics.stdev, equal=0.0, unscaled=lambda weight, spread: weight):
+    def worth(correct, formatted, weight, scale=True):
+        values = [c + weight * f for c, f in zip(correct, formatted, strict=True)]
+        if len(set(values)) == 1 and equal is not None:
+            return equal
+        return weight / spread(values) if scale else unscaled(weight, spread(values))
+
+    return worth
+
+
+def best_minus_worst(correct, formatted, weight, scale=True):
+    values = [c + weight * f for c, f in zip(correct, formatted, strict=True)]
+    return (max(values) - min(values)) / (statistics.stdev(values) or 1.0) if scale else max(values) - min(values)
+
+
+def largest_bonus(save=lambda limit, tokens: max(0, limit - tokens), never=lambda lost, saved: math.inf):
+    def bonus(steps, guess, limit=40, correct=2.0):
+        lost, saved = correct * (steps[0] - guess[0]), save(limit, guess[1]) - save(limit, steps[1])
+        return lost / saved if saved > 0 else never(lost, saved)
+
+    return bonus
+
+
+def live_share(chances, size):
+    return sum(1 - chance**size - (1 - chance) ** size for chance in chances) / len(chances)
 
 
 def share_to_right(bonuses, right):
@@ -168,6 +261,16 @@ def conclude(what, difference, low, high, problems, seeds):
 
 SOLUTIONS = {
     "check_solves": [lambda text, nums, target: is_solution(text, {"nums": nums, "target": target})],
+    "check_verdict": [verdict()],
+    "check_labels_of_conversation": [labels_of_conversation()],
+    "check_weighted_mix": [weighted_mix(), rewards.combine_rewards],
+    "check_format_worth": [
+        format_worth(),
+        lambda c, f, w, scale=True: 0.0 if len({a + w * b for a, b in zip(c, f, strict=True)}) == 1 else
+        w / (statistics.stdev([a + w * b for a, b in zip(c, f, strict=True)]) + 1e-4) if scale else w,
+    ],
+    "check_live_share": [live_share, lambda chances, size: torch.tensor(live_share(chances, size))],
+    "check_largest_bonus": [largest_bonus()],
     "check_extract_hash_answer": [answers.extract_hash_answer, pattern(r"#### (-?[\d,]*\.?\d+)")],
     "check_make_labels": [lambda prompt, completion: [-100] * len(prompt) + completion],
     "check_correctness_reward": [rewards.correctness_reward, correctness()],
@@ -209,6 +312,56 @@ MISTAKES = {
         (pattern(r"#### ?(.*\d)"), "3 is another number"),
         (pattern(r"#### (.+)"), "where the digits end"),
         (lambda text: text.split("####")[-1].strip() if "####" in text else None, "first one"),
+    ],
+    "check_verdict": [
+        (verdict(value_first=True), "both wrong"),
+        (lambda answer, nums, target: verdict()(answer or "", nums, target), "means that no answer was found"),
+        (lambda answer, nums, target: verdict()(answer or None, nums, target), "was found, but"),
+        (value_only_if_the_numbers_fit, "comes before the numbers"),
+        (verdict(use=lambda text: []), "as asked"),
+        (lambda answer, nums, target: verdict()(answer, nums, target) == "correct", "as asked"),
+    ],
+    "check_labels_of_conversation": [
+        (labels_of_conversation(end_is_learned=False), "END after it"),
+        (labels_of_conversation(once=True), "two turns"),
+        (labels_of_conversation(header=(12, 3)), "only with START"),
+        (labels_of_conversation(header=(1, 12)), "its header"),
+        (labels_of_conversation(end=3), "END after it|line breaks"),
+        (by_token, "two turns|Decide by position"),
+    ],
+    "check_weighted_mix": [
+        (weighted_mix(lambda weight, value: value), "multiply each value"),
+        (weighted_mix(lambda weight, value: max(0, weight) * value), "can be negative"),
+        (none_as_zero, "Do not count it as 0"),
+        (weighted_mix(test=lambda value: True), "NaN is a float"),
+        (weighted_mix(strict=False), "compare the lengths"),
+        (lambda functions, weights: lambda completions, **columns: sum(
+            weighted_mix()(functions, weights)(completions, **columns)), "list with one number"),
+        (lambda functions, weights: lambda completions, **columns: weighted_mix()(functions, weights),
+         "returned a function again"),
+    ],
+    "check_format_worth": [
+        (format_worth(statistics.pstdev), "n - 1"),
+        (lambda c, f, weight, scale=True: weight, "This is the example"),
+        (lambda c, f, weight, scale=True: format_worth()([0] * len(c), f, weight, scale), "of all rewards"),
+        (best_minus_worst, "correct ones included|equally correct"),
+        (format_worth(unscaled=lambda weight, spread: weight / spread), "the weight"),
+        (lambda c, f, weight, scale=True: format_worth()(c, f, weight) if scale else weight, "without scaling, too"),
+    ],
+    "check_live_share": [
+        (lambda chances, size: sum(1 - (1 - chance) ** size for chance in chances) / len(chances), "are live"),
+        (lambda chances, size: live_share([sum(chances) / len(chances)], size), "and then the mean"),
+        (lambda chances, size: live_share(chances, size) * len(chances), "not the sum"),
+        (lambda chances, size: live_share(chances, 2), "leave out the all-wrong"),
+        (lambda chances, size: sum(0 < chance < 1 for chance in chances) / len(chances), "Two of the four"),
+    ],
+    "check_largest_bonus": [
+        (largest_bonus(save=lambda limit, tokens: limit - tokens), "beyond the limit"),
+        (largest_bonus(never=lambda lost, saved: lost / saved if saved else math.inf), "not a negative number"),
+        (largest_bonus(never=lambda lost, saved: 0.0), "return math.inf"),
+        (lambda steps, guess, limit=40, correct=2.0: largest_bonus()(steps, guess, limit), "parameter `correct`"),
+        (lambda steps, guess, limit=40, correct=2.0: largest_bonus()(steps, guess, 40, correct), "parameter `limit`"),
+        (lambda steps, guess, limit=40, correct=2.0: correct * (steps[0] - guess[0]), "divide"),
     ],
     "check_make_labels": [
         (lambda prompt, completion: prompt + completion, "-100 for every prompt token"),
@@ -373,6 +526,12 @@ def as_floats(predicted, gold):
         ("check_solves", lambda text, nums, target: sorted(numbers_used(text)) == nums and evaluate(text) == target,
          "ExpressionError", "catch ExpressionError"),
         ("check_extract_hash_answer", lambda text: text.split("#### ")[1].split()[0], "IndexError", "strict means"),
+        ("check_verdict", verdict(none=False), "TypeError", "None means"),
+        ("check_verdict", verdict(errors=ZeroDivisionError), "ExpressionError", "catch ExpressionError"),
+        ("check_format_worth", format_worth(equal=None), "ZeroDivisionError", "do not divide by 0"),
+        ("check_weighted_mix", lambda functions, weights: lambda completions, **columns: functions[0](completions),
+         "TypeError", "Pass the columns on"),
+        ("check_largest_bonus", largest_bonus(never=lambda lost, saved: lost / saved), "ZeroDivisionError", "math.inf"),
         ("check_correctness_reward", correctness(equal=as_floats), "ValueError", r"\$1,000 is 1000"),
         ("check_correctness_reward", correctness(text_of=lambda text: text), "AttributeError", "list of messages"),
         ("check_share_to_right", lambda bonuses, right: sum(b for b, r in zip(bonuses, right, strict=True) if r)

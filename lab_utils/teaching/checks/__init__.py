@@ -4,16 +4,21 @@ Each module holds the cases and hints of one notebook as data; `runner` runs the
 To add an exercise, add its check to the notebook's module, and its name here.
 """
 
-from .dataset_formatting import check_extract_hash_answer, check_make_labels
+from .dataset_formatting import check_extract_hash_answer, check_labels_of_conversation, check_make_labels
 from .diagnosing_runs import check_diagnosis, check_first_alarm
 from .evaluation import check_first_verdict, check_pass_at_k
 from .grpo_from_scratch import check_clipped_loss, check_group_advantages
 from .grpo_training import check_share_without_signal
 from .ppo_training import check_gae
 from .results import check_conclude
-from .reward_design import check_correctness_reward, check_strict_format_reward
-from .reward_hacking import check_share_to_right, check_short_and_right_reward
+from .reward_design import (
+    check_correctness_reward,
+    check_format_worth,
+    check_strict_format_reward,
+    check_weighted_mix,
+)
+from .reward_hacking import check_largest_bonus, check_share_to_right, check_short_and_right_reward
 from .sagemaker_training import check_logged_values
 from .serving_and_sharing import check_merge_lora
-from .sft_warmup import check_completion_loss
-from .start_here import check_solves
+from .sft_warmup import check_completion_loss, check_live_share
+from .start_here import check_solves, check_verdict

@@ -21,3 +21,27 @@ check_make_labels = Check("the loss will see the completion and nothing else.", 
     Case([5], [8, 9, 2], gives=[-100, 8, 9, 2], hint="The model must also learn the last token, which ends the turn."),
     Case([8, 9], [8, 9], gives=[-100, -100, 8, 9], hint="The position of a token counts, not its value."),
 ], same=lambda got, wanted: list(got) == wanted)
+
+START, END, NEWLINE, SYSTEM, USER, ASSISTANT, _ = 1, 2, 3, 10, 11, 12, -100  # the tokens of the exercise
+HEADER = [_, _, _]  # the labels of a turn's header
+check_labels_of_conversation = Check("{} conversations, and only the assistant is learned.", [
+    Case([START, USER, NEWLINE, 50, END, NEWLINE, START, ASSISTANT, NEWLINE, 60, 61, END, NEWLINE],
+         gives=[*HEADER, _, _, _, *HEADER, 60, 61, END, _],
+         hint="The answer 60, 61 and the END after it get labels; its header and the line break after END do not."),
+    Case([START, USER, NEWLINE, 50, END, NEWLINE, START, ASSISTANT, NEWLINE, 60, END, NEWLINE,
+          START, USER, NEWLINE, 51, END, NEWLINE, START, ASSISTANT, NEWLINE, 61, END, NEWLINE],
+         gives=[*HEADER, _, _, _, *HEADER, 60, END, _, *HEADER, _, _, _, *HEADER, 61, END, _],
+         hint="There are two turns of the assistant: learn both, and nothing of the user's turn between them."),
+    Case([START, USER, NEWLINE, 50, ASSISTANT, NEWLINE, 51, END, NEWLINE, START, ASSISTANT, NEWLINE, 60, END, NEWLINE],
+         gives=[*HEADER, _, _, _, _, _, _, *HEADER, 60, END, _],
+         hint="Here the user writes the word 'assistant' and a line break. A turn begins only with START before it."),
+    Case([START, USER, NEWLINE, 50, END, NEWLINE, START, ASSISTANT, NEWLINE, 60, NEWLINE, 61, END, NEWLINE],
+         gives=[*HEADER, _, _, _, *HEADER, 60, NEWLINE, 61, END, _],
+         hint="An answer can hold line breaks: only END ends the turn."),
+    Case([START, SYSTEM, NEWLINE, 40, END, NEWLINE, START, USER, NEWLINE, 60, END, NEWLINE,
+          START, ASSISTANT, NEWLINE, 60, END, NEWLINE],
+         gives=[*HEADER, _, _, _, *HEADER, _, _, _, *HEADER, 60, END, _],
+         hint="Token 60 occurs in two turns. Decide by position, not by token."),
+    Case([START, USER, NEWLINE, 50, END, NEWLINE, START, ASSISTANT, NEWLINE],
+         gives=[*HEADER, _, _, _, *HEADER], hint="The assistant has not written anything yet: nothing gets a label."),
+], same=lambda got, wanted: list(got) == wanted)

@@ -1,7 +1,9 @@
 """Self-checks of the notebook "Reward design"."""
 
+from collections.abc import Callable
 from typing import Any
 
+from ... import rewards
 from .runner import Case, Check, close
 
 
@@ -55,3 +57,60 @@ check_strict_format_reward = Check(OK, with_messages([
     scored(GOOD.replace("9 * 8 = 72", "8 < 9, so 72"), 0.5, "A '<' in the text is not a tag."),
     scored(GOOD + "\n" + GOOD, 0.0, "With re.DOTALL, '.*?' can run across tags: check that each tag occurs once."),
 ], MESSAGES), same=same_rewards)
+
+# What the cases of the mix call by name: two rewards of the workshop, and some that fail.
+PARTS: dict[str, Callable[..., Any]] = {
+    "correctness_reward": rewards.correctness_reward,
+    "int_reward": rewards.int_reward,
+    "returns_none": lambda completions, **columns: [1.0, None],
+    "returns_nan": lambda completions, **columns: [float("nan"), 1.0],
+    "returns_one_value": lambda completions, **columns: [1.0],
+}
+RIGHT, WRONG = "<answer>72</answer>", "<answer>71</answer>"
+
+
+def pay_by_mix(mix: Callable, names: list[str], weights: list[float], texts: list[str]) -> Any:
+    """Return what the learner's mix pays for `texts`, or "ValueError" where it raises one."""
+    functions = [PARTS[name] for name in names]
+    try:
+        return mix(functions, weights)(completions=texts, answer=["72"] * len(texts))
+    except ValueError:
+        return "ValueError"
+
+
+def same_pay(got: Any, wanted: list[float] | str) -> bool | str:
+    if callable(got):
+        return "The mix returned a function again: call each part, `function(completions=completions, **columns)`."
+    return got == wanted if isinstance(wanted, str) or isinstance(got, str) else same_rewards(got, wanted)
+
+
+check_weighted_mix = Check("{} mixes; the failing parts are caught.", [
+    Case(["correctness_reward"], [0.5], [RIGHT, WRONG], gives=[1.0, 0.0],
+         hint="Pass the columns on, and multiply each value by the function's weight: 0.5 · 2.0."),
+    Case(["correctness_reward", "int_reward"], [1.0, 0.5], [RIGHT, WRONG, "72"], gives=[2.25, 0.25, 0.0],
+         hint="Add up the parts for each completion: one number per completion, not one in all."),
+    Case(["correctness_reward", "int_reward"], [1.0, -1.0], [RIGHT, WRONG], gives=[1.5, -0.5],
+         hint="A weight can be negative, and weights need not add up to 1: do not clip or normalize."),
+    Case(["int_reward", "returns_none"], [1.0, 1.0], [RIGHT, WRONG], gives="ValueError",
+         hint="A part returned None. Do not count it as 0: raise ValueError."),
+    Case(["int_reward", "returns_nan"], [1.0, 1.0], [RIGHT, WRONG], gives="ValueError",
+         hint="NaN is a float, so it must be looked for: raise ValueError unless math.isfinite(value)."),
+    Case(["int_reward", "returns_one_value"], [1.0, 1.0], [RIGHT, WRONG], gives="ValueError",
+         hint="A part returned one value for two completions: compare the lengths before you add."),
+], call=pay_by_mix, same=same_pay)
+
+check_format_worth = Check("{} groups.", [
+    Case([False] * 4, [True, True, False, False], 0.1, gives=1.732,
+         hint="This is the example: 0.1 / 0.0577. statistics.stdev divides by n - 1; the mean cancels."),
+    Case([False] * 4, [True, True, False, False], 1.0, gives=1.732,
+         hint="Rewards and standard deviation both grow with the weight: 1.0 / 0.577."),
+    Case([True, False, False, False], [True, True, False, False], 0.1, gives=0.1867,
+         hint="The standard deviation is that of all rewards, correct ones included: 1.1, 0.1, 0 and 0."),
+    Case([True, True, False, False], [True, False, True, False], 0.5, gives=0.7746,
+         hint="Compare completions that are equally correct: correctness is not part of the format's worth."),
+    Case([True, False, False, False], [True, True, False, False], 0.1, False, gives=0.1,
+         hint="Without scaling the difference of the rewards remains: the weight."),
+    Case([False] * 4, [True] * 4, 0.5, gives=0.0, hint="All rewards are equal: return 0.0, do not divide by 0."),
+    Case([False] * 4, [True] * 4, 0.5, False, gives=0.0,
+         hint="All rewards are equal: without scaling, too, this group teaches nothing."),
+], same=lambda got, wanted: abs(float(got) - wanted) < 0.01)  # TRL adds 1e-4 to a standard deviation

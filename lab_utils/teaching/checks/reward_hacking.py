@@ -1,7 +1,25 @@
 """Self-checks of the notebook "Reward hacking"."""
 
+import math
+
 from .reward_design import OK, same_rewards, scored, with_messages
 from .runner import Case, Check, close
+
+check_largest_bonus = Check("{} pairs of habits.", [
+    Case(steps=(0.6, 31), guess=(0.1, 16), limit=40, gives=0.0667,
+         hint="A guess loses 2.0 · (0.6 - 0.1) and saves 24 - 9 = 15 tokens more: divide."),
+    Case(steps=(0.6, 53), guess=(0.1, 16), limit=40, gives=0.0417,
+         hint="A response beyond the limit saves nothing, and not less than nothing: max(0, limit - tokens)."),
+    Case(steps=(0.6, 31), guess=(0.1, 16), limit=40, correct=1.0, gives=0.0333,
+         hint="Use the parameter `correct`: what a correct response pays."),
+    Case(steps=(0.6, 31), guess=(0.1, 16), limit=24, gives=0.125, hint="Use the parameter `limit`."),
+    Case(steps=(0.6, 60), guess=(0.1, 45), limit=40, gives=math.inf,
+         hint="Both are longer than the limit, so a guess saves nothing: return math.inf."),
+    Case(steps=(0.6, 16), guess=(0.1, 20), limit=40, gives=math.inf,
+         hint="This guess is longer than the steps, so no bonus makes it pay: return math.inf, not a negative number."),
+    Case(steps=(0.5, 30), guess=(0.5, 20), limit=40, gives=0.0,
+         hint="This guess is as often correct and shorter: it pays at any bonus above 0."),
+], same=lambda got, wanted: got == wanted or close(got, wanted))
 
 check_share_to_right = Check("{} audits.", [
     Case([2.4, 0.6, 0.0, 1.0], [False, True, True, False], gives=0.15, hint="0.6 of 4.0 goes to correct responses."),

@@ -1,4 +1,4 @@
-"""Self-check of the notebook "SFT warm-up"."""
+"""Self-checks of the notebook "SFT warm-up"."""
 
 import torch
 
@@ -15,3 +15,13 @@ check_completion_loss = Check("{} examples, each token predicted by the row befo
     Case(probabilities=[HALF, HALF, HALF, HALF], labels=[-100, 1, -100, 0], gives=1.0397,
          hint="-100 can come after a label: choose by label."),
 ], call=lambda loss, probabilities, labels: loss(torch.tensor(probabilities).log(), torch.tensor(labels)), same=close)
+
+check_live_share = Check("{} sets of problems.", [
+    Case([0.5], 2, gives=0.5, hint="Two of the four outcomes are live: yes-no and no-yes."),
+    Case([0.25], 4, gives=0.6797, hint="1 - 0.25**4 - 0.75**4: leave out the all-wrong and the all-correct groups."),
+    Case([0.75], 4, gives=0.6797, hint="All correct teaches as little as all wrong: subtract both."),
+    Case([0.0, 1.0], 16, gives=0.0,
+         hint="Neither problem is ever live. Compute each problem's share first, and then the mean."),
+    Case([0.05, 0.5], 16, gives=0.7799, hint="Take the mean over problems, not the sum: (0.5599 + 1.0) / 2."),
+    Case([0.5, 0.5], 1, gives=0.0, hint="A group of one response has nothing to compare."),
+], same=close)

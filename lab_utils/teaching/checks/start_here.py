@@ -1,4 +1,4 @@
-"""Self-check of the notebook "Start here"."""
+"""Self-checks of the notebook "Start here"."""
 
 from .runner import Case, Check
 
@@ -12,4 +12,20 @@ check_solves = Check("your judge agrees with ours on {} expressions.", [
     Case("7 * 6 + 3 = 45", [3, 6, 7], 45, gives=False,
          hint="An expression has no '=': catch ExpressionError, and only that error, and return False."),
     Case("banana", [3, 6, 7], 45, gives=False, hint="Not an expression: catch ExpressionError and return False."),
+])
+
+check_verdict = Check("your verdicts agree with ours on {} answers.", [
+    Case("(7 * 6) + 3", [3, 6, 7], 45, gives="correct", hint="The numbers and the value are as asked."),
+    Case(None, [3, 6, 7], 45, gives="no answer", hint="None means that no answer was found: test for it first."),
+    Case("7 * 6 + 3 = 45", [3, 6, 7], 45, gives="not an expression",
+         hint="An expression has no '=': catch ExpressionError."),
+    Case("7 * 6 + 4", [3, 6, 7], 46, gives="wrong numbers", hint="The value is 46, but 4 was not given."),
+    Case("7 * 6 - 3", [3, 6, 7], 45, gives="wrong value", hint="The numbers are the given ones; the value is 39."),
+    Case("7 * 6", [3, 6, 7], 45, gives="wrong numbers",
+         hint="Numbers and value are both wrong: return the reason that comes first in the list."),
+    Case("7 / (6 - 6)", [6, 6, 7], 10, gives="not an expression",
+         hint="A division by zero cannot be calculated: `evaluate` raises ExpressionError, `numbers_used` does not."),
+    Case("7 / 0", [3, 6, 7], 10, gives="not an expression",
+         hint="It cannot be calculated, and that comes before the numbers in the list: call `evaluate` first, too."),
+    Case("", [3, 6, 7], 45, gives="not an expression", hint="An empty answer was found, but it is no expression."),
 ])
