@@ -1,7 +1,7 @@
 """Generate the notebooks from their one source.
 
 notebooks/src/NN_name.py becomes notebooks/NN_name.ipynb (complete) and notebooks/exercises/NN_name.ipynb (the learner
-edition, without the solutions).
+edition, without the solutions). The table of contents in notebooks/README.md is copied beside the learner edition.
 
     python scripts/build_notebooks.py            write what has changed
     python scripts/build_notebooks.py --check    write nothing; fail and name the files that are out of date
@@ -55,6 +55,7 @@ HINT = re.compile(r"^\d\. ", re.MULTILINE)
 CHECK = re.compile(r"^checks\.(check_\w+)\((\w+)", re.MULTILINE)
 FOLDED = "<details>\n<summary>{}</summary>\n\n{}\n\n</details>"
 COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in Jupyter; in Colab
+CONTENTS = "# The notebooks, learner edition\n\nThe solutions and everything else are in [notebooks](../README.md).\n\n"
 GO_ON = """\
 #@title Go on with ours: run this cell if you are stuck (an answer of yours that has passed its check stays)
 from lab_utils.teaching import checks
@@ -62,14 +63,24 @@ from lab_utils.teaching import checks
 if not checks.{check}.passed_by(globals().get("{answer}")):
     print("Going on with our solution.")
 {solution}"""
+# The public address of the repository, https://github.com/OWNER/NAME. With it the badges open in Colab in one click and
+# the set-up cell works there. After a change, run this script and commit the notebooks.
+REPOSITORY_URL = ""
 BADGES = """\
-[Run it in Colab](../README.md#colab) · [in SageMaker Studio Lab](../README.md#studio-lab) ·
+[Open in Colab]({colab}) · [run in SageMaker Studio Lab](../README.md#studio-lab) ·
 [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)"""
-LINK = re.compile(r"\]\((?![a-z]+:|#|\d\d_)")  # to another file than a notebook beside this one
+LINK = re.compile(r"\]\((?![a-z]+:|#|\d\d_|README\.md\))")  # to a file that is not beside this one in both editions
 
 
 class SourceError(WorkshopError):
     """A source file cannot become a notebook."""
+
+
+def badges(name: str, learner: bool) -> str:
+    """Return the row of places to run a notebook."""
+    path = f"notebooks/{'exercises/' if learner else ''}{name}.ipynb"
+    colab = REPOSITORY_URL.replace("https://github.com", "https://colab.research.google.com/github")
+    return BADGES.format(colab=f"{colab}/blob/main/{path}" if colab else "../README.md#colab")
 
 
 def solutions(cells: list[NotebookNode]) -> str:
@@ -128,7 +139,8 @@ def build(source: Path, learner: bool = False) -> str:
         tags = cell.metadata.get("tags", [])
         if "setup" in tags:
             cell.source = (source.parent / "setup_cell.py").read_text(encoding="utf-8").strip()
-        cell.source = cell.source.replace("<!-- badges -->", BADGES)
+            cell.source = cell.source.replace('REPOSITORY_URL = ""', f'REPOSITORY_URL = "{REPOSITORY_URL}"')
+        cell.source = cell.source.replace("<!-- badges -->", badges(source.stem, learner))
         text = learner_cell(cell) if learner else complete_cell(cell)
         if "# >>> solution" in text or "# <<< solution" in text:
             raise SourceError(
@@ -162,6 +174,8 @@ def build_all(notebooks: Path) -> dict[Path, str]:
     for source in sorted((notebooks / "src").glob("[0-9][0-9]_*.py")):
         files[notebooks / f"{source.stem}.ipynb"] = build(source)
         files[notebooks / "exercises" / f"{source.stem}.ipynb"] = build(source, learner=True)
+    table = re.search(r"^\| # .*\n(\|.*\n)+", (notebooks / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    files[notebooks / "exercises" / "README.md"] = CONTENTS + table[0]  # its links lead to the files beside it
     return files
 
 
@@ -194,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in without_source:
         print(f"{path} has no source in notebooks/src: remove or rename it", file=sys.stderr)
     if not stale and not without_source:
-        print(f"{len(files)} notebooks are up to date.")
+        print(f"{len(files)} files are up to date.")
     return 1 if without_source or (arguments.check and stale) else 0
 
 

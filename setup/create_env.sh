@@ -78,6 +78,13 @@ keep_torch=$colab
 if [ -n "$torch_found" ] && [ "torch==${torch_found%%+*}" != "$torch_pin" ]; then keep_torch=yes; fi
 say "$("$python" --version) in $prefix, GPU: $gpu"
 
+# Learners work in copies, which git ignores. A copy that exists stays as it is.
+mkdir -p notebooks/work
+for notebook in notebooks/exercises/*; do
+    copy=notebooks/work/$(basename "$notebook")
+    if [ ! -e "$copy" ]; then cp "$notebook" "$copy"; fi
+done
+
 stamp=$prefix/.rl-workshop-set-up
 wanted=$(cat $requirements/*.txt pyproject.toml setup/create_env.sh | "$python" -c '
 import hashlib, sys

@@ -1,7 +1,10 @@
 """Every notebook keeps the house rules, and the generated editions are what their source gives."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import build_notebooks
@@ -135,10 +138,14 @@ advantages([1, 2])
 """
 
 
+TABLE = "| # | notebook |\n|---|---|\n| 00 | [demo](00_demo.ipynb) |\n"
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "00_demo.py").write_text(SOURCE)
+    (tmp_path / "README.md").write_text(f"# All\n\n{TABLE}\nMore.\n")
     return tmp_path
 
 
@@ -224,6 +231,50 @@ def test_the_builder_writes_what_all_notebooks_share(folder):
     title, setup = ("".join(cell["source"]) for cell in cells(folder / "exercises" / "00_demo.ipynb"))
     assert setup == "import os"
     assert "](../../README.md#colab)" in title and "<!--" not in title
+    assert (folder / "exercises" / "README.md").read_text().endswith(f"\n\n{TABLE}")
+
+
+def test_one_constant_opens_every_notebook_in_colab(folder, monkeypatch):
+    monkeypatch.setattr(build_notebooks, "REPOSITORY_URL", "https://github.com/owner/name")
+    (folder / "src" / "00_demo.py").write_text('# %% [markdown]\n# <!-- badges -->\n\n# %% tags=["setup"]\n# Text.\n')
+    (folder / "src" / "setup_cell.py").write_text('REPOSITORY_URL = ""\n')
+    run_build(folder)
+    for edition in ("", "exercises/"):
+        title, setup = ("".join(cell["source"]) for cell in cells(folder / edition / "00_demo.ipynb"))
+        assert ("](https://colab.research.google.com/github/owner/name/blob/main/notebooks/"
+                f"{edition}00_demo.ipynb)") in title
+        assert setup == 'REPOSITORY_URL = "https://github.com/owner/name"'
+
+
+SETUP = (NOTEBOOKS / "src" / "setup_cell.py").read_text()
+
+
+def run_setup(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run the set-up cell in `folder` with its `bin` in front of PATH."""
+    path = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", **environment}
+    cell = SETUP.replace('URL = ""', 'URL = "https://github.com/owner/name"')
+    return subprocess.run([sys.executable, *options, "-c", cell], cwd=folder, env=path, capture_output=True, text=True)
+
+
+def test_the_set_up_cell_outside_colab_installs_nothing_and_says_what_to_do(tmp_path):
+    assert "clone its repository" in run_setup(tmp_path).stderr
+    (tmp_path / "lab_utils").mkdir()
+    assert "choose the kernel 'RL workshop'" in run_setup(tmp_path, "-S").stderr, "-S hides the packages"
+    assert run_setup(tmp_path).returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_the_set_up_cell_in_colab_installs_again_after_an_installation_that_failed(tmp_path):
+    (tmp_path / "bin").mkdir()
+    programs = {"git": 'mkdir -p "$5/lab_utils" && touch "$5/lab_utils/__init__.py" && echo clone >> log',
+                "bash": 'echo install >> "$(dirname "$0")/../log"; [ -e "$(dirname "$0")/../works" ]'}
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    assert run_setup(tmp_path, COLAB_RELEASE_TAG="1").returncode != 0
+    (tmp_path / "works").touch()
+    assert run_setup(tmp_path, COLAB_RELEASE_TAG="1").returncode == 0
+    assert (tmp_path / "log").read_text().split() == ["clone", "install", "install"]
 
 
 def test_a_change_to_one_cell_keeps_the_ids_of_the_others(folder):
