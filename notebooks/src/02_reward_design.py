@@ -175,7 +175,7 @@ figure, ax = plt.subplots(figsize=(12, 7))
 ax.pcolormesh(table.to_numpy()[::-1], cmap="YlGn", vmin=0, vmax=4.5, edgecolor="white", linewidth=2)
 for row, values in enumerate(table.to_numpy()[::-1]):
     for column, value in enumerate(values):
-        ink = "white" if value > 3 else "#999999" if value == 0 else INK
+        ink = "white" if value > 3 else "#777777" if value == 0 else INK
         ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=15)
 names = [name.removesuffix("_reward").replace("_", "\n") for name in table]
 ax.set_xticks([i + 0.5 for i in range(len(names))], names)
@@ -303,7 +303,7 @@ functions = [getattr(rewards, name) for name in mix]
 parts = {function.__name__: function(list(texts.values()), **columns) for function in functions}
 total = weighted_mix(functions, list(mix.values()))(list(texts.values()), **columns)
 table = pd.DataFrame({**parts, "weighted sum": total}, index=list(texts)).T
-table.insert(0, "weight", [*mix.values(), None])
+table.insert(0, "weight", [*mix.values(), ""])
 table.round(3)
 
 # %% [markdown]
@@ -375,8 +375,8 @@ def format_worth(correct: list[bool], formatted: list[bool], weight: float, scal
 checks.check_format_worth(format_worth)
 
 # %% [markdown]
-# Now let the weight shrink, in a group of eight of which half have the format. You will see two columns that follow the
-# weight, and one that doesn't. Which one, and why?
+# Now let the weight shrink, in a group of eight of which half have the format. You will see three columns that shrink
+# with the weight, and one that doesn't. Which one, and why?
 
 # %%
 formatted = [True, False] * 4
@@ -389,8 +389,8 @@ pd.DataFrame({
 
 # %% [markdown]
 # In an all-wrong group the weight stands above and below the fraction line, and **cancels**. A weight of 0.01 pushes as
-# hard there as a weight of 1: as hard as correctness pushes in other groups. Only a correct completion in the group
-# makes the small weight small.
+# hard there as a weight of 1, about as hard as correctness pushes in other groups. Only a correct completion in the
+# group makes the small weight small.
 #
 # So a small weight is no small influence. Early in a run, or on hard problems, most groups are all wrong, and there the
 # format is *all* that is trained. For a format this is useful: it is learned first and then steps back. For a bonus on
