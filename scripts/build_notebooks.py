@@ -26,7 +26,7 @@ Both editions fold the two hints. In the learner edition a line with `...` repla
 the hints, and a collapsed cell after the check defines the solution if the check has not passed.
 
 All notebooks share two texts. A code cell with the tag "setup" becomes notebooks/src/setup_cell.py, and the line
-<!-- badges --> becomes the row of places to run the notebook.
+<!-- badges --> becomes the row of places to run the notebook and the road map.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ REPOSITORY_URL = ""
 BADGES = """\
 [Open in Colab]({colab}) · [run in SageMaker Studio Lab](../README.md#studio-lab) ·
 [on your own machine](../README.md#your-own-machine) · [all notebooks](README.md)"""
+STAGES = {"start": "00", "data": "01", "rewards": "02", "imitation": "03", "reinforcement learning": "04 05 06 07",
+          "judging": "08 09", "a critic": "10", "cloud and serving": "11 12", "results": "13", "what else": "14"}
 LINK = re.compile(r"\]\((?![a-z]+:|#|\d\d_|README\.md\))")  # to a file that is not beside this one in both editions
 
 
@@ -81,6 +83,19 @@ def badges(name: str, learner: bool) -> str:
     path = f"notebooks/{'exercises/' if learner else ''}{name}.ipynb"
     colab = REPOSITORY_URL.replace("https://github.com", "https://colab.research.google.com/github")
     return BADGES.format(colab=f"{colab}/blob/main/{path}" if colab else "../README.md#colab")
+
+
+def road_map(source: Path) -> str:
+    """Return the stages of the workshop with links to their notebooks, the stage and number of this one in bold."""
+    stems = {path.stem[:2]: path.stem for path in source.parent.glob("[0-9][0-9]_*.py")}
+    stages = []
+    for stage, numbers in STAGES.items():
+        here = source.stem[:2] in numbers.split()
+        links = [f"**{number}**" if stems[number] == source.stem else f"[{number}]({stems[number]}.ipynb)"
+                 for number in numbers.split() if number in stems]
+        if links:
+            stages.append(" ".join([f"**{stage}**" if here else stage, *links]))
+    return " → ".join(stages)
 
 
 def solutions(cells: list[NotebookNode]) -> str:
@@ -140,7 +155,7 @@ def build(source: Path, learner: bool = False) -> str:
         if "setup" in tags:
             cell.source = (source.parent / "setup_cell.py").read_text(encoding="utf-8").strip()
             cell.source = cell.source.replace('REPOSITORY_URL = ""', f'REPOSITORY_URL = "{REPOSITORY_URL}"')
-        cell.source = cell.source.replace("<!-- badges -->", badges(source.stem, learner))
+        cell.source = cell.source.replace("<!-- badges -->", f"{badges(source.stem, learner)}\n\n{road_map(source)}")
         text = learner_cell(cell) if learner else complete_cell(cell)
         if "# >>> solution" in text or "# <<< solution" in text:
             raise SourceError(

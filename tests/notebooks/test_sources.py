@@ -234,6 +234,13 @@ def test_the_builder_writes_what_all_notebooks_share(folder):
     assert (folder / "exercises" / "README.md").read_text().endswith(f"\n\n{TABLE}")
 
 
+def test_the_road_map_marks_the_place_of_a_notebook(tmp_path):
+    for name in ("00_demo", "05_now", "06_later"):
+        (tmp_path / f"{name}.py").touch()
+    assert build_notebooks.road_map(tmp_path / "05_now.py") == (
+        "start [00](00_demo.ipynb) → **reinforcement learning** **05** [06](06_later.ipynb)")
+
+
 def test_one_constant_opens_every_notebook_in_colab(folder, monkeypatch):
     monkeypatch.setattr(build_notebooks, "REPOSITORY_URL", "https://github.com/owner/name")
     (folder / "src" / "00_demo.py").write_text('# %% [markdown]\n# <!-- badges -->\n\n# %% tags=["setup"]\n# Text.\n')
