@@ -1,4 +1,4 @@
-"""Record the runs of notebook 09: a healthy one, and eight that have exactly one problem each.
+"""Record the runs of notebook 09: a healthy one, eight that have exactly one problem each, and one that is only noisy.
 
     python scripts/record_runs.py --output-dir runs/recording
     python scripts/record_runs.py --output-dir runs/recording --only A,E    some of them
@@ -93,6 +93,7 @@ RECORDINGS = {
     "F": Recording("nothing to reward", {"model.name": "tiny"}),
     "G": Recording("dead reward function", reward_funcs=(format_reward, rewards.equation_reward)),
     "H": Recording("sampler not updated", stale_sampler=True),
+    "I": Recording("only noise", {"grpo.per_device_train_batch_size": 64}),  # 4 problems per step instead of 16
 }
 
 # Run C starts from the model of this run, on the same easy problems.

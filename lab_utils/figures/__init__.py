@@ -13,12 +13,15 @@ from .evaluation import (
     plot_story,
 )
 from .lessons import (
+    OVERVIEW,
     plot_advantages,
     plot_loss_mask,
     plot_overview,
+    plot_panel,
     plot_pipeline,
     plot_side_by_side,
     plot_token_values,
+    plot_value_changes,
 )
 from .style import INK, METHOD_COLORS, OTHER_COLORS
 from .training import plot_against_tokens, plot_log, plot_reward_components, plot_sft, plot_training

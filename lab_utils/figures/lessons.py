@@ -7,14 +7,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..runs import RunDirectory
 from .style import INK, METHOD_COLORS, OTHER_COLORS, finish, panels
 from .training import METRICS, draw_functions, draw_metric, metrics_of, x_label
 
-# The panels of the overview, row by row; None is the panel with every reward function.
-OVERVIEW = ("reward", "accuracy", None, "completions/mean_length", "completions/clipped_ratio", "entropy",
+# The panels of the overview, row by row, in the order to read them; "rewards" is the one with each reward function.
+OVERVIEW = ("reward", "accuracy", "rewards", "completions/mean_length", "completions/clipped_ratio", "entropy",
            "kl", "grad_norm", "frac_reward_zero_std")
 
 
@@ -72,23 +73,59 @@ def plot_token_values(
     return finish(figure, path)
 
 
+def plot_value_changes(changes: Mapping[str, Sequence[float]], path: str | Path | None = None) -> Figure:
+    """Draw how each attempt changed a critic's expectation, by the attempt's verdict.
+
+    Args:
+        changes: {"yes": for each attempt with this verdict, the value after it minus the value when it began}.
+    """
+    figure, ax = plt.subplots(figsize=(11, 4.2))
+    jitter = np.random.default_rng(0)
+    for row, (found, color) in enumerate(zip(changes.values(), OTHER_COLORS[1:], strict=False)):
+        heights = row + jitter.uniform(-0.28, 0.28, len(found))
+        ax.plot(found, heights, color=color, marker=".", markersize=7, alpha=0.5, linestyle="none")
+        if len(found) > 1:
+            mean, margin = np.mean(found), 1.96 * np.std(found, ddof=1) / len(found) ** 0.5
+            ax.errorbar(mean, row, xerr=margin, color=INK, marker="D", markersize=8, capsize=7, linewidth=2)
+            ax.annotate(f"{mean:+.2f}".replace("-", "−"), (mean, row + 0.34), ha="center", va="bottom")
+    ax.axvline(0, color=INK, linewidth=1.5)
+    ax.set_yticks(range(len(changes)), [f"after {verdict!r}\n({len(found)})" for verdict, found in changes.items()])
+    ax.set_ylim(-0.5, len(changes) - 0.3)
+    ax.set(title="What a verdict does to the critic's expectation",
+           xlabel="value after the attempt minus value before it   (a point per attempt; mean with 95% interval)")
+    return finish(figure, path)
+
+
+def draw_panel(ax: Axes, run: RunDirectory, healthy: RunDirectory, metric: str) -> None:
+    """Draw one curve of OVERVIEW, next to that of a healthy run (grey)."""
+    if metric == "rewards":
+        frame = run.metrics()
+        functions = [name for name in frame if name.startswith("rewards/") and name.endswith("/mean")]
+        series = {name.split("/")[1].removesuffix("_reward"): frame[name] for name in functions}
+        draw_functions(ax, frame["step"], series, OTHER_COLORS[1:], label_gap=0.13)
+        ax.set(title="Each reward function", ylabel="mean per response")
+    else:
+        draw_metric(ax, metrics_of({"healthy": healthy, f"run {run.path.name}": run}), metric)
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -0.03 * high), high)  # room below 0, so that a curve that stays there can be seen
+
+
+def plot_panel(run: RunDirectory, healthy: RunDirectory, metric: str, path: str | Path | None = None) -> Figure:
+    """Draw one of the curves of OVERVIEW on its own: a run next to a healthy one (grey)."""
+    figure, ax = plt.subplots(figsize=(9, 4.2))
+    draw_panel(ax, run, healthy, metric)
+    ax.set_title(f"Run {run.path.name}: {ax.get_title(loc='left')}   (grey: healthy)")
+    ax.set_xlabel(x_label(metrics_of({"healthy": healthy, "run": run})), fontsize=12)
+    return finish(figure, path)
+
+
 def plot_overview(run: RunDirectory, healthy: RunDirectory, path: str | Path | None = None) -> Figure:
     """Draw the nine curves to read when a GRPO run looks wrong, next to those of a healthy run (grey)."""
-    frame = run.metrics()
-    groups = metrics_of({"healthy": healthy, f"run {run.path.name}": run})
     figure, axes = plt.subplots(3, 3, figsize=(15, 10.5))
     for ax, metric in zip(axes.flat, OVERVIEW, strict=True):
-        if metric is not None:
-            draw_metric(ax, groups, metric)
-        else:
-            functions = [name for name in frame if name.startswith("rewards/") and name.endswith("/mean")]
-            series = {name.split("/")[1].removesuffix("_reward"): frame[name] for name in functions}
-            draw_functions(ax, frame["step"], series, OTHER_COLORS[1:], label_gap=0.13)
-            ax.set(title="Each reward function", ylabel="mean per response")
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(low, -0.03 * high), high)  # room below 0, so that a curve that stays there can be seen
+        draw_panel(ax, run, healthy, metric)
     figure.suptitle(f"Run {run.path.name}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
-    figure.supxlabel(x_label(groups), fontsize=14, color=INK)
+    figure.supxlabel(x_label(metrics_of({"healthy": healthy, "run": run})), fontsize=14, color=INK)
     return finish(figure, path)
 
 

@@ -1,7 +1,7 @@
 """What can go wrong in a GRPO run, and how each problem shows in its metrics next to those of a healthy run.
 
-Notebook 09's self-check reads the recorded runs with this. The thresholds fit those runs: each has one problem and the
-same seed as the healthy run. On your own runs the curves and your eyes decide.
+Notebook 09's self-check reads the recorded runs with this. The thresholds fit those runs: each has one problem, or is
+only noisy, and has the same seed as the healthy run. On your own runs the curves and your eyes decide.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ def end(metrics: pd.DataFrame, column: str) -> float:
 def change(metrics: pd.DataFrame, column: str) -> float:
     """Return by how much a column has risen from the first steps to the last."""
     return end(metrics, column) - begin(metrics, column)
+
+
+def scatter(metrics: pd.DataFrame, column: str) -> float:
+    """Return the standard deviation of a column's noise, estimated from the differences between neighboring steps."""
+    return float((metrics[column].diff() ** 2).mean() / 2) ** 0.5
 
 
 def reward_means(metrics: pd.DataFrame) -> list[str]:
@@ -88,6 +93,13 @@ PROBLEMS = {
         "most groups have no signal, and no response is correct",
         ("frac_reward_zero_std", "accuracy"),
         lambda m, healthy: not _has_signal(m) and m["accuracy"].max() < 0.02,
+    ),
+    "only noise": Problem(
+        "accuracy rises as in the healthy run and every reward function pays, but the curves jump much more",
+        ("accuracy", "reward"),
+        lambda m, healthy: change(m, "accuracy") > change(healthy, "accuracy") / 2
+        and all(m[name].max() > 0 for name in reward_means(m))
+        and scatter(m, "accuracy") > 1.4 * scatter(healthy, "accuracy"),
     ),
     "problems too easy": Problem(
         "most groups have no signal, and nearly every response is correct from the first step",

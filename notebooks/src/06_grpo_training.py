@@ -4,10 +4,11 @@
 # <!-- badges -->
 #
 # > **You will learn** to train with TRL's GRPOTrainer; to read reward, length, entropy and the groups without a
-# > signal during the run; what changes on a GPU with vLLM.
+# > signal during the run; to say what exactly the model has learned; what changes on a GPU with vLLM.
 # >
-# > **Time** 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9 hours (T4) ·
-# > **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained here)
+# > **Time** the machine: 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9
+# > hours (T4) · you: 50 minutes · **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained
+# > here)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -39,10 +40,10 @@ print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), sta
 # %% [markdown]
 # ## One step of GRPO
 #
-# In notebook 05 you computed each part by hand. TRL's `GRPOTrainer` repeats the same four parts. It **samples** a
-# group of completions for each of several problems (all of them together are a **rollout**). It **scores** them with
-# the reward functions, turns the scores of a group into **advantages**, and **updates** the policy. Then it throws the
-# completions away: the next step samples from the new policy.
+# In notebook 05 you wrote each part and trained with a loop of your own. TRL's `GRPOTrainer` repeats the same four
+# parts. It **samples** a group of completions for each of several problems (all of them together are a **rollout**). It
+# **scores** them with the reward functions, turns the scores of a group into **advantages**, and **updates** the
+# policy. Then it throws the completions away: the next step samples from the new policy.
 #
 # Nothing tells the model how to solve a problem. What earned more becomes more likely, and that is all.
 
@@ -80,9 +81,9 @@ pd.DataFrame({"p": p, "variance p(1-p)": p * (1 - p), **without_signal}).round(3
 # %% [markdown]
 # Too hard teaches as little as too easy. Larger groups help with hard problems: one lucky completion is enough.
 #
-# ## Exercise: the share of groups without a signal
+# ## Exercise 1: the share of groups without a signal
 #
-# *Difficulty: easy · importance: high · spend up to 10 minutes*
+# *Difficulty: easy · importance: high · about 10 minutes*
 #
 # `rewards` is a flat list, as TRL keeps it: the completions of a group stand one after the other. Return the share of
 # groups whose rewards are all equal. TRL logs it as `frac_reward_zero_std`. By hand: `[1, 0, 0, 0, 0, 0, 0, 0]` in
@@ -98,7 +99,10 @@ def share_without_signal(rewards, num_generations):
     # <<< solution
 
 
-share_without_signal([1, 0, 0, 0, 0, 0, 0, 0], 4)
+# %% [markdown] tags=["hints"]
+# 1. Cut the list into pieces of `num_generations` first. When are all rewards of one piece equal, whatever they are?
+# 2. `rewards[start : start + num_generations]` for `start` in `range(0, len(rewards), num_generations)`. All are equal
+#    if the largest equals the smallest.
 
 # %%
 from lab_utils.teaching import checks
@@ -106,10 +110,50 @@ from lab_utils.teaching import checks
 checks.check_share_without_signal(share_without_signal)
 
 # %% [markdown]
+# ## Exercise 2: 90% correct, and how many groups still teach?
+#
+# *Difficulty: medium · importance: high · about 10 minutes*
+#
+# A model answers 90% of the samples correctly, and groups have 8 completions. You will meet the figure 0.9⁸ + 0.1⁸ =
+# 43% for the groups without a signal. It assumes that all problems are equally hard. They never are. `solve_rates`
+# holds one *p* for each problem. Return the share of groups without a signal that you expect.
+#
+# By hand, for groups of 2: if both problems have p = 0.5, half of the groups have no signal. If one problem is always
+# solved and the other one never, the mean is 0.5 as well, and *no* group has a signal.
+
+# %%
+def expected_without_signal(solve_rates, num_generations):
+    """Return the expected share of groups without a signal, for problems that are solved at these rates."""
+    # YOUR CODE HERE
+    # >>> solution
+    silent = [p**num_generations + (1 - p) ** num_generations for p in solve_rates]
+    return sum(silent) / len(silent)
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. Each problem has its own probability that its group is all correct or all wrong. In which order do you average and
+#    raise to a power?
+# 2. For each p: `p**num_generations + (1 - p)**num_generations`. Then take the mean of these numbers.
+
+# %%
+checks.check_expected_without_signal(expected_without_signal)
+
+# %%
+for name, rates in {"all problems at 90%": [0.9] * 10, "nine always solved, one never": [1.0] * 9 + [0.0],
+                    "half at 100%, half at 80%": [1.0] * 5 + [0.8] * 5}.items():
+    print(f"{name:<30} {expected_without_signal(rates, 8):4.0%} of the groups have no signal")
+
+# %% [markdown]
+# The mean accuracy alone does not tell you how much there is left to learn from. With mixed problems it is always at
+# least as bad as the formula says for their mean. That is why many recipes filter the problems: keep those that are
+# solved *sometimes*.
+#
 # ## The real run
 #
-# Write down your guess first: will the responses become longer or shorter? The progress bar shows the mean reward,
-# the accuracy on the problems of the step, and the mean length. To watch the same numbers as curves, type this in a
+# Write down your guess first: will the responses become longer or shorter? The next cell trains for about two minutes
+# on two CPU cores. The progress bar shows the mean reward, the accuracy on the problems of the step, and the mean
+# length. To watch the same numbers as curves, type this in a
 # terminal in the workshop's folder, with your own OUTPUT_DIR. In Colab, use `%load_ext tensorboard` and `%tensorboard
 # --logdir outputs` in a cell of their own.
 #
@@ -118,7 +162,7 @@ checks.check_share_without_signal(share_without_signal)
 # ```
 #
 # If you interrupt the cell and run it again, it resumes from the last checkpoint. A finished run is not trained again;
-# to train it again, delete its folder.
+# to train it again, delete its folder, or choose another OUTPUT_DIR.
 
 # %%
 run = grpo.train(config, runs / "grpo", model=start, resume=True)
@@ -131,8 +175,24 @@ from lab_utils.figures import plot_training
 plot_training({"GRPO": run}, figures / "06_training.png")
 
 # %% [markdown]
-# Which reward function pays for it? The next figure splits the reward into each function's mean times its weight. The
-# parts add up to the total.
+# The accuracy of single steps jumps up and down. Is that learning and forgetting? Each step asks *other* problems, a
+# handful of them, and some are harder. The points in the accuracy panel ask the *same* held-out problems each time, so
+# judge the trend by them. How far does a step move by chance? The problems are the sample, so the standard error is the
+# spread between problems, divided by the root of their number. (Notebook 09 has an exercise on this.)
+
+# %%
+per_problem = run.completions().groupby(["step", "question"])["correct"].mean()  # of the groups that were recorded
+problems = completions // settings.num_generations
+spread = per_problem.groupby("step").std().mean()
+print(f"share of correct responses, standard deviation between problems: {100 * spread:.0f} points")
+print(f"so the accuracy of a step with {problems} problems has a standard error of "
+      f"{100 * spread / problems**0.5:.0f} points")
+
+# %% [markdown]
+# Steps that differ by twice this are nothing unusual, and neither is a dip of two or three steps in a row.
+#
+# Which reward function pays for the gain? The next figure splits the reward into each function's mean times its weight.
+# The parts add up to the total.
 
 # %%
 from lab_utils.figures import plot_reward_components
@@ -154,12 +214,66 @@ expect(config, "responses have become longer", after["completions/mean_length"] 
 expect(config, "responses make more attempts", after["attempts"] > before["attempts"])
 
 # %% [markdown]
-# Reward and accuracy rise together, steeply at first. The responses become longer, and the model makes more attempts:
-# it no longer gives up after a wrong one. The reward never asked for that; it looks at the answer only. Are the extra
-# attempts the whole gain? Then the *first* attempt would succeed as rarely as before. Notebook 08 counts.
+# Reward and accuracy rise together, steeply at first. The responses become longer, and the model makes more attempts.
+# No reward asked for that: one looks at the answer, the other at the tags.
 #
 # If you don't see that, check first whether `reward` and `accuracy` diverge. A reward that rises alone is earned by
-# something other than correct answers (notebook 07). If both stay flat, look at the next figure.
+# something other than correct answers (notebook 07). If both stay flat, look at the figure of the run's health below.
+#
+# ## Exercise 3: what exactly has it learned?
+#
+# *Difficulty: medium · importance: high · about 15 minutes*
+#
+# "It makes more attempts" can have two reasons. Either it has learned not to give up after a failed attempt, or it
+# fails more often and so needs more attempts. So count the decision itself. The tiny model ends each attempt with
+# `yes` or `no`. After a `no` it has a choice: a new line with the next attempt, or `</think>` and an answer that it
+# knows to be wrong. Return how many attempts of some responses ended with `no`, and after how many of these the model
+# gave up.
+#
+# By hand: `<think>9 - 2 = 7 no\n9 + 2 = 11 no</think><answer>9 + 2</answer>` has two failed attempts, and the model
+# gives up once. A response that was cut off after its last `no` has not given up.
+
+# %%
+import re
+
+
+def failed_and_given_up(responses):
+    """Return two counts: the attempts that ended with "no", and those of them after which </think> follows."""
+    # YOUR CODE HERE
+    # >>> solution
+    after_no = [found for text in responses for found in re.findall(r"\bno\b\s*(</think>)?", text)]
+    return len(after_no), sum(found == "</think>" for found in after_no)
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. Two things can be searched for in each response: the word `no`, and the word `no` with `</think>` right after it.
+#    Which wrong counts would `text.count("no")` give?
+# 2. `re.findall(r"\bno\b\s*(</think>)?", text)` returns one string for each `no`: `"</think>"` if the model gave up
+#    there, else `""`.
+
+# %%
+checks.check_failed_and_given_up(failed_and_given_up)
+
+# %%
+for step, rows in run.completions().groupby("step"):
+    failed, given_up = failed_and_given_up(rows["completion"])
+    hits = sum(len(re.findall(r"\byes\b", text)) for text in rows["completion"])
+    print(f"step {step:>4}: {hits:>3} of {hits + failed:>3} attempts succeed ({hits / max(1, hits + failed):4.0%}); "
+          f"the model gives up after {given_up:>3} of {failed:>3} that fail ({given_up / max(1, failed):4.0%})")
+
+# %% [markdown]
+# Compare the two columns. If the first share stays about where it was and the second one falls, then the model has not
+# become much better at finding attempts. It has learned to go on. (Each step asks other problems, so both shares jump.
+# A full-size model writes no such marks: then there is nothing to count.)
+#
+# Why did it learn that? A wrong answer in the correct format earns 0.1, whether the model gave up early or late.
+# Another attempt may earn 1.1, and costs nothing: no reward looks at the length. So going on is worth more on average.
+# Is the gain *only* that? Notebook 08 looks at the first attempts.
+#
+# The same bargain explains **runaway searches**, responses that repeat attempts until they are cut off. They earn 0
+# instead of 0.1, a small loss, and most searches do end before the limit. The share of responses cut off often rises
+# first, when giving up becomes rare, and falls later, as the policy learns from the ones that went wrong.
 #
 # ## Is the run healthy?
 
@@ -179,8 +293,8 @@ plot_training({"GRPO": run}, figures / "06_health.png", metrics=drawn)
 #   larger models) there is no curve.
 # - **Groups without a signal** (your exercise) may rise at the end, because more and more groups are entirely correct.
 #   Near 100% from the start means that nothing can be learned: the problems are too hard, or the reward never fires.
-# - **Responses cut off** reached the maximum length and hold no answer. Watch this curve when responses grow. A limit
-#   that is too low punishes searching, and a model that never stops wastes all of its tokens.
+# - **Responses cut off** reached the maximum length, nearly always without an answer. Watch this curve when responses
+#   grow. A limit that is too low punishes searching, and a model that never stops wastes all of its tokens.
 #
 # `metrics.csv` has more, such as **grad_norm**. It should stay within one order of magnitude. If it spikes while the
 # reward falls, lower the learning rate.
@@ -197,8 +311,13 @@ print(f"largest clip ratio of the run: {metrics['clip_ratio/region_mean'].max():
 #
 # The loss is no guide either. The advantages of a group add up to 0, but the loss type here, `dapo`, averages over
 # tokens, so a long completion counts more than a short one. Soon the long completions are those that searched and
-# failed. Their advantages are negative, and the loss *rises* while the model gets better.
-#
+# failed. Their advantages are negative, and minus a negative mean is positive. The KL term is added on top. So the loss
+# often *rises* while the model gets better:
+
+# %%
+print(f"loss, first and last {tenth} steps: {before['loss']:.3f} → {after['loss']:.3f}")
+
+# %% [markdown]
 # ## Read what it wrote
 #
 # Curves can hide what text shows. Here are question, gold, response and extracted answer of two completions of one
@@ -216,11 +335,23 @@ for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
 # %%
 from lab_utils.teaching.inspection import sums_right
 
+shares = {}
 for step, rows in run.completions().groupby("step"):
     sums = [sums_right(text) for text in rows["completion"]]
-    despite_it = sum(correct and not all(right) for correct, right in zip(rows["correct"], sums, strict=True))
-    print(f"step {step:>4}: {sum(map(sum, sums)) / max(1, sum(map(len, sums))):4.0%} of the sums are correct; "
+    right, count = sum(map(sum, sums)), max(1, sum(map(len, sums)))
+    shares[step] = right / count, (right / count * (1 - right / count) / count) ** 0.5  # with its standard error
+    despite_it = sum(correct and not all(found) for correct, found in zip(rows["correct"], sums, strict=True))
+    print(f"step {step:>4}: {right:>3} of {count:>3} sums are correct ({right / count:5.1%}); "
           f"{despite_it} of {rows['correct'].sum()} correct answers come with a wrong sum")
+(first, first_error), (last, last_error) = shares[min(shares)], shares[max(shares)]
+shift, margin = last - first, 2 * (first_error**2 + last_error**2) ** 0.5
+print(f"from the first step to the last: {100 * shift:+.1f} ± {100 * margin:.1f} points, so the sums get",
+      "better" if shift > margin else "worse" if shift < -margin else "neither better nor worse that one could see")
+
+# %% [markdown]
+# Nothing in the reward makes sums better. A wrong sum that happens to hit the target writes `yes`, and the answer after
+# it is wrong, so it is not paid. But a wrong sum in a failed attempt costs nothing, and longer responses hold more
+# sums, in places where the model has less practice. Expect the sums to stay or to get a little worse.
 
 # %% [markdown]
 # The run directory keeps such samples for some steps. Here is your function on their rewards, next to what TRL logged
@@ -283,7 +414,8 @@ pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 #
 # ## Summary
 # - A step samples groups, scores them, compares within each group, and updates once. The reward is the only teacher.
-# - The model searches longer because the reward pays for it, and accuracy rises with it.
+# - The model gives up less often because going on pays. Its responses become longer, and accuracy rises.
+# - A step's accuracy is that of its few problems. Judge the trend by the same problems every time.
 # - Read reward *and* accuracy, length *and* truncation, entropy, groups without a signal. Never the loss.
 # - Groups that are entirely correct or entirely wrong teach nothing.
 #

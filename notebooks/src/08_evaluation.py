@@ -3,11 +3,11 @@
 #
 # <!-- badges -->
 #
-# > **You will learn** to compare base, SFT, GRPO and PPO honestly: strict and lenient accuracy, pass@k, intervals,
-# > paired tests, and the controls that a claim needs.
+# > **You will learn** to compare base, SFT and GRPO honestly: strict and lenient accuracy, pass@k, intervals, paired
+# > tests, and the controls that a claim needs.
 # >
-# > **Time** 4 minutes on a CPU, 30 on a GPU · **Needs** notebooks 03 and 06 in the same OUTPUT_DIR (what is missing
-# > is trained first); 10 for PPO in the comparison
+# > **Time** the machine: 4 minutes on a CPU, 30 on a GPU · you: 50 minutes · **Needs** notebooks 03 and 06 in the same
+# > OUTPUT_DIR (what is missing is trained first)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -37,9 +37,6 @@ figures = Path(OUTPUT_DIR) / "figures"
 sources = {"base": config.model.name, "SFT": finished_run(config, runs, "sft")}
 in_plain_text = ["base"] if config.model.name == "tiny" else []  # it has never seen a chat
 sources["GRPO"] = finished_run(config, runs, "grpo")
-ppo = RunDirectory(runs / "ppo")
-if ppo.has_model and ppo.config().model.name == config.model.name:  # skip another recipe's smaller model
-    sources["PPO"] = ppo
 print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources)}.")
 
 # %% [markdown]
@@ -49,9 +46,9 @@ print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources
 # `task.is_correct`, the one definition that the reward uses, too. It does not ask for the rest of the format: a
 # response with a correct answer but without its thoughts in `<think>` is correct, and the column `in_format` counts the
 # correct responses that have the whole format. **Lenient** also accepts an answer without tags in one more place: the
-# expression on the last line, or the last number of a word problem. It does not find an answer that stands elsewhere.
-# A model can gain a lot of strict accuracy without solving one more problem, just by learning where to put its
-# answers. Always report both.
+# expression on the last line, or the last number of a word problem. It does not find an answer that stands elsewhere. A
+# model can gain a lot of strict accuracy without solving one more problem, just by learning where to put its answers.
+# Always report both.
 #
 # Judge these four responses yourself before you run the cell: reach 45 with 3, 6 and 7.
 
@@ -81,9 +78,9 @@ for text in (
 #
 # $$\text{pass@}k = 1 - \frac{\binom{n-c}{k}}{\binom{n}{k}}$$
 #
-# ## Exercise: pass@k
+# ## Exercise 1: pass@k
 #
-# *Difficulty: easy · importance: high · spend up to 10 minutes*
+# *Difficulty: easy · importance: high · about 10 minutes*
 #
 # Write the formula. (The tempting 1 − (1 − c/n)^k puts each draw back, and gives too small a value.)
 
@@ -99,7 +96,9 @@ def pass_at_k(n, c, k):
     # <<< solution
 
 
-print(pass_at_k(4, 1, 2))
+# %% [markdown] tags=["hints"]
+# 1. Count the draws of k samples that miss. They hold only wrong samples. How many wrong samples are there?
+# 2. `math.comb(a, b)` is the number of ways to choose b of a. It is 0 if b is larger than a, as you need here.
 
 # %%
 from lab_utils.teaching import checks
@@ -128,7 +127,8 @@ for n in (10, 50, 250, 500, 1319):
 # ## The real evaluation
 #
 # Each model answers the same test problems several times. None of these problems is in the training data, not even
-# with its numbers in another order. Saved results are read, not made again.
+# with its numbers in another order. The base model of tier `cpu` is asked in plain text, as it was trained. Saved
+# results are read, not made again; what is missing takes about half a minute for each model on a CPU.
 
 # %%
 from lab_utils.evaluation import Evaluation, evaluate_run, format_results, results_table
@@ -163,22 +163,67 @@ for label, e in evaluations.items():
     print(f"{label:>5}: maj@{k} {e.maj_at[k]:.1%}, maj@1 {e.maj_at[1]:.1%}")
 
 # %% [markdown]
-# The curves of pass@k answer a question that accuracy cannot: did training make the model solve **more** problems, or
-# the same problems **more reliably**? Where two curves meet at the right end, the weaker model finds the same
-# solutions if it may try often enough.
+# The curves of pass@k answer a question that accuracy cannot: how much of the gain is there to be had by trying more
+# often? Where two curves meet at the right end, the weaker model solves *as many* problems if it may try *k* times. It
+# need not be the same problems, nor the same solutions. Count:
+
+# %%
+solved = {label: e.scores().any(axis=1) for label, e in evaluations.items()}
+print(f"Of {len(solved['SFT'])} problems, at least one of {after.num_samples} answers is correct for")
+print(f"    both models {(solved['SFT'] & solved['GRPO']).sum()}, only SFT {(solved['SFT'] & ~solved['GRPO']).sum()}, "
+      f"only GRPO {(~solved['SFT'] & solved['GRPO']).sum()}, neither {(~solved['SFT'] & ~solved['GRPO']).sum()}")
+
+# %% [markdown]
+# With so few samples, "only SFT" may be luck: ask the same model again, and some of these change.
 #
-# Compare maj@k with accuracy, too. Wrong answers scatter. Correct ones agree more often, although several expressions
-# can be correct and each of them gets its own votes. So voting helps, without any judge.
+# Compare maj@k with accuracy, too. Voting helps if the correct answers agree more often than the wrong ones. On
+# Countdown several expressions can be correct, and each of them gets its own votes. Does it help here?
 #
 # ## Is the difference real? Compare in pairs
 #
 # Both models answered the *same* questions. Some are easy for both. So look at the difference question by question,
 # and redraw the questions at random many times (a **bootstrap**). How much does the mean difference vary?
+#
+# ## Exercise 2: redraw the questions
+#
+# *Difficulty: medium · importance: high · about 10 minutes*
+#
+# `before` and `after` hold each question's score under the two models, in the same order. Each of the `draws` is a list
+# of question numbers, drawn at random with replacement: some come twice, some not at all. Return the mean difference,
+# `after` minus `before`, for each draw.
+#
+# By hand: `before = [0, 0.5, 1]`, `after = [1, 0.5, 1]`. The draw `[0, 0, 2]` has the differences 1, 1 and 0, so 2/3.
 
 # %%
+def redrawn_differences(before, after, draws):
+    """Return the mean of after minus before over the questions of each draw."""
+    # YOUR CODE HERE
+    # >>> solution
+    return [sum(after[i] - before[i] for i in draw) / len(draw) for draw in draws]
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. What makes the comparison a paired one? A question that is drawn must be drawn for both models.
+# 2. For each `draw`, take `after[i] - before[i]` for each `i` in it, repeated ones included, and then the mean.
+
+# %%
+checks.check_redrawn_differences(redrawn_differences)
+
+# %% [markdown]
+# The middle 95% of these means are the interval. Here is yours, next to that of `paired_bootstrap`, which redraws more
+# often, and next to the interval that you would get if the two models had answered different questions:
+
+# %%
+import numpy as np
+
 from lab_utils.evaluation import mcnemar, paired_bootstrap
 
+questions = len(before.per_problem)
+draws = np.random.default_rng(SEED).integers(questions, size=(1000, questions)).tolist()
+low, high = np.quantile(redrawn_differences(before.per_problem, after.per_problem, draws), [0.025, 0.975])
 paired = paired_bootstrap(before.per_problem, after.per_problem)
+print(f"95% interval, yours:                {100 * low:+.1f} to {100 * high:+.1f}")
 print(f"GRPO − SFT: {100 * paired.difference:+.1f} percentage points, p {'<' if paired.p_value < 1e-3 else '='} "
       f"{max(paired.p_value, 1e-3):.3f}")
 print(f"95% interval, paired:               {100 * paired.low:+.1f} to {100 * paired.high:+.1f}")
@@ -202,9 +247,9 @@ print(f"correct only with SFT: {only_sft}, correct only with GRPO: {only_rl} →
 # tiny model marks each attempt with `yes` or `no`. If all of the gain came from trying longer, its *first* attempt
 # would succeed as rarely as before.
 #
-# ## Exercise 2: the first verdict
+# ## Exercise 3: the first verdict
 #
-# *Difficulty: easy · importance: medium · spend up to 5 minutes*
+# *Difficulty: easy · importance: medium · about 5 minutes*
 #
 # Return the first `yes` or `no` in a response that is a word of its own, or `None` if there is none.
 
@@ -221,20 +266,40 @@ def first_verdict(text):
     # <<< solution
 
 
-checks.check_first_verdict(first_verdict)
+# %% [markdown] tags=["hints"]
+# 1. Which of the two words comes first decides. Words such as `not` and `nothing` begin with `no` as well.
+# 2. `re.search(r"\b(yes|no)\b", text)` finds the first one, or returns None.
 
 # %%
-for label in [name for name in ("SFT", "GRPO", "PPO") if name in evaluations]:
-    texts = [one["text"] for example in evaluations[label].examples for one in example["completions"]]
-    first_hits = sum(first_verdict(text) == "yes" for text in texts) / len(texts)
-    print(f"{label:>5}: the first attempt succeeds in {first_hits:4.0%} of the responses, "
-          f"{evaluations[label].accuracy:4.0%} are correct in the end")
+checks.check_first_verdict(first_verdict)
 
 # %% [markdown]
-# GRPO's first attempts have become somewhat better. Most of its gain comes after them, from not giving up. In the
-# run behind the README, 22% of the first attempts succeeded before, 28% with GRPO, and 38% with PPO. A good part of
-# PPO's gain is a better choice of what to try. (A full-size model writes no such marks, so its shares are 0. It would
-# need another sign of a first attempt.)
+# A correct answer either follows a first attempt that succeeded, or a later one. So the gain is the sum of two parts,
+# and each part has its own paired interval:
+
+# %%
+def correct_by_attempt(evaluation):
+    """Return for each question the share of correct answers whose first attempt succeeded, and of the others."""
+    by_first, later = [], []
+    for example in evaluation.examples:
+        verdicts = [(one["correct"], first_verdict(one["text"]) == "yes") for one in example["completions"]]
+        by_first.append(sum(correct and first for correct, first in verdicts) / len(verdicts))
+        later.append(sum(correct and not first for correct, first in verdicts) / len(verdicts))
+    return {"by the first attempt": by_first, "by a later one": later, "in all": evaluation.per_problem}
+
+
+parts = {label: correct_by_attempt(evaluations[label]) for label in ("SFT", "GRPO")}
+for part in parts["SFT"]:
+    sft_part, grpo_part = parts["SFT"][part], parts["GRPO"][part]
+    gain = paired_bootstrap(sft_part, grpo_part)
+    print(f"correct {part:<21} SFT {np.mean(sft_part):5.1%}, GRPO {np.mean(grpo_part):5.1%}: "
+          f"{100 * gain.difference:+5.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]")
+
+# %% [markdown]
+# If the first line's interval is near 0 and the second line holds the gain, then persistence is what was learned
+# (notebook 06 counted how often the model gives up). If the first line has gained too, GRPO also chooses better what to
+# try. (A full-size model writes no such marks, so all of its correct answers stand in the second line. It would need
+# another sign of a first attempt.)
 #
 # ## Was it the reward?
 #
@@ -244,10 +309,10 @@ for label in [name for name in ("SFT", "GRPO", "PPO") if name in evaluations]:
 # - **random reward**: the same GRPO, but a coin decides what is correct. The format reward stays.
 # - **extra SFT**: more of the same demonstrations, for as many seconds.
 #
-# To save your time they stop early, at GRPO's first checkpoint. The budget is equal: every learning rate is that of
-# the whole run at the same step, and extra SFT takes the same share of a run that lasts as long as GRPO's. Compare both
-# with that checkpoint of GRPO, not with its end. `scripts/measure_learning.py --controls` runs both in full, with
-# several seeds.
+# To save your time they stop early, at GRPO's first checkpoint. The budget is equal: every learning rate is that of the
+# whole run at the same step, and extra SFT takes the same share of a run that lasts as long as GRPO's. Compare both
+# with that checkpoint of GRPO, not with its end. Each of the two takes about a minute on a CPU.
+# `scripts/measure_learning.py --controls` runs both in full, with several seeds.
 
 # %%
 import random
@@ -280,10 +345,18 @@ if not extra.has_model:
 for label, run in {"random reward": coin, "extra SFT": extra}.items():
     print(f"{label}: {run.metrics()['step'].max()} steps in {run.metrics()['seconds'].max():.0f} s")
 
+# %% [markdown]
+# Before you look at the figure: where will the coin's *reward* start, compared with GRPO's?
+
 # %%
 from lab_utils.figures import plot_training
 
 plot_training({"GRPO": sources["GRPO"], "random reward": coin}, figures / "08_control.png")
+
+# %% [markdown]
+# It starts *above* GRPO's and stays there. A coin pays half of all responses, whatever they say, so its reward is about
+# 0.5 plus the part for the format. GRPO's reward pays only the responses that are correct. The height of a reward says
+# nothing about learning, and rewards of different functions cannot be compared. Accuracy can.
 
 # %%
 checkpoint = sources["GRPO"].checkpoints_dir / f"checkpoint-{steps}"  # GPU tiers keep only the best and the last
@@ -291,60 +364,6 @@ then = f"GRPO, step {steps}" if checkpoint.is_dir() else "GRPO"
 controls = {"SFT": before, "random reward": evaluation_of("random", coin), "extra SFT": evaluation_of("extra", extra)}
 controls[then] = evaluation_of(f"grpo-step-{steps}", checkpoint) if checkpoint.is_dir() else after
 format_results(results_table(controls))
-
-# %% [markdown]
-# ## GRPO or PPO? One budget, three seeds
-#
-# One run of each method decides nothing: another seed may reverse the order. A fair question is: *after the same
-# start, the same prompts in the same order and the same number of generated tokens, which method has learned more?*
-# Tokens are the budget, because at full size most of the time goes into generating them. Three seeds of both methods
-# take half an hour on a CPU, so their results come with the workshop. (They were recorded with an earlier base model,
-# which searched longer from the start.) This command makes them again:
-#
-# ```bash
-# python scripts/measure_learning.py --recipe countdown-ppo --hardware cpu --seeds 0 1 2 --tokens-of grpo \
-#     --output-dir runs/methods
-# ```
-
-# %%
-import json
-
-import pandas as pd
-
-recorded = json.loads(Path("notebooks/recorded/grpo_and_ppo.json").read_text())
-rows = pd.DataFrame(recorded["rows"])
-by_seed = rows.pivot(index="seed", columns="model", values="accuracy")[["SFT", "GRPO", "PPO"]].map("{:.1%}".format)
-gaps = pd.DataFrame(recorded["head_to_head"]).set_index("seed")
-by_seed["PPO − GRPO (percentage points)"] = [
-    f"{100 * r.difference:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in gaps.itertuples()]
-by_seed
-
-# %%
-from lab_utils.figures import plot_against_tokens
-
-plot_against_tokens(recorded["curves"], figures / "08_grpo_and_ppo.png")
-
-# %% [markdown]
-# Each bracket covers the choice of *questions* for one pair of runs. The three rows show the choice of *seed*. An
-# interval for the mean over seeds must come from the three differences. With three of them, Student's t asks for 4.30
-# standard errors on both sides:
-
-# %%
-seeds = 100 * gaps["difference"]
-margin = 4.303 * seeds.std() / math.sqrt(len(seeds))
-print(f"PPO − GRPO, mean of {len(seeds)} seeds: {seeds.mean():+.1f} percentage points, "
-      f"95% interval {seeds.mean() - margin:+.1f} to {seeds.mean() + margin:+.1f}")
-
-# %% [markdown]
-# What this can say: at this budget, on this task, with these settings, PPO is ahead, and not by luck of the seed.
-#
-# What it cannot say: that PPO is the better method. Look for what else differs. PPO uses every rollout twice, in
-# mini-batches. It makes eight small steps where GRPO makes one, so equal tokens are neither equal updates nor equal
-# minutes. GRPO pays here for every step away from its start (`beta` = 0.1, chosen so that a random reward moves
-# nothing). PPO does not, and as a result more of its responses are cut off. Each method has its own settings, tried by
-# hand and not for equally long. The critic shares the hidden states of a tiny model, which is cheap; at full size it
-# may need a model of its own. To find out what makes the difference, change one of these at a time. `--set` does that;
-# choose your own seeds.
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
@@ -368,17 +387,16 @@ expect(config, "extra SFT adds less than half of that", gain["extra SFT"] < gain
 # the answer goes, and hardly anything else. From SFT to GRPO the strict and the lenient bar rise together, so that gain
 # is in solving, and not a habit of the base model that the warm-up had hidden.
 #
-# A coin can move accuracy as well: with an earlier base model, by 3 points in the worst of three full runs. Adam makes
-# steps of one size whether they lead anywhere or not, so noise alone shakes the policy. On this task, a model that
-# gives up less regularly gets more chances. The KL term limits the effect: with `grpo.beta=0` the coin moved accuracy
-# by up to 11 points there, at a similar learning rate. That is why you measure a control instead of assuming that it
-# stays at zero. It is also why a small gain after training is weak evidence for a reward.
+# A coin can move accuracy as well. Adam makes steps of about one size whether they lead anywhere or not, so noise alone
+# shakes the policy, and on this task a model that happens to give up less gets more chances. The KL term limits the
+# effect. (Try `grpo.beta=0` with `scripts/measure_learning.py --controls`.) That is why you measure a control instead
+# of assuming that it stays at zero, and why a small gain after training is weak evidence for a reward.
 #
 # - The random reward helps as much as the real one: the reward was not the reason. Look for what both runs share.
 #   This has happened in published work ("Spurious Rewards", arXiv 2506.10947).
 # - Extra SFT helps as much: you stopped the warm-up too early.
-# - pass@k falls while accuracy rises: the model has narrowed down to a few patterns. Take fewer steps, or add a KL
-#   term.
+# - pass@k falls while accuracy rises: the model has narrowed down to a few patterns, or it spends its tokens on
+#   searches that are cut off. Look at the column `truncated` first. Then take fewer steps, or add a KL term.
 #
 # ## What can be concluded, and what cannot
 #
@@ -386,15 +404,15 @@ expect(config, "extra SFT adds less than half of that", gain["extra SFT"] < gain
 # about the interval above, and far more than a random reward does in the same number of steps.* The test problems are
 # new, the comparison is paired, and the judge is the same for all.
 #
-# You cannot say that GRPO is better than PPO, or the other way round; the section above says why. You cannot say that
-# the model "reasons" better in general: most of what it has learned is one habit that pays on one task. The interval
-# covers the choice of *questions*, but not the choice of seed, of hyperparameters, or of the model. And the controls
-# here stopped at the first checkpoint of the run that they should explain.
+# You cannot say that the model "reasons" better in general: it was trained and tested on one task, and the section
+# above shows how much of its gain is one habit that pays there. The interval covers the choice of *questions*, but not
+# the choice of seed, of hyperparameters, or of the model. And the controls here stopped at the first checkpoint of the
+# run that they should explain.
 #
 # ## Summary
 #
 # - Report strict *and* lenient accuracy, the number of questions and samples, and an interval.
-# - pass@k shows what a model can do; accuracy shows how reliably it does it.
+# - pass@k shows how many problems a model can solve in k tries; accuracy shows how reliable one try is.
 # - If two models answered the same questions, compare them in pairs.
 # - A control with a random reward separates learning from drifting. Equal compute separates method from budget.
 #

@@ -4,9 +4,10 @@
 # <!-- badges -->
 #
 # > **You will learn** to tell from a run's curves and completions what is wrong with it: which curves to read in which
-# > order, how to get from evidence to a hypothesis, a test and a fix, and which alarms to set.
+# > order, how to get from evidence to a hypothesis, a test and a fix, what is only noise, and which alarms to set.
 # >
-# > **Time** 1 minute on a CPU or a GPU, and half an hour to think · **Needs** nothing: the runs come with the workshop
+# > **Time** the machine: 1 minute on a CPU or a GPU · you: 80 minutes · **Needs** nothing: the runs come with the
+# > workshop
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -25,19 +26,20 @@ from lab_utils.runs import RunDirectory
 
 recorded = Path("notebooks/recorded/runs")
 healthy = RunDirectory(recorded / "healthy")
-runs = {letter: RunDirectory(recorded / letter) for letter in "ABCDEFGH"}
+runs = {letter: RunDirectory(recorded / letter) for letter in "ABCDEFGHI"}
 figures = Path(OUTPUT_DIR) / "figures"
 settings = healthy.config()
 print(f"{len(runs)} recorded runs of {settings.recipe} at tier {settings.hardware}, seed {settings.seed}, "
       f"{len(healthy.metrics())} steps each, plus a healthy one")
 
 # %% [markdown]
-# ## Eight runs that went wrong
+# ## Eight runs that went wrong, and one that did not
 #
-# The runs are GRPO on Countdown with the tiny model, as in notebook 06, only shorter, and recorded with an earlier
-# base model. Each contains **one mistake**: in
-# a setting, in a line of code, in the data, or in the choice of the start model. None of them raised an error. All
-# ran to the end, and most people who train models have made most of these mistakes.
+# The runs are GRPO on Countdown with the tiny model, as in notebook 06. Eight of them contain **one mistake** each: in
+# a setting, in a line of code, in the data, or in the choice of the start model. None of them raised an error. All ran
+# to the end, and most people who train models have made most of these mistakes. One run is a **decoy**: nothing is
+# wrong with it. It only looks bad, because it is noisy. In practice that is the most frequent diagnosis, and "fixing"
+# such a run costs the most time.
 #
 # Nothing is trained here. This command records the runs again, in about half an hour on a CPU:
 #
@@ -54,8 +56,8 @@ plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, health
                   figures / "09_accuracy_of_the_recorded_runs.png")
 
 # %% [markdown]
-# Accuracy says *that* something is wrong, not *what*. Several of these curves are flat, each for a different reason,
-# and each reason needs a different fix. So look further.
+# Accuracy may say *that* something is wrong, never *what*. Several of these curves are flat, each for a different
+# reason, and each reason needs a different fix. So look further.
 #
 # ## How to read a run
 #
@@ -69,6 +71,9 @@ plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, health
 # 6. **Groups without a signal.** Is there anything to learn from?
 # 7. **Completions**: correct ones, wrong ones, well-paid ones, from the first step and the last. Never skip them.
 #
+# The thin line is what was logged at each step; the thick one is smoothed. If points are drawn in the accuracy panel,
+# they are the probe: the same held-out problems every time.
+#
 # | you see | look next at | problem | fix |
 # |---|---|---|---|
 # | few groups have a signal, reward at the bottom | completions | nothing to reward | warm-up, easier problems |
@@ -81,46 +86,44 @@ plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, health
 # | one reward function is always 0 | its code, by hand | dead reward function | tags, `re.DOTALL`; add a test |
 # | the longest response never changes | the end of the text | completions cut off | limit; template, end token |
 # | KL and gradients jump, accuracy falls | what came first | learning rate too high | a third of it, or less |
+# | curves jump, but the trend is good | problems per step, probe | only noise | more problems, or patience |
 #
 # Two more rules. **One cause explains every panel**: a hypothesis that fits one panel and contradicts another is wrong.
 # And **test** a hypothesis on something that you have not looked at yet, before you spend hours on a fix.
-#
-# ## The numbers
-#
-# For each curve on that list, here is the mean over the first four steps and over the last four (shares, not percent):
-
-# %%
-import pandas as pd
-
-columns = {  # metric -> name, format
-    "reward": ("reward", ".2f"), "accuracy": ("accuracy", ".2f"), "completions/mean_length": ("length", ".0f"),
-    "completions/clipped_ratio": ("cut off", ".2f"), "entropy": ("entropy", ".2f"), "kl": ("KL", ".4f"),
-    "grad_norm": ("gradient", ".2f"), "frac_reward_zero_std": ("no signal", ".2f"),
-}
-
-
-def first_and_last(run):
-    metrics = run.metrics().reindex(columns=list(columns))
-    first, last = metrics.head(4).mean(), metrics.tail(4).mean()
-    return {name: f"{first[column]:{form}} → {last[column]:{form}}" for column, (name, form) in columns.items()}
-
-
-pd.DataFrame({name: first_and_last(run) for name, run in {"healthy": healthy, **runs}.items()}).T
 
 # %% [markdown]
 # ## Run A, together
 #
-# **Evidence.** Nine panels, row by row: what the run earns, what it writes, how it learns.
+# Look at one panel at a time, and say what you expect to see before you look at the next one. This is what separates a
+# diagnosis from a guess.
+#
+# **Evidence.** First reward and accuracy.
 
 # %%
-plot_overview(runs["A"], healthy, figures / "09_run_A.png")
+from lab_utils.figures import OVERVIEW, plot_panel
+
+plot_panel(runs["A"], healthy, "reward")
+
+# %%
+plot_panel(runs["A"], healthy, "accuracy")
 
 # %% [markdown]
-# Accuracy rises far less. The groups have a signal and the policy moves, so it learns something, but what? The
-# responses become *shorter*, while those of the healthy run become longer. At the start a quarter of them are cut off,
+# Both rise a little, far less than in the healthy run. The run learns something, but what? Which panel comes next in
+# the list above?
+
+# %%
+plot_panel(runs["A"], healthy, "completions/mean_length")
+
+# %%
+plot_panel(runs["A"], healthy, "completions/clipped_ratio")
+
+# %% [markdown]
+# The responses become *shorter*, while those of the healthy run become longer. At the start many of them are cut off,
 # later hardly any. That looks as if the problem had fixed itself. How long is the longest response of each step?
 
 # %%
+import pandas as pd
+
 longest = pd.DataFrame({name: run.metrics().set_index("step")["completions/max_length"]
                         for name, run in {"healthy": healthy, "A": runs["A"]}.items()})
 longest.T.iloc[:, :12].astype(int)
@@ -149,26 +152,41 @@ print(f"\nA response of run A that was cut off:\n{texts[~texts.str.contains('</a
 # **Fix.** A larger `max_completion_length`. From now on, look at the *first* step of a run: how many responses are cut
 # off before anything is learned? Later is too late, because by then the policy has adapted to the limit. The curve of
 # cut-off responses went down because of the problem, not in spite of it.
+#
+# One cause explains every panel. So here are all nine; check the five that you have not seen.
+
+# %%
+plot_overview(runs["A"], healthy, figures / "09_run_A.png")
 
 # %% [markdown]
-# ## Exercise: seven diagnoses
+# ## Exercise 1: eight diagnoses
 #
-# *Difficulty: medium · importance: high · spend up to 40 minutes; good to do in pairs*
+# *Difficulty: medium · importance: high · about 40 minutes, good to do in pairs*
 #
-# Now it is your turn, with the runs B to H. Each has its overview and some of its completions. Choose from this list.
-# No two of the eight runs have the same problem, and some problems on the list do not occur.
+# Now it is your turn, with the runs B to I. Each has one of the problems on this list. No two of the nine runs have the
+# same one, and some problems on the list do not occur. One run is the decoy, "only noise".
 
 # %%
 from lab_utils.teaching import checks
 from lab_utils.teaching.diagnosis import PROBLEMS
 
 print("\n".join(f"- {name}" for name in PROBLEMS))
+print("\nPanels to look at, in this order:", ", ".join(OVERVIEW))
 
 # %% [markdown]
-# `read(letter, step)` shows one response to each of the two problems that were recorded at that step. Recorded steps
-# are 1, 5, 9, 13, 17 and 21; for any other step it takes the nearest. `n=4` shows more responses.
+# `look(letter, panel)` draws one panel. `read(letter, step)` shows one response to each of the two problems that were
+# recorded at that step. Recorded steps are 1, 5, 9, 13, 17 and 21; for any other step it takes the nearest. `n=4` shows
+# more responses.
+#
+# Play it as a game: **how few panels do you need** until only one name on the list is left? For each run below you get
+# the first panel. Change the second cell to the panel that you want to see next, and run it as often as you like.
 
 # %%
+def look(letter, panel):
+    """Draw one panel of a run, next to the healthy run."""
+    return plot_panel(runs[letter], healthy, panel)
+
+
 def read(letter, step, n=1):
     """Print `n` responses to each of the two problems that were recorded at a step of a run."""
     run = {"healthy": healthy, **runs}[letter]
@@ -186,17 +204,23 @@ read("healthy", 21)
 # ### Run B
 
 # %%
-plot_overview(runs["B"], healthy)
+look("B", "accuracy")
 
 # %%
-read("B", 5)
+look("B", "reward")  # which panel do you want to see next?
+
+# %%
+read("B", 1)
 read("B", 21)
 
 # %% [markdown]
 # ### Run C
 
 # %%
-plot_overview(runs["C"], healthy)
+look("C", "accuracy")
+
+# %%
+look("C", "reward")  # which panel do you want to see next?
 
 # %%
 read("C", 1)
@@ -206,7 +230,10 @@ read("C", 21)
 # ### Run D
 
 # %%
-plot_overview(runs["D"], healthy)
+look("D", "accuracy")
+
+# %%
+look("D", "reward")  # which panel do you want to see next?
 
 # %%
 read("D", 1)
@@ -216,7 +243,10 @@ read("D", 21)
 # ### Run E
 
 # %%
-plot_overview(runs["E"], healthy)
+look("E", "accuracy")
+
+# %%
+look("E", "reward")  # which panel do you want to see next?
 
 # %%
 read("E", 1)
@@ -226,7 +256,10 @@ read("E", 21)
 # ### Run F
 
 # %%
-plot_overview(runs["F"], healthy)
+look("F", "accuracy")
+
+# %%
+look("F", "reward")  # which panel do you want to see next?
 
 # %%
 read("F", 1)
@@ -236,7 +269,10 @@ read("F", 21)
 # ### Run G
 
 # %%
-plot_overview(runs["G"], healthy)
+look("G", "accuracy")
+
+# %%
+look("G", "reward")  # which panel do you want to see next?
 
 # %%
 read("G", 1)
@@ -246,22 +282,70 @@ read("G", 21)
 # ### Run H
 
 # %%
-plot_overview(runs["H"], healthy)
+look("H", "accuracy")
+
+# %%
+look("H", "reward")  # which panel do you want to see next?
 
 # %%
 read("H", 1)
 read("H", 21)
 
 # %% [markdown]
-# ### Your diagnoses
-#
-# Write down for each run the panel that decides, and the panel that speaks most against the second-best name. Then
-# fill in the names.
+# ### Run I
 
 # %%
+look("I", "accuracy")
+
+# %%
+look("I", "reward")  # which panel do you want to see next?
+
+# %%
+read("I", 1)
+read("I", 21)
+
+# %% [markdown]
+# ### All numbers
+#
+# If you have decided by panels, check your decisions against the numbers: the mean of each curve over the first four
+# steps and over the last four (shares, not percent).
+
+# %%
+columns = {  # metric -> name, format
+    "reward": ("reward", ".2f"), "accuracy": ("accuracy", ".2f"), "completions/mean_length": ("length", ".0f"),
+    "completions/clipped_ratio": ("cut off", ".2f"), "entropy": ("entropy", ".2f"), "kl": ("KL", ".4f"),
+    "grad_norm": ("gradient", ".2f"), "frac_reward_zero_std": ("no signal", ".2f"),
+}
+
+
+def first_and_last(run):
+    metrics = run.metrics().reindex(columns=list(columns))
+    first, last = metrics.head(4).mean(), metrics.tail(4).mean()
+    return {name: f"{first[column]:{form}} → {last[column]:{form}}" for column, (name, form) in columns.items()}
+
+
+pd.DataFrame({name: first_and_last(run) for name, run in {"healthy": healthy, **runs}.items()}).T
+
+# %% [markdown]
+# ### Your diagnoses
+#
+# Write down for each run the panel that decides, and the panel that speaks most against the second-best name. Then fill
+# in the names. A run that you have not decided yet keeps its "".
+
+# %%
+diagnosis = {
+    "B": "",  # a name from the list, such as "random reward"
+    "C": "",
+    "D": "",
+    "E": "",
+    "F": "",
+    "G": "",
+    "H": "",
+    "I": "",
+}
 # YOUR CODE HERE
 # >>> solution
-diagnosis = {
+diagnosis |= {
     "B": "learning rate too high",
     "C": "problems too easy",
     "D": "hacked reward",
@@ -269,11 +353,26 @@ diagnosis = {
     "F": "nothing to reward",
     "G": "dead reward function",
     "H": "sampler not updated",
+    "I": "only noise",
 }
 # <<< solution
 
+# %% [markdown] tags=["hints"]
+# 1. Sort the runs by two panels first: `frac_reward_zero_std` (is there a signal?) and `kl` (does the policy move?).
+#    For the rest compare `reward` with `accuracy`, and look at `rewards`, each function on its own.
+# 2. Most groups without a signal: B, C and F, for three different reasons; the first step tells them apart. Hardly any
+#    KL: E. Far too much KL: B and H; only one of them writes other completions than at the start. Accuracy rises in two
+#    of the others.
+
 # %%
 checks.check_diagnosis(diagnosis, runs, healthy)
+
+# %% [markdown]
+# Now that you have decided, here is everything about one of them. Change the letter, and check that the cause explains
+# all nine panels.
+
+# %%
+plot_overview(runs["F"], healthy)
 
 # %% [markdown]
 # ## What was changed
@@ -293,25 +392,94 @@ for letter, run in runs.items():
 #
 # - **Completions cut off.** The symptom fades because the policy adapts to it. The loss in accuracy stays.
 # - **Learning rate too high.** Every curve looks wrong at once, cut-off responses included. Ask what came *first*. The
-#   KL jumps at the second step, and responses are cut off from the third on, so a larger limit would not have helped.
+#   KL jumps at the second step, before responses are cut off in numbers, so a larger limit would not have helped.
 # - **Learning rate too low.** The groups have a signal, the gradient norm is healthy, and the KL is 0 to four digits.
 #   1e-6 is TRL's default. It suits training all weights of a model a thousand times as large.
-# - **Nothing to reward.** There is no advantage, and yet the KL is not 0. The gradient of the first step is 5e-9,
-#   nothing but rounding errors. Adam divides it by its own size and takes full steps in a random direction. Stop such a
-#   run.
+# - **Nothing to reward.** All advantages are 0, and yet the KL is not. The cell below shows why. Stop such a run.
 # - **Problems too easy.** It has the highest accuracy of all runs from the first step on, and nothing left to learn.
-# - **Hacked reward.** Its reward is the best of all. The panel with each reward function shows which of them drives it,
-#   and the completions show how: wrong answers that all look the same.
+# - **Hacked reward.** The reward rises all the time, as in the best of runs, and the accuracy does not. The panel with
+#   each reward function shows which of them drives it, and the completions show how: wrong answers that all look the
+#   same.
 # - **Dead reward function.** Accuracy is as in the healthy run, so it is easy to miss. It costs what the function was
 #   meant to teach. In 24 steps here that is little; in a recipe with three format rewards it is most of the signal at
 #   the start.
 # - **Sampler not updated.** Whatever the policy learns never shows in the samples. Nothing tells the policy that it has
 #   learned enough, so the KL rises without end, while accuracy and length stay flat.
+# - **Only noise.** Reward and accuracy jump from step to step, and groups without a signal come and go. The trend is
+#   that of the healthy run. It has the same settings but for the number of problems per step.
+#
+# ## What moved the policy when nothing was rewarded?
+#
+# All advantages are 0, so the reward gives no gradient at all. What is left in the loss is the KL term.
+
+# %%
+import math
+
+f = runs["F"].metrics()
+weights = 1e6  # of the tiny model, roughly
+per_weight = f["grad_norm"].iloc[0] / math.sqrt(weights)  # their root mean square
+print(f[["step", "grad_norm", "kl"]].head(5).to_string(index=False))
+print(f"\nfirst gradient, per weight: {per_weight:.1e}, so Adam's first step is {per_weight / (per_weight + 1e-8):.4f} "
+      "of a full one")
 
 # %% [markdown]
-# ## Exercise: the first alarm
+# At the first step policy and reference are equal, so the true gradient of the KL term is 0 as well. The gradient that
+# is logged is rounding: two forward passes of the same weights differ in their last digits. Adam would divide it by its
+# own size, but its denominator also holds ε = 1e-8, per weight, which is far larger. So the first update is a tiny
+# fraction of a step (the last line above).
 #
-# *Difficulty: medium · importance: medium · spend up to 15 minutes*
+# A tiny fraction is enough to leave the reference. From the second step on, the **KL term has a gradient of its own**.
+# It is small, but now larger than ε, and Adam divides it by its size: a full step. The step overshoots, the KL jumps,
+# the term pulls back, again with full steps. So the policy is shaken around its start by a term that was meant to keep
+# it there. With `beta` = 0 every gradient would be exactly 0, and nothing would move. (TRL's issue 5588 reports the
+# same for single groups without a signal.)
+#
+# ## Exercise 2: how noisy is a curve?
+#
+# *Difficulty: medium · importance: high · about 10 minutes*
+#
+# Two curves jump. Is one of them noisier than it should be? The standard deviation of a curve does not tell, because a
+# curve that *rises* has a large one, too. So compare each step with the next one. A trend changes little from one step
+# to the next, so what is left is noise. Each difference holds the noise of *two* steps, so its variance is twice that
+# of one. Return the estimated standard deviation of one step: the root of the mean squared difference, divided by √2.
+#
+# By hand: `[0.1, 0.3, 0.1, 0.3]` has differences of ±0.2, so the result is 0.2 / √2 = 0.141. A curve that rises evenly
+# and slowly, `[0.00, 0.01, 0.02, 0.03]`, gives 0.007.
+
+# %%
+def scatter(curve):
+    """Return the standard deviation of a curve's noise, estimated from the differences between neighboring steps."""
+    # YOUR CODE HERE
+    # >>> solution
+    differences = [later - earlier for earlier, later in zip(curve, curve[1:], strict=False)]
+    return math.sqrt(sum(d**2 for d in differences) / len(differences) / 2)
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. `zip(curve, curve[1:])` gives all neighbors. How many differences do four steps have?
+# 2. The mean of the squared differences, divided by 2, is the variance. Take its root.
+
+# %%
+checks.check_scatter(scatter)
+
+# %%
+problems = {name: run.config().grpo.per_device_train_batch_size // run.config().grpo.num_generations
+            for name, run in {"healthy": healthy, **runs}.items()}
+noise = {name: scatter(run.metrics()["accuracy"].tolist()) for name, run in {"healthy": healthy, **runs}.items()}
+for name in noise:
+    print(f"{name:>7}: {problems[name]:>2} problems per step, accuracy scatters by {100 * noise[name]:4.1f} points")
+expected = noise["healthy"] * math.sqrt(problems["healthy"] / problems["I"])  # by the root of the number of problems
+print(f"expected for {problems['I']} problems instead of {problems['healthy']}: {100 * expected:.1f} points")
+
+# %% [markdown]
+# The scatter of the decoy is of the size that so few problems give, so its jumps need no other explanation. (Estimated
+# from two dozen steps, a scatter is uncertain by about a fifth. Take a ratio of 1.5 between the two numbers as chance.)
+# Before you look for a cause, ask how large an effect chance alone would have.
+#
+# ## Exercise 3: the first alarm
+#
+# *Difficulty: medium · importance: medium · about 15 minutes*
 #
 # On a GPU a run takes hours, and you cannot watch it all night. A program can see some problems after a few steps and
 # stop the run. Single steps scatter, so it should act after **three logged steps in a row** at which
@@ -342,11 +510,17 @@ def first_alarm(metrics, patience=3):
     # <<< solution
 
 
+# %% [markdown] tags=["hints"]
+# 1. First make one column that says for each step whether *any* of the reasons holds. Only then count steps in a row.
+# 2. Combine the columns with `|`, the reward functions in a loop over the columns' names. Then
+#    `alarm.rolling(patience).sum() == patience` is true where the last `patience` steps all had an alarm.
+
 # %%
 checks.check_first_alarm(first_alarm)
 
 # %% [markdown]
-# The healthy run must not raise an alarm: people switch off an alarm that cries wolf. What about the others?
+# The healthy run must not raise an alarm, and neither must the noisy one: people switch off an alarm that cries wolf.
+# That is why it waits for three steps in a row. What about the others?
 
 # %%
 pd.DataFrame({
@@ -385,12 +559,13 @@ else:
 # |---|---|---|
 # | steps until you see it | 3 to 24, of 256 completions | tens to hundreds, of 64 or fewer: smooth more |
 # | learning rate | 1.5e-4, all weights | about 1e-6 for all weights, 1e-5 to 3e-5 with LoRA |
-# | cut off at the first step | 0% | 57% of Qwen2.5-0.5B-Instruct's GSM8K answers at 256 tokens |
-# | groups without a signal | under 15%, of 16 | of 8, at 90% accuracy: 43%, and it grows as you win |
+# | cut off at the first step | hardly any | 57% of Qwen2.5-0.5B-Instruct's GSM8K answers at 256 tokens |
+# | groups without a signal | few, of 16 | of 8, at 90% accuracy: 43% if all problems are equally hard, else more |
 # | KL, entropy, gradient norm | as above | different in every recipe: compare with your last good run |
 # | sampler | the trainer's own weights | vLLM has a copy: `sampling/sampling_logp_difference/mean` stays flat |
 #
-# (The 57% come from TRL's issues 5697 and 6263; the 43% are 0.9⁸ + 0.1⁸.)
+# (The 57% are from TRL's issue 6263. The 43% are 0.9⁸ + 0.1⁸; exercise 2 of notebook 06 shows why mixed problems are
+# worse.)
 #
 # ## A checklist for a long run
 #
@@ -419,13 +594,16 @@ else:
 # - A flat accuracy has at least five causes. The *other* curves tell them apart.
 # - A curve can get better because of a problem.
 # - Evidence, hypothesis, test, fix. One cause has to explain all curves.
+# - Before you look for a cause, compare with what chance alone would do. A noisy run needs more problems, not a fix.
 #
 # ## Questions
-# 1. In three of these runs most groups have no signal. Which panels tell the three apart? Why would the fix for one
-#    of them harm another?
+# 1. In three of these runs (B, C and F) most groups have no signal. Which panels tell the three apart? Why would the
+#    fix for one of them harm another?
 # 2. In which of the recorded runs would TensorBoard's reward curve alone have told you that all is well?
 # 3. Write an alarm for a reward that pays for the wrong thing. Which column does it need, and why is that column
 #    missing when a task has no judge?
 # 4. A colleague's run does not move: its KL is 0. She triples the number of steps. What would you have asked first?
+# 5. Your run has four problems per step and its accuracy has fallen for three steps. What do you look at before you
+#    stop it, and what would you change in the *next* run to know sooner?
 #
 # Next: [10 · PPO training](10_ppo_training.ipynb) gives every token its own advantage.

@@ -4,10 +4,11 @@
 # <!-- badges -->
 #
 # > **You will learn** to compute generalized advantages by hand; what a critic is and whether yours is any good; to
-# > train with PPO and see what the critic expects token by token.
+# > train with PPO; to compare it with GRPO without claiming more than the runs show.
 # >
-# > **Time** 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 3 to 19 minutes (H200) or 0.4 to 2.6 hours (T4) ·
-# > **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained here)
+# > **Time** the machine: 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 3 to 19 minutes (H200) or 0.4 to 2.6
+# > hours (T4) · you: 60 minutes · **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained
+# > here); 06 and 08 for the comparison with GRPO
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -41,9 +42,10 @@ print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), sta
 # ## From one advantage per completion to one per token
 #
 # GRPO compares whole completions. If a completion is better than its group, *every* token of it is reinforced, the
-# lucky ones and the clumsy ones alike. PPO asks where things went well. It trains a second network, the **critic**, to
-# predict before each token the **return** that is still to come. A token was good if the prediction rises after it,
-# and bad if the prediction falls. That needs no group: each completion is compared with the critic's prediction.
+# three failed attempts as much as the one that succeeded. PPO asks where things went well. It trains a second network,
+# the **critic**, to predict before each token the **return** that is still to come. A token was good if the prediction
+# rises after it, and bad if the prediction falls. That needs no group: each completion is compared with the critic's
+# prediction.
 #
 # Here the critic is a single linear layer. Its input is hidden states that the policy computes anyway: the one before
 # the token, and the mean over the completion so far, as a memory of what was found on the way. The critic starts at
@@ -52,7 +54,8 @@ print(f"Task {task.name}, tier {config.hardware} ({config.hardware_reason}), sta
 # ## Five tokens by hand
 #
 # A completion of five tokens earns 1 at its end. The critic's values before each token are made up here. The
-# **surprise** of a token is its reward, plus the value after it, minus the value before it:
+# **surprise** of a token (its *temporal-difference error*) is its reward, plus the value after it, minus the value
+# before it:
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t$$
 #
@@ -80,12 +83,12 @@ example
 # is not. With λ = 1 a token is judged by the actual outcome minus the expected one. That works with a poor critic, but
 # a token also gets credit for the luck of all later tokens. Values near 1 are usual.
 #
-# ## Exercise: GAE
+# ## Exercise 1: GAE
 #
-# *Difficulty: medium · importance: high · spend up to 15 minutes*
+# *Difficulty: medium · importance: high · about 15 minutes*
 #
-# Return one advantage per token. After the last token both the value and the advantage are 0. It is easiest to go from
-# the last token to the first.
+# Return one advantage per token. After the last token both the value and the advantage are 0. By hand, for the last two
+# tokens of the table with γ = λ = 1: A(`<end>`) = 0.1, and A(`yes`) = 0.4 + 0.1 = 0.5.
 
 # %%
 def gae(rewards, values, gamma, lam):
@@ -102,6 +105,12 @@ def gae(rewards, values, gamma, lam):
     return advantages[::-1]
     # <<< solution
 
+
+# %% [markdown] tags=["hints"]
+# 1. A token's advantage needs the next token's. So where do you begin? What stands for the value and the advantage
+#    after the last token?
+# 2. Go through `zip(reversed(rewards), reversed(values))` and keep two numbers, `next_value` and `next_advantage`, both
+#    0 at first. Update them at each token. Turn the list round at the end.
 
 # %%
 from lab_utils.teaching import checks
@@ -126,12 +135,77 @@ print(f"largest difference from the trainer's at λ = 0.95: {abs(table['λ = 0.9
 print("group mean 0.25 as value, λ = 1:", gae(rewards, [0.25] * 5, 1.0, 1.0))
 
 # %% [markdown]
+# How far does a token look ahead? The surprises that follow have the weights 1, λ, λ², … They add up to 1 / (1 − λ). At
+# λ = 0.95 that is 20 tokens; an attempt has about 13 here. What happens 60 tokens later counts 0.95⁶⁰ = 5%. So the
+# reward at the end of a long search hardly reaches its first tokens directly. It reaches them through the *critic*: a
+# later attempt makes the values rise, and rising values are surprises nearby. That is why a useless critic costs more
+# with a small λ.
+
+# %%
+for lam in (0.0, 0.5, 0.95, 0.99):
+    print(f"λ = {lam:<4}  sum of the weights {1 / (1 - lam):5.0f} tokens; weight of a surprise after 20 tokens "
+          f"{lam**20:4.0%}, after 60 tokens {lam**60:4.0%}")
+
+# %% [markdown]
+# ## Exercise 2: a perfect critic
+#
+# *Difficulty: medium · importance: high · about 15 minutes*
+#
+# What would a *perfect* critic say about a search? Let the policy be simple. Each attempt succeeds with probability
+# `p_yes`, and a success earns 1. After a failed attempt the policy gives up with probability `p_give_up` and earns 0.
+# Otherwise it makes the next attempt. There is room for `attempts` of them; after the last one it must give up. Return
+# the expected reward before each attempt.
+#
+# By hand, with both probabilities 0.5 and two attempts: before the second it expects 0.5. After the first `no` it
+# expects 0.5 · 0.5 = 0.25. So before the first it expects 0.5 + 0.5 · 0.25 = 0.625.
+
+# %%
+def perfect_critic(p_yes, p_give_up, attempts):
+    """Return the expected reward before each attempt of a search, the first attempt first."""
+    # YOUR CODE HERE
+    # >>> solution
+    values, after_no = [], 0.0  # after the last attempt nothing can be won
+    for _ in range(attempts):
+        values.append(p_yes + (1 - p_yes) * after_no)
+        after_no = (1 - p_give_up) * values[-1]
+    return values[::-1]
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. As in GAE, begin at the end. What is expected before the last attempt? What after a `no` that is followed by it?
+# 2. Before an attempt: `p_yes * 1 + (1 - p_yes) * after_no`. After a `no`: `(1 - p_give_up)` times the value before the
+#    next attempt; 0 after the last attempt.
+
+# %%
+checks.check_perfect_critic(perfect_critic)
+
+# %%
+p_yes, p_give_up = 0.2, 0.7
+before_next = perfect_critic(p_yes, p_give_up, 8)[1]  # before the second of eight attempts
+after_no = (1 - p_give_up) * before_next
+choices = pd.DataFrame({"probability": [p_give_up, 1 - p_give_up], "value after it": [0.0, before_next]},
+                       index=["give up", "try again"])
+choices["advantage, λ = 0"] = choices["value after it"] - after_no
+print(f"after the first `no` the critic expects {after_no:.3f}\n")
+print(choices.round(3))
+print(f"\nmean over what the policy does: {(choices['probability'] * choices['advantage, λ = 0']).sum():.3f}")
+
+# %% [markdown]
+# The critic is perfect, and yet the advantages are not 0. Their *mean* over what the policy does is 0, by the meaning
+# of "expected". But one choice is better than the policy's average and the other one is worse. That difference is all
+# that PPO needs: make `try again` more likely. With λ = 0 and a perfect critic the surprises *are* the true advantages,
+# without any noise. They are all 0 only when nothing is left to choose: each choice that the policy still makes is as
+# good as the others.
+#
 # ## What else PPO needs
 #
 # PPO updates the policy as GRPO does, by the clipped ratio, with two differences. First, the advantages of the whole
 # rollout are shifted and scaled to mean 0 and variance 1 (*whitening*), so that the size of a step does not depend on
 # the size of the rewards. Second, the KL penalty, if there is one, is not part of the loss. It is subtracted from the
-# reward of each token, so that the critic sees it too. Alongside the policy, the critic learns to predict the returns,
+# reward of each token, so that the critic sees it too. (There it is k1 = log π − log π_ref. In a *loss* k1 would be
+# useless, because its gradient is 0 on average, so GRPO takes k3. But a reward is not differentiated. Only its value
+# counts, and the mean of k1 is exactly the KL.) Alongside the policy, the critic learns to predict the returns,
 # by a squared error that is clipped like the ratio. A **rollout** is all completions sampled at one time. It may serve
 # several passes (`num_iterations`) in mini-batches. The sizes must fit together:
 
@@ -152,8 +226,8 @@ print(f"γ = {settings.gamma:g}, λ = {settings.lam:g}, clip ±{settings.epsilon
 # ## The real run
 #
 # On tier `cpu` the start, the problems and the rewards are those of notebook 06. On a GPU tier this recipe trains
-# another, smaller model without a warm-up, so its curve cannot be compared with notebook 06's. Guess first: will PPO
-# be faster than GRPO?
+# another, smaller model without a warm-up, so its curve cannot be compared with notebook 06's. The next cell trains for
+# about two minutes on two CPU cores. Guess first: will PPO learn faster than GRPO?
 
 # %%
 run = ppo.train(config, runs / "ppo", model=start, resume=True)
@@ -217,36 +291,47 @@ plot_token_values(
 )
 
 # %% [markdown]
-# Two responses can mislead. Look at all of them: what does the critic expect right after the model has written `yes`,
-# after `no`, and before anything is written?
+# Two responses can mislead. So take all attempts of all these responses, each compared with *itself*: what did the
+# critic expect after the attempt's verdict, minus what it expected when the attempt began?
+
+# %%
+changes, starts = {"yes": [], "no": []}, []
+for i, response in enumerate(responses):
+    expected, began = expectations(critics["after training"], i), 0
+    starts.append(expected[0])
+    words = [tokenizer.decode([token]).strip() for token in response.token_ids]
+    for t, word in enumerate(words[:-1]):
+        if word in changes:  # the value after a word is the one before the next word
+            changes[word].append(expected[t + 1] - expected[began])
+            began = t + 1
+for word, found in changes.items():
+    rose = sum(change > 0 for change in found) / max(1, len(found))
+    print(f"after {word!r} the expectation rises in {rose:4.0%} of {len(found)} attempts")
+print(f"at the start it is {sum(starts) / len(starts):.2f} on average; {sum(correct) / len(correct):.2f} of these "
+      f"{len(correct)} responses are correct")
+
+# %%
+from lab_utils.figures import plot_value_changes
+
+plot_value_changes(changes, figures / "10_value_changes.png")
 
 # %%
 from lab_utils.teaching.inspection import expect
 
-after = {"yes": [], "no": [], "start": []}
-for i, response in enumerate(responses):
-    expected = expectations(critics["after training"], i)
-    words = ["start", *(tokenizer.decode([token]).strip() for token in response.token_ids)]
-    for word, value in zip(words, expected, strict=False):  # the value after a word is the one before the next
-        if word in after:
-            after[word].append(value)
-means = {word: sum(found) / len(found) if found else float("nan") for word, found in after.items()}
-for word, mean in means.items():
-    print(f"after {word!r}: {mean:.2f} (mean of {len(after[word])})")
-print(f"mean reward if every correct answer earned 1: {sum(correct) / len(correct):.2f}")
+mean_change = {word: sum(found) / max(1, len(found)) for word, found in changes.items()}
 if task.name == "countdown":
-    expect(config, "after 'yes' the critic expects more than at the start", means["yes"] > means["start"])
-    expect(config, "after 'no' it expects less than after 'yes'", means["no"] < means["yes"])
+    expect(config, "after 'yes' the critic expects more than when the attempt began", mean_change["yes"] > 0)
+    expect(config, "after 'no' it expects less than when the attempt began", mean_change["no"] < 0)
 explained = metrics["explained_variance"].dropna().tail(5).mean()  # of the last five rollouts
 expect(config, f"explained variance ends above 0.3 ({explained:.2f})", explained > 0.3)
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
 #
-# The explained variance starts at zero and rises within the first rollouts. On average the critic expects most after
-# `yes` and least after `no`: it has learned to read the checks. Even after a `no` it still expects something from the
-# next attempt. In a single response its line is noisy, and falls slowly during a long search. The critic knows only
-# the text so far, so at the first token it can only judge how hard the problem is.
+# The explained variance starts at zero and rises within the first rollouts. After `yes` the expectation rises in nearly
+# every attempt, after `no` it falls on average: the critic has learned to read the checks. The fall is smaller than the
+# rise, as in your perfect critic: a `no` leaves the next attempts. In a single response the line is noisy. The critic
+# knows only the text so far, so at the first token it can only judge how hard the problem is.
 #
 # - Explained variance stays near zero: the critic's learning rate is too low, or its hidden states hold no trace of
 #   what decides the outcome.
@@ -256,38 +341,152 @@ expect(config, f"explained variance ends above 0.3 ({explained:.2f})", explained
 #   noise.
 
 # %% [markdown]
-# ## GRPO and PPO, from the same start
+# ## How good is it? On held-out problems
 #
-# If you have run notebook 06 in this folder, the figure also shows its curve.
+# Ask the new model the same problems, as many times, as notebook 08 asked the others, and save the answers where
+# notebook 13 finds them. The base model of tier `cpu` is asked in plain text. What is saved already is read; the rest
+# takes less than a minute on a CPU.
 
 # %%
-methods = {"PPO": run}
-other = RunDirectory(runs / "grpo")
-if other.metrics_path.is_file() and other.config().model.name == config.model.name:
-    methods = {"GRPO": other, **methods}
+from lab_utils.evaluation import Evaluation, evaluate_run, format_results, results_table
+
+limit = {"task.test_limit": 200} if config.hardware == "cpu" else {}  # as in notebook 08
+asked = load(RECIPE, HARDWARE, {"seed": SEED, **limit})
+tiny = config.model.name == "tiny"
+paths = {"base": runs / ("base" if tiny else "base-ppo") / "eval.json", "PPO": run.evaluation_path}
+for label, source in {"base": config.model.name, "PPO": run}.items():
+    if not paths[label].exists():
+        evaluate_run(source, asked, plain_text=tiny and label == "base").save(paths[label])
+grpo = RunDirectory(runs / "grpo")
+same_model = grpo.metrics_path.is_file() and grpo.config().model.name == config.model.name
+if same_model and grpo.evaluation_path.exists():
+    paths = {"base": paths["base"], "GRPO": grpo.evaluation_path, "PPO": paths["PPO"]}
 else:
-    print("No run of notebook 06 with this model is in this folder, so the figure shows PPO alone.")
+    print("No evaluation of GRPO with this model is in this folder. Run notebooks 06 and 08 to compare with it.")
+evaluations = {label: Evaluation.load(path) for label, path in paths.items()}
+format_results(results_table(evaluations))
+
+# %%
+from lab_utils.evaluation import paired_bootstrap
+
+for label in [label for label in ("base", "GRPO") if label in evaluations]:
+    paired = paired_bootstrap(evaluations[label].per_problem, evaluations["PPO"].per_problem)
+    print(f"PPO − {label}: {100 * paired.difference:+.1f} percentage points, paired 95% interval "
+          f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}")
+    if label == "base":
+        expect(config, "PPO beats the base model, and the paired interval lies above 0", paired.low > 0)
+
+# %% [markdown]
+# Both intervals cover the choice of *questions* for this one pair of runs. They do not say what another seed would
+# give.
+#
+# ## One try or eight
+#
+# A method can lead with one answer per question (k = 1) and lose with eight.
+
+# %%
+from lab_utils.figures import plot_pass_at_k
+
+plot_pass_at_k(evaluations, figures / "10_pass_at_k.png")
+
+# %%
+import re
+
+for label, e in evaluations.items():
+    texts = [one["text"] for example in e.examples for one in example["completions"]]
+    verdicts = [re.search(r"\b(yes|no)\b", text) for text in texts]
+    first_hits = sum(found is not None and found[1] == "yes" for found in verdicts) / len(texts)
+    never, always = (e.per_problem == 0).mean(), (e.per_problem == 1).mean()
+    print(f"{label:>5}: problems never solved {never:4.0%}, always {always:4.0%}, sometimes {1 - never - always:4.0%}; "
+          f"first attempts that succeed {first_hits:4.0%}; cut off {e.truncation_rate:4.0%}")
+
+# %% [markdown]
+# These numbers explain it. For one answer per question only the mean counts. For pass@8 what counts is how it is
+# spread: a model with more problems *always* solved and more *never* solved has the same mean and a lower pass@8. A
+# policy gets there by settling on fewer kinds of attempts. Those succeed more often at once, and where they fail, they
+# fail in all eight samples. Responses that are cut off add to it: on a hard problem all eight may run out of tokens. A
+# KL term holds a policy back from settling, a weak one less than a strong one, and none not at all.
+#
+# ## GRPO and PPO in training
+
+# %%
+methods = {"GRPO": grpo, "PPO": run} if same_model else {"PPO": run}
 plot_training(methods, figures / "10_grpo_and_ppo.png", x="minutes")
 
 # %% [markdown]
-# Be careful with your conclusion. This is one seed of each method, with hyperparameters chosen for this task, on a
-# model so small that generating is cheap. Two settings favor PPO here: it makes eight updates per rollout and GRPO
-# one, and it pays no KL penalty, while GRPO does (`beta` = 0.1). Notebook 08 says more. The critic costs little here
-# because it shares the policy's forward pass. A critic with a model of its own doubles the memory.
-# `scripts/measure_learning.py` repeats both methods with several seeds.
+# ## GRPO or PPO? One budget, three seeds
+#
+# One run of each method decides nothing: another seed may reverse the order. A fair question is: *after the same
+# start, the same prompts in the same order and the same number of generated tokens, which method has learned more?*
+# Tokens are the budget, because at full size most of the time goes into generating them. Three seeds of both methods
+# take half an hour on a CPU, so their results come with the workshop. This command makes them again:
+#
+# ```bash
+# python scripts/measure_learning.py --recipe countdown-ppo --hardware cpu --seeds 0 1 2 --tokens-of grpo \
+#     --output-dir runs/methods
+# ```
+
+# %%
+import json
+
+recorded = json.loads(Path("notebooks/recorded/grpo_and_ppo.json").read_text())
+rows = pd.DataFrame(recorded["rows"]).pivot(index="seed", columns="model", values=["accuracy", "pass@8", "truncated"])
+gaps = pd.DataFrame(recorded["head_to_head"]).set_index("seed")
+shown = pd.DataFrame({f"{label}: {name}": rows[name][label].map("{:.1%}".format)
+                      for name in ("accuracy", "pass@8", "truncated") for label in ("GRPO", "PPO")})
+shown["PPO − GRPO (percentage points)"] = [
+    f"{100 * r.difference:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in gaps.itertuples()]
+print("SFT, the start of both:", ", ".join(f"{value:.1%}" for value in rows["accuracy"]["SFT"]))
+shown
+
+# %%
+from lab_utils.figures import plot_against_tokens
+
+plot_against_tokens(recorded["curves"], figures / "10_one_budget.png")
+
+# %% [markdown]
+# Each bracket covers the choice of *questions* for one pair of runs. The rows show the choice of *seed*. An interval
+# for the mean over seeds must come from their differences. With three of them, Student's t asks for 4.30 standard
+# errors on both sides:
+
+# %%
+import math
+
+seeds = 100 * gaps["difference"]
+margin = 4.303 * seeds.std() / math.sqrt(len(seeds))
+print(f"PPO − GRPO, mean of {len(seeds)} seeds: {seeds.mean():+.1f} percentage points, "
+      f"95% interval {seeds.mean() - margin:+.1f} to {seeds.mean() + margin:+.1f}")
+pass_at_8 = 100 * (rows["pass@8"]["PPO"] - rows["pass@8"]["GRPO"])
+print("the same for pass@8, seed by seed:", ", ".join(f"{gap:+.1f}" for gap in pass_at_8))
+
+# %% [markdown]
+# What this can say: how far the methods differ in accuracy *at this budget, on this task, with these settings, on these
+# questions*. If the interval over seeds contains 0, the answer is "not shown". If it does not, remember that three
+# seeds are few, that all of them answered one set of questions, and that pass@8 may point the other way.
+#
+# What it cannot say: that one of them is the better method. Look for what else differs. PPO uses every rollout twice,
+# in mini-batches. It makes eight small steps where GRPO makes one, so equal tokens are neither equal updates nor equal
+# minutes. The two pay differently for each step away from their start: compare the KL coefficient above with the one in
+# notebook 06. Each method has its own settings, tried by hand and not for equally long. The critic shares the hidden
+# states of a tiny model, which is cheap; a critic with a model of its own doubles the memory. To find out what makes
+# the difference, change one of these at a time. `--set` does that; choose your own seeds.
 #
 # ## Summary
 #
 # - A critic predicts the return before each token. GAE turns its surprises into one advantage per token.
 # - λ trades the critic's errors (small λ) against the noise of actual returns (large λ).
+# - With a perfect critic the surprises are the true advantages. λ also says how far ahead a token looks: 1 / (1 − λ).
 # - Explained variance tells whether the critic is useful. The critic needs its own learning rate.
 # - GRPO replaces the critic by the mean of a group. PPO needs no group.
+# - "Which method is better?" needs one budget, several seeds, and a list of what else differs.
 #
 # ## Questions
 #
-# 1. Imagine a perfect critic of a deterministic world. What are all advantages with λ = 0, and why is there then
-#    nothing to learn?
+# 1. Your perfect critic gives advantages that are not 0 as long as the policy gives up at random. What are they when
+#    the policy never gives up, and what if it always does? In which of the two cases can it still learn?
 # 2. `num_generations` is still set above. What is it good for in PPO, if no group is compared?
 # 3. Where along a completion does the critic know the outcome? What would it need to know it earlier?
+# 4. Your reward is paid at the end of 2,000 tokens, and the critic is still useless. Which λ do you start with, and
+#    why?
 #
 # Next: [11 · SageMaker training](11_sagemaker_training.ipynb) runs a recipe as a job in the cloud.

@@ -5,11 +5,11 @@ To add an exercise, add its check to the notebook's module, and its name here.
 """
 
 from .dataset_formatting import check_extract_hash_answer, check_labels_of_conversation, check_make_labels
-from .diagnosing_runs import check_diagnosis, check_first_alarm
-from .evaluation import check_first_verdict, check_pass_at_k
+from .diagnosing_runs import check_diagnosis, check_first_alarm, check_scatter
+from .evaluation import check_first_verdict, check_pass_at_k, check_redrawn_differences
 from .grpo_from_scratch import check_clipped_loss, check_group_advantages
-from .grpo_training import check_share_without_signal
-from .ppo_training import check_gae
+from .grpo_training import check_expected_without_signal, check_failed_and_given_up, check_share_without_signal
+from .ppo_training import check_gae, check_perfect_critic
 from .results import check_conclude
 from .reward_design import (
     check_correctness_reward,
