@@ -6,7 +6,7 @@
 # > **You will learn** which machine you have and which hardware tier fits it; what this workshop will show you; how to
 # > ask a language model one question and judge its answer.
 # >
-# > **Time** machine 1 minute on a CPU, 2 on a GPU; you about 30 minutes · **Needs** nothing else
+# > **Time** the machine: 1 minute on a CPU, 2 on a GPU · you: 30 minutes · **Needs** nothing else
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.

@@ -7,7 +7,7 @@
 # > Qwen2.5 and Qwen3 add; which tokens the loss sees; to extract answers, strictly and leniently; to load your own
 # > data.
 # >
-# > **Time** machine 1 minute on a CPU, 2 on a GPU; you about 40 minutes · **Needs** nothing else
+# > **Time** the machine: 1 minute on a CPU, 2 on a GPU · you: 40 minutes · **Needs** nothing else
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -22,7 +22,7 @@ SEED = 0
 # ## From a row to tokens
 #
 # A model reads and writes tokens. A dataset has rows. Four steps lead from one to the other: **row → messages → text →
-# tokens**. Most silent failures of fine-tuning happen here: a prompt that differs between training and test, a template
+# tokens**. Many silent failures of fine-tuning happen here: a prompt that differs between training and test, a template
 # applied twice or never, an answer that the extraction cannot find. So look at every step once.
 #
 # Start with one row of each task. GSM8K has word problems. Its `answer` is the number alone, which the rewards need.

@@ -6,7 +6,7 @@
 # > **You will learn** to write rewards for GSM8K and Countdown; to probe them with good, bad and hostile text; to mix
 # > several into one, and what a small weight really does; to see whether a model can learn from them at all.
 # >
-# > **Time** machine 1 minute on a CPU, 3 on a GPU; you about 60 minutes · **Needs** nothing else
+# > **Time** the machine: 1 minute on a CPU, 3 on a GPU · you: 60 minutes · **Needs** nothing else
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -20,8 +20,8 @@ SEED = 0
 # %% [markdown]
 # ## What a reward is
 #
-# Reinforcement learning does more of what earns a higher reward. It sees nothing else: not your intention, not the
-# prompt. So a reward must be correct for *every* text that a model may write, and a model that trains for an hour
+# Reinforcement learning does more of what earns a higher reward. It sees nothing else, least of all your
+# intention. So a reward must be correct for *every* text that a model may write, and a model that trains for an hour
 # writes strange texts.
 #
 # For TRL a reward is a plain function, `f(completions, **columns) -> list[float]`. It gets a list of completions and

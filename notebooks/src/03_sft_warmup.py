@@ -6,7 +6,7 @@
 # > **You will learn** what supervised fine-tuning teaches and what it cannot; to compute the loss on the completion
 # > only; LoRA and 4-bit in numbers; when to stop.
 # >
-# > **Time** machine 2 minutes on a CPU, 10 on a GPU; you about 40 minutes · **Needs** nothing else; the following
+# > **Time** the machine: 2 minutes on a CPU, 10 on a GPU · you: 40 minutes · **Needs** nothing else; the following
 # > notebooks start from its model
 
 # %% tags=["setup"]
