@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ class Cost:
     price: Price | None
     hours: tuple[float, float] | None  # shortest and longest expected
     estimated: bool  # calculated, not from a timed run
-    ceiling_hours: float
+    max_run_hours: float  # SageMaker then stops the job
+    keep_alive_hours: float
     spot: bool
     instances: int
     where: str  # "2 × ml.g5.2xlarge in us-east-1"
@@ -76,6 +78,10 @@ class Cost:
     def hourly(self) -> float | None:
         """Return the cost of an hour on all machines."""
         return self.price and self.instances * self.price.usd
+
+    @property
+    def ceiling_hours(self) -> float:
+        return self.max_run_hours + self.keep_alive_hours
 
     @property
     def ceiling(self) -> float | None:
@@ -94,6 +100,9 @@ class Cost:
         else:
             lines.append("  expected  unknown")
         lines.append(f"  ceiling   {self.ceiling_hours:g} hours, {self.ceiling:.2f} USD; SageMaker stops the job then")
+        if self.hours and self.hours[1] > self.max_run_hours:
+            lines.append(f"  too low   a limit of {self.max_run_hours:g} h may stop the job unfinished, at full price: "
+                         f"pass --max-run-hours {math.ceil(self.hours[1])}")
         if self.spot:
             lines.append("  spot      up to 90% cheaper, depending on demand; the sums above are without this discount")
         return "\n".join(lines)
@@ -110,7 +119,8 @@ def cost_of(job: Any) -> Cost:
         price=price(job.instance, job.region),
         hours=tuple(found) if found else estimate,
         estimated=estimate is not None,
-        ceiling_hours=job.max_run_hours + getattr(job, "keep_alive_minutes", 0) / 60,
+        max_run_hours=job.max_run_hours,
+        keep_alive_hours=getattr(job, "keep_alive_minutes", 0) / 60,
         spot=getattr(job, "spot", False),
         instances=job.instances,
         where=f"{count}{job.instance} in {job.region}",

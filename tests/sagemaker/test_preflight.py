@@ -1,6 +1,7 @@
 """Wrong jobs, each stopped with its fix before it costs anything."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -208,6 +209,10 @@ def test_the_cost_of_a_job_is_the_estimate_of_estimate_py_and_a_ceiling(capsys):
     assert cost.cost_of(TrainingJob(**GOOD, limit=10)).hours is None  # unknown
     shorter = cost.cost_of(TrainingJob(**GOOD, stages=("sft",)))
     assert shorter.hours[1] < expected.hours[1]
+    stopped = str(cost.cost_of(TrainingJob(**GOOD, max_run_hours=1, keep_alive_minutes=30)))
+    assert "a limit of 1 h may stop the job unfinished" in stopped
+    assert f"--max-run-hours {math.ceil(expected.hours[1])}" in stopped
+    assert "too low" not in str(timed)
     unknown = cost.cost_of(TrainingJob(**GOOD | {"region": "eu-west-1"}))
     assert unknown.ceiling is None and "is unknown" in str(unknown)
 
