@@ -97,7 +97,7 @@ def execute(notebook: Path, copy: Path, parameters: dict[str, Any]) -> str | Non
     return None
 
 
-class _MathML(IPythonRenderer):
+class MathMLRenderer(IPythonRenderer):
     """Formulas as MathML, which browsers draw themselves."""
 
     def block_math(self, body: str) -> str:
@@ -133,7 +133,7 @@ class OfflineHTML(HTMLExporter):
 
     @jinja2.pass_context
     def markdown2html(self, context, source: str) -> str:
-        return MarkdownWithMath(renderer=_MathML(escape=False)).render(source)
+        return MarkdownWithMath(renderer=MathMLRenderer(escape=False)).render(source)
 
     def from_notebook_node(self, notebook, resources=None, **kwargs):
         html, resources = super().from_notebook_node(notebook, resources, **kwargs)
