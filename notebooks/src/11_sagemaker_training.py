@@ -7,8 +7,9 @@
 # > checkpoints, metrics from the log, the cost before the launch, evaluation as a processing job. Without an AWS
 # > account the job runs here, in an emulated container.
 # >
-# > **Time** 3 minutes on a CPU; as a job on AWS, 10 minutes more to start · **Needs** notebook 03 in the same
-# > OUTPUT_DIR (its model is trained here if it is missing)
+# > **Time** the machine: 3 minutes on a CPU (as a job on AWS, 10 minutes more to start) · you: 45 minutes · **Needs**
+# > notebook 03 in the same OUTPUT_DIR. If its model is missing, it is trained here, in 2 minutes on a CPU;
+# > `scripts/fast_forward.py --notebook 3` copies a finished one in seconds.
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -29,8 +30,10 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("sagemaker") is None:  # the SageMaker SDK: only this notebook and 12 need it
-    requirements = "setup/requirements/sagemaker.txt"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", requirements], check=True)
+    install = ["pip", "install", "-q", "-r", "setup/requirements/sagemaker.txt"]
+    print("Installing SageMaker's SDK, which takes about a minute and needs a network.")
+    if subprocess.run([sys.executable, "-m", *install]).returncode:
+        raise RuntimeError(f"SageMaker's SDK could not be installed: run python -m {' '.join(install)} with a network.")
 
 # %%
 import shutil
@@ -129,10 +132,10 @@ assert not request_problems("CreateTrainingJob", request)
 # %% [markdown]
 # ## What does it cost?
 #
-# The **ceiling** is the highest possible cost: price × `max_run_hours`, after which SageMaker stops the job. Set it a
-# little above the expected duration. A limit that is too low costs money as well: you pay for an unfinished model.
-# **Spot** instances are AWS's spare machines. They cost up to 90% less, but AWS may take them back with two minutes'
-# warning.
+# The **ceiling** is the highest possible cost: price × `max_run_hours`, after which SageMaker stops the job. The
+# expected hours are an estimate. The limit stops the job whether or not the estimate holds, so set it a little above
+# the *longest* expected duration. A limit that is too low costs money as well: you pay for an unfinished model. The
+# second job below keeps the limit of the first one and is warned: its expected cost is above its ceiling.
 #
 # **Several machines** (`instances=2`) train data parallel, as several GPUs of one machine do: each process samples and
 # learns from its part of a batch, and all take the same step. Two machines learn from twice the batch per step, so an
@@ -141,8 +144,67 @@ assert not request_problems("CreateTrainingJob", request)
 # %%
 from lab_utils.sagemaker.cost import cost_of
 
-for tier, machines in ((config.hardware, 1), ("a10g", 1), ("a10g", 2)):
-    print(cost_of(dataclasses.replace(job, hardware=tier, instances=machines, overrides=(), stages=None)), end="\n\n")
+full = dataclasses.replace(job, overrides=(), stages=None)  # the whole recipe
+for changes in ({}, {"hardware": "a10g"}, {"hardware": "a10g", "max_run_hours": 8},
+                {"hardware": "a10g", "max_run_hours": 8, "instances": 2}):
+    print(cost_of(dataclasses.replace(full, **changes)), end="\n\n")
+
+# %% [markdown]
+# ## Exercise 1: what does an interrupted job cost?
+#
+# *Difficulty: medium · importance: medium · about 15 minutes*
+#
+# **Spot** instances are AWS's spare machines. They cost up to 90% less, but AWS may take them back with two minutes'
+# warning. A job that saves in these two minutes loses nothing. Suppose that yours cannot, because one of its steps
+# takes longer. Then all training after the last checkpoint is lost, and every new machine first has to start.
+#
+# Return the minutes that are billed. The job needs `work` minutes of training and saves after every `save_every`
+# minutes of training. Each machine takes `start` minutes before it trains. `machines` says how many minutes each one
+# lasts, from its start, before AWS takes it back; the machine after these stays until the job ends. Waiting for the
+# next machine is not billed.
+#
+# By hand: 240 minutes of work, a checkpoint every 60, 6 minutes to start, machines `[90, 132]`. The first machine
+# trains for 84 minutes and has saved 60. The second trains for 126 more and has saved 180. The third starts and trains
+# the last 60. Billed: 90 + 132 + 66 = 288 minutes. Without interruption it would be 246.
+
+
+# %%
+def billed_minutes(work, save_every, start, machines):
+    """Return the minutes for which a spot job is billed; all arguments are whole minutes."""
+    # YOUR CODE HERE
+    # >>> solution
+    billed = done = 0
+    for lasts in machines:
+        if lasts >= start + work - done:  # the job ends first
+            break
+        billed += lasts
+        done += max(0, lasts - start) // save_every * save_every
+    return billed + start + work - done
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. Keep two sums: what is billed so far, and how much training is saved. Each machine changes both.
+# 2. A machine that is taken back adds its whole time to the bill, and `max(0, lasts - start) // save_every *
+#    save_every` to the saved training. A machine that lasts longer than `start` plus the rest of the work ends the job.
+
+# %%
+from lab_utils.teaching import checks
+
+checks.check_billed_minutes(billed_minutes)
+
+# %% [markdown]
+# At 70% off, is spot still worth it? The machines last 90, 132, 47 and 60 minutes:
+
+# %%
+for save_every in (15, 60, 240):
+    minutes = billed_minutes(240, save_every, 6, [90, 132, 47, 60])
+    share = 0.3 * minutes / billed_minutes(240, save_every, 6, [])
+    print(f"a checkpoint every {save_every:>3} minutes: {minutes} minutes billed, {share:.0%} of the price on demand")
+
+# %% [markdown]
+# A job that never saves can still be cheap here, but it may also never end: each interruption starts it again.
+# `max_wait_hours` bounds waiting and training together.
 
 # %% [markdown]
 # ## Metrics come from the log
@@ -164,9 +226,9 @@ for name in list(definitions)[:3]:
     print(f"  {name:<20} {definitions[name]}")
 
 # %% [markdown]
-# ## Exercise: read a log as SageMaker does
+# ## Exercise 2: read a log as SageMaker does
 #
-# *Difficulty: easy · importance: medium · spend up to 10 minutes*
+# *Difficulty: easy · importance: medium · about 10 minutes*
 #
 # Return the values of one metric: search each line of the log for the regular expression, and take group 1 as a number.
 # A line has at most one value.
@@ -186,9 +248,11 @@ def logged_values(regex, log):
 line = "metrics grpo step=1 of=12 loss=-0.01 reward=0.125 accuracy=0.0625 completions/mean_length=31.2"
 logged_values(r"metrics grpo .* reward=([-+0-9.e]+)", line)
 
-# %%
-from lab_utils.teaching import checks
+# %% [markdown] tags=["hints"]
+# 1. `log.splitlines()` gives the lines. `re.search(regex, line)` returns None for a line that does not match.
+# 2. `found[1]` is group 1, as text; `float` also reads `2.5e-05`.
 
+# %%
 checks.check_logged_values(logged_values)
 
 # %% [markdown]
@@ -199,7 +263,8 @@ checks.check_logged_values(logged_values)
 # not a docker image: the job uses the packages of this environment and installs none.
 #
 # The emulation also shows a spot interruption. After a few steps the first machine is "taken back": the job gets
-# SIGTERM, saves a checkpoint and ends. A second job starts with the same `/opt/ml/checkpoints`.
+# SIGTERM, saves a checkpoint and ends. A second job starts with the same `/opt/ml/checkpoints`. On two CPU cores the
+# two jobs take about two minutes.
 
 # %%
 from lab_utils.sagemaker.emulation import start
@@ -315,8 +380,8 @@ from lab_utils.figures import plot_problem_accuracy
 plot_problem_accuracy(evaluation, figures / "11_accuracy_by_question.png")
 
 # %% [markdown]
-# GRPO can learn from the questions in the middle: sometimes correct, sometimes wrong. Questions at 0 and at 1 give no
-# signal (notebook 06).
+# GRPO learns from groups with correct and wrong answers, so mostly from the questions in the middle. A question at 0 or
+# 1 had no such group here. With more samples it may have one (notebook 06).
 #
 # ## From the command line, and cleaning up
 #
@@ -335,10 +400,14 @@ plot_problem_accuracy(evaluation, figures / "11_accuracy_by_question.png")
 # ## Summary
 # - A job is one request: container, channels, command, machine, limits. Build it, check it, price it, then send it.
 # - The job runs the code of your machine and returns a run directory.
-# - Spot is cheap because it can end at any time. With SIGTERM, a checkpoint and a restart nothing is lost.
+# - Spot is cheap because it can end at any time. A job that saves when SIGTERM comes loses nothing; one that cannot
+#   save in time loses what it did after its last checkpoint.
 # - SageMaker reads metrics from the log by regular expressions. Print one line per step that is easy to parse.
 #
 # ## Questions
+#
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
 # 1. Your job has 8 GPUs, and the recipe uses one. What do you pay for? What would you change?
 # 2. A spot job was interrupted five times and took 10 hours instead of 2. When is it still cheaper? Which setting
 #    limits the 10 hours?

@@ -7,8 +7,9 @@
 # > the base and the trained model side by side; to serve a model over the OpenAI API; to export it with a model card,
 # > zip it and push it to the Hub; to deploy it in the cloud and to delete it again.
 # >
-# > **Time** 2 minutes on a CPU, 5 on a GPU · **Needs** notebook 06 in the same OUTPUT_DIR (if its model is missing, it
-# > is trained here)
+# > **Time** the machine: 1 minute on a CPU, 5 on a GPU · you: 45 minutes · **Needs** notebook 06 in the same
+# > OUTPUT_DIR. If its model is missing, it is trained here, in 5 minutes on a CPU; `scripts/fast_forward.py
+# > --notebook 6` copies a finished one in seconds.
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -99,9 +100,9 @@ print(f"{parameters:,} parameters; header and tensors take {weights_file.stat().
 #
 # By hand: $W = 0$, $A = (1, 2)$, $B = (3, 4)^T$, $\alpha = 2$, $r = 1$ gives the rows (6, 12) and (8, 16).
 #
-# ## Exercise: merge an adapter
+# ## Exercise 1: merge an adapter
 #
-# *Difficulty: easy · importance: high · spend up to 10 minutes*
+# *Difficulty: easy · importance: high · about 10 minutes*
 #
 # Compute $W'$. The rank r is not an argument: read it from A. Return a new tensor, and do not change the base weight.
 
@@ -119,6 +120,11 @@ def merge_lora(weight, lora_A, lora_B, alpha):
 
 
 merge_lora(torch.zeros(2, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]), alpha=2)
+
+# %% [markdown] tags=["hints"]
+# 1. Which of A and B comes first? The product must have the shape (out, in) of the weight. Which shape holds r?
+# 2. `lora_B @ lora_A` has the right shape, and r is `lora_A.shape[0]`. `weight + ...` makes a new tensor; `weight +=
+#    ...` would change the base weight.
 
 # %%
 from lab_utils.teaching import checks
@@ -144,18 +150,18 @@ print(f"changed by the adapter: {(yours - matrices[0]).abs().max():.3f} at most"
 print(f"yours and PEFT's:       differ by {(yours - merged).abs().max():.1e} at most")
 
 # %% [markdown]
-# The second number is rounding. It grows with fewer bits: merged in bfloat16, $W'$ is rounded to three digits, and
-# part of a small update is lost. Also, an adapter trained on a 4-bit base was trained on *rounded* weights. Merged into
-# the exact ones it behaves a little differently. Evaluate a model again after merging.
+# The second number is 0 or rounding. Rounding grows with fewer bits: merged in bfloat16, $W'$ keeps two to three
+# significant digits, and a part of a small update is lost. Also, an adapter trained on a 4-bit base was trained on
+# *rounded* weights. Merged into the exact ones it behaves a little differently. Evaluate a model again after merging.
 #
 # ## Side by side
 #
 # Ask the model before and after training. Each answer becomes a line of a JSONL file: query, model, reasoning, answer
 # and the whole response. Other tools can read that format.
 #
-# The completions are sampled at the temperature of the evaluation. A model that learned from samples works best when it
-# is sampled. At temperature 0 only the likeliest token counts, and the tiny model can repeat one attempt until it is
-# cut off.
+# Both models are asked in the chat format, which the base model has never seen; notebook 08 also asks it in plain text.
+# The completions are sampled at the temperature of the evaluation, at which the model was trained. At temperature 0
+# only the likeliest token counts, and the tiny model can repeat one attempt until it is cut off.
 
 # %%
 from lab_utils.models import load_tokenizer
@@ -191,7 +197,57 @@ print(f"the last line of {chat_file}:\n{chat_file.read_text(encoding='utf-8').sp
 #
 # With a GPU you serve with **vLLM**. It answers many questions at once: at every token, a finished one can leave and a
 # waiting one can enter. It keeps the cache of keys and values in small blocks, so it reserves no memory for tokens that
-# are never written. Without vLLM, `transformers serve` does the same for one question at a time.
+# are never written. Without vLLM, the workshop serves with `transformers serve`.
+#
+# ## Exercise 2: how many responses fit at once?
+#
+# *Difficulty: medium · importance: high · about 15 minutes*
+#
+# A server is fast because it answers many questions together. Its memory sets the limit. For every token of every
+# response, each layer keeps a key and a value for each of its **key-value heads**. Qwen has fewer of these than
+# attention heads: several attention heads share one (grouped-query attention).
+#
+# Return how many responses of `tokens` tokens fit at once, next to the weights, into `memory` bytes. Weights, keys and
+# values are bfloat16. `config` has some entries of a config.json. Other memory that a server needs is left out.
+#
+# By hand: 2 layers, 2 key-value heads and `head_dim` 8 make 2 · 2 · 8 = 32 numbers for the keys and as many for the
+# values, so 128 bytes per token. 180,000 parameters take 360,000 of 1,000,000 bytes. The other 640,000 hold 5,000
+# tokens, or 50 responses of 100 tokens.
+
+
+# %%
+def responses_at_once(config, parameters, memory, tokens):
+    """Return the number of responses of `tokens` tokens that fit into `memory` bytes beside the weights."""
+    # YOUR CODE HERE
+    # >>> solution
+    numbers = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
+    free = memory - 2 * parameters
+    return max(0, free // (2 * numbers * tokens))
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. Write three lines: the bytes of one token, the bytes that the weights leave, and how many responses these hold.
+#    What if the weights alone do not fit?
+# 2. One token takes 2 (key and value) × layers × key-value heads × `head_dim` numbers of 2 bytes. `//` rounds down, and
+#    `max(0, ...)` covers a model that is too large.
+
+# %%
+checks.check_responses_at_once(responses_at_once)
+
+# %% [markdown]
+# Qwen2.5-0.5B on a GPU with 16 GB:
+
+# %%
+qwen = {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64}
+for tokens in (4096, 1024, 256):
+    print(f"{responses_at_once(qwen, 494_000_000, 16_000_000_000, tokens):,} responses of {tokens:,} tokens at once")
+
+# %% [markdown]
+# A server that reserved 4,096 tokens for every response could hold only the first number, even if most responses end
+# after 256. That is why vLLM gives out its memory in small blocks, as tokens are written.
+#
+# Now serve your own model. Most of the next cell's time goes into starting the server.
 
 # %%
 import time
@@ -225,12 +281,12 @@ else:
 # python scripts/serve.py swap outputs/another/grpo
 # ```
 #
-# The last line is for adapters on vLLM. vLLM serves base and trained model together, and replaces the adapter in
-# milliseconds while the server runs. That way you can try out a training run every few steps.
+# The last line is for adapters on vLLM. vLLM serves base and trained model together, and replaces the adapter
+# while the server runs. That way you can try out a training run every few steps.
 #
 # ## Export
 #
-# An export is one folder that anybody can load, with the adapter merged and with a **model card**. The card says what
+# An export is one folder that anyone can load, with the adapter merged and with a **model card**. The card says what
 # the model was trained on and how, what was measured, and what the model cannot do. It is written from the run
 # directory, and it claims nothing that was not measured.
 
@@ -324,7 +380,7 @@ from lab_utils.teaching.inspection import expect
 
 lines = [json.loads(line) for line in chat_file.read_text(encoding="utf-8").splitlines()]
 answered = {label: sum(line["answer"] is not None for line in lines if line["model"] == label) for label in models}
-expect(config, "the trained model answers where the base model does not", answered["trained"] > answered["base"])
+expect(config, "the trained model answers in the format more often", answered["trained"] > answered["base"])
 expect(config, "the exported model answers as the run does", text == greedy)
 expect(config, "the served model answers as the run does", backend() is None or answer.strip() == greedy.strip())
 
@@ -341,6 +397,8 @@ expect(config, "the served model answers as the run does", backend() is None or 
 # - Share with a card that says what was measured and what was not. Keep tokens out of notebooks. Delete endpoints.
 #
 # ## Questions
+#
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
 #
 # 1. You trained ten adapters on one base model of 1 GB. What do you store and serve, merged or separate? What if each
 #    adapter has its own customers, who all ask at once?

@@ -6,8 +6,8 @@
 # > **You will learn** to tell the story of your runs in figures, from their run directories alone, and to write a
 # > conclusion that claims no more than they show.
 # >
-# > **Time** 1 minute on a CPU or a GPU · **Needs** notebooks 03, 06 and 08 in the same OUTPUT_DIR; 10 for PPO in the
-# > figures
+# > **Time** the machine: 1 minute on a CPU or a GPU · you: 40 minutes · **Needs** notebooks 03, 06 and 08 in the same
+# > OUTPUT_DIR; 10 for PPO in the figures. `scripts/fast_forward.py --notebook 10` copies finished runs in seconds.
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.
@@ -19,6 +19,7 @@ OUTPUT_DIR = "outputs"
 SEED = 0
 
 # %%
+import math
 from pathlib import Path
 
 from lab_utils.config import load
@@ -34,15 +35,16 @@ folders = {"SFT": "sft", "GRPO": "grpo", "PPO": "ppo", "random reward": "grpo-ra
 trained = {label: run for label, name in folders.items() if (run := RunDirectory(runs / name)).has_model}
 missing = [label for label in ("SFT", "GRPO") if label not in trained]
 if missing:
-    raise RuntimeError(f"No trained model of {' and '.join(missing)} in {runs}: run the notebooks 03, 06 and 08 first, "
-                       "with the same OUTPUT_DIR.")
+    raise RuntimeError(f"No trained model of {' and '.join(missing)} in {runs}: run the notebooks 03, 06 and 08 first "
+                       "(10 minutes on a CPU), or copy finished runs: python scripts/fast_forward.py --from "
+                       f"runs/yesterday --to {OUTPUT_DIR} --notebook 10")
 print(f"Found in {runs}: {', '.join(trained)}.")
 
 # %% [markdown]
 # ## A run directory holds everything
 #
 # Nothing is trained here. Each stage has left a directory with its resolved settings, the versions of its libraries,
-# its metrics, samples and its evaluation. From these directories anybody can draw every figure below and check every
+# its metrics, samples and its evaluation. From these directories anyone can draw every figure below and check every
 # number. First come the facts that belong to any result: what was run, for how long, with what.
 
 # %%
@@ -104,7 +106,7 @@ plot_story(learners, methods, figures / "13_story.png")
 plot_training(learners, figures / "13_training.png", x="minutes")
 
 # %% [markdown]
-# Here is accuracy with its interval. How much of each jump is format, and how much is solving?
+# Here is accuracy with its interval. How much of each difference is format, and how much is solving?
 
 # %%
 plot_accuracy_bars(methods, figures / "13_accuracy.png")
@@ -144,9 +146,9 @@ for label in evaluations:
 print(json.dumps(results.get("GRPO"), indent=1))
 
 # %% [markdown]
-# ## Exercise: an honest conclusion
+# ## Exercise 1: an honest conclusion
 #
-# *Difficulty: easy · importance: high · spend up to 15 minutes*
+# *Difficulty: easy · importance: high · about 10 minutes*
 #
 # Write a function that turns a comparison into a sentence. It says `better` or `worse` only if the whole interval is
 # on one side of 0. Otherwise it says `not shown`, which is not the same as "no difference". It names what was compared,
@@ -163,6 +165,12 @@ def conclude(what, difference, low, high, problems, seeds):
             f"on {problems} held-out problems, {seeds} seed(s).")
     # <<< solution
 
+
+# %% [markdown] tags=["hints"]
+# 1. Three cases: the interval is above 0, it is below 0, or it contains or touches 0. The sign of the difference does
+#    not decide.
+# 2. `"better" if low > 0 else "worse" if high < 0 else "not shown to differ"`. Shares become points by `100 *`, and
+#    `f"{value:+.1f}"` writes one decimal with its sign.
 
 # %%
 from lab_utils.teaching import checks
@@ -181,6 +189,53 @@ for label, evaluation in evaluations.items():
         print(conclude(what, paired.difference, paired.low, paired.high, len(before.examples), seeds=1))
 
 # %% [markdown]
+# ## Exercise 2: how many problems would show it?
+#
+# *Difficulty: medium · importance: medium · about 10 minutes*
+#
+# "Not shown" can mean that there is nothing to show, or that you asked too few problems. Suppose that the measured
+# difference is the true one. Return the number of problems at which the interval, of the same kind, would only just
+# touch 0. Return None if no number would do.
+#
+# The width of an interval shrinks with the square root of the number of problems. By hand: a difference of 2 points
+# with the interval −2 to +6 on 100 problems. Half of its width is 4 points and would have to be 2. Half the width needs
+# four times the problems: 400.
+
+
+# %%
+def problems_needed(difference, low, high, problems):
+    """Return how many problems an interval needs that just touches 0, as a whole number, rounded up; or None."""
+    # YOUR CODE HERE
+    # >>> solution
+    if difference == 0:
+        return None
+    half = (high - low) / 2
+    return math.ceil(problems * (half / difference) ** 2)
+    # <<< solution
+
+
+# %% [markdown] tags=["hints"]
+# 1. By which factor must half of the width shrink, so that it equals the difference? What does that mean for the number
+#    of problems?
+# 2. The factor is `half / difference`, and its square multiplies `problems`. A difference of 0 stays inside every
+#    interval.
+
+# %%
+checks.check_problems_needed(problems_needed)
+
+# %%
+for label, evaluation in evaluations.items():
+    if label != start:
+        paired = paired_bootstrap(before.per_problem, evaluation.per_problem)
+        needed = problems_needed(paired.difference, paired.low, paired.high, len(before.examples))
+        print(f"{label:>13}: {100 * paired.difference:+.1f} points; {needed} problems would just show it")
+
+# %% [markdown]
+# At that number the interval touches 0 on average, so every second repetition would still say "not shown". For four out
+# of five, plan twice as many. Read numbers below about 30 as "few": the square root is a law for many problems. No
+# number of problems replaces a second seed: the interval covers the choice of problems only.
+
+# %% [markdown]
 # ## What you should see, and what it means if you don't
 
 # %%
@@ -195,7 +250,8 @@ expect(config, "hardly any correct answer is lost to the format",
 # %% [markdown]
 # - The middle panel of the story is flat while the left one rises: the model has become better without searching
 #   longer. Read its responses (notebook 06). A shortcut would show there.
-# - Training accuracy is far above test accuracy: the model has memorized the training problems.
+# - Training accuracy is far above test accuracy: the model may have memorized training problems. Compare both at the
+#   same step: training accuracy is an average over a model that was still changing.
 # - Only the strict bar rises: the model has learned the format, and no more.
 #
 # ## Now in your own words
@@ -211,12 +267,14 @@ expect(config, "hardly any correct answer is lost to the format",
 #
 # ## Summary
 #
-# - Three stages, two jumps: SFT brings the format. Reinforcement learning mostly brings persistence, and somewhat
-#   better first attempts.
+# - SFT brings the format. The tiny base, asked in plain text, already solves about as many problems. Reinforcement
+#   learning brings the gain: mostly persistence, and somewhat better first attempts.
 # - A claim is a number, an interval, a control, and what it does not cover.
 # - Run directories make all of it checkable.
 #
 # ## Questions
+#
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
 #
 # 1. If you had one slide, which single figure would you show, and what does it hide?
 # 2. You have one hour of computing left. More seeds, longer controls, or a larger model: which would change your mind

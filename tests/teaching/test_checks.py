@@ -259,6 +259,26 @@ def conclude(what, difference, low, high, problems, seeds):
             f"{problems} problems, {seeds} seed(s))")
 
 
+def billed_minutes(work, save_every, start, machines):
+    billed = 0
+    for lasts in machines:
+        if start + work <= lasts:
+            break
+        billed += lasts
+        if lasts > start:
+            work -= save_every * ((lasts - start) // save_every)
+    return billed + start + work
+
+
+def responses_at_once(config, parameters, memory, tokens):
+    per_token = 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
+    return max(0, int((memory - 2 * parameters) / per_token / tokens))
+
+
+def problems_needed(difference, low, high, problems):
+    return None if difference == 0 else math.ceil(problems * ((high - low) / (2 * difference)) ** 2)
+
+
 SOLUTIONS = {
     "check_solves": [lambda text, nums, target: is_solution(text, {"nums": nums, "target": target})],
     "check_verdict": [verdict()],
@@ -288,8 +308,11 @@ SOLUTIONS = {
     "check_pass_at_k": [pass_at_k, lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k)],
     "check_first_verdict": [first_verdict],
     "check_first_alarm": [first_alarm],
+    "check_billed_minutes": [billed_minutes],
     "check_logged_values": [logged_values],
     "check_merge_lora": [merge_lora],
+    "check_responses_at_once": [responses_at_once],
+    "check_problems_needed": [problems_needed],
     "check_conclude": [
         conclude,
         lambda *facts: conclude(*facts).replace("not shown to", "Not shown better:"),
@@ -462,20 +485,13 @@ MISTAKES = {
             metrics, patience, lambda m: alarms(m) | (m["rewards/sum/std"] == 0)), "end with /mean"),
     ],
     "check_logged_values": [
-        (lambda regex, log: [float(value) for value in re.findall(regex, log)], "One value per line"),
-        (lambda regex, log: [str(value) for value in logged_values(regex, log)], r"float\(\)"),
         (lambda regex, log: logged_values(regex, log) or None, "an empty list"),
         (lambda regex, log: logged_values(regex.replace("grpo", ""), log), "each matching line"),
         (lambda regex, log: [value for value in logged_values(regex, log) if value], "0 is a value"),
         (lambda regex, log: logged_values(regex, log)[:1], "in order"),
-        (lambda regex, log: logged_values(f"^{regex}", log), "re.search, not re.match"),
     ],
     "check_merge_lora": [
-        (lambda weight, a, b, alpha: alpha / a.shape[0] * (b @ a), "Add the update"),
-        (lambda weight, a, b, alpha: weight + b @ a, "alpha / r"),
-        (lambda weight, a, b, alpha: weight + alpha * (b @ a), "here 2"),
         (lambda weight, a, b, alpha: weight + alpha / a.shape[0] * (b @ a).T, r"\(out, r\)"),
-        (lambda weight, a, b, alpha: weight.add_(alpha / a.shape[0] * (b @ a)), "Return a new tensor"),
         (lambda weight, a, b, alpha: None, "Return a tensor"),
     ],
     "check_conclude": [

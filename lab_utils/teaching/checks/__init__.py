@@ -10,7 +10,7 @@ from .evaluation import check_first_verdict, check_pass_at_k, check_redrawn_diff
 from .grpo_from_scratch import check_clipped_loss, check_group_advantages
 from .grpo_training import check_expected_without_signal, check_failed_and_given_up, check_share_without_signal
 from .ppo_training import check_gae, check_perfect_critic
-from .results import check_conclude
+from .results import check_conclude, check_problems_needed
 from .reward_design import (
     check_correctness_reward,
     check_format_worth,
@@ -18,7 +18,7 @@ from .reward_design import (
     check_weighted_mix,
 )
 from .reward_hacking import check_largest_bonus, check_share_to_right, check_short_and_right_reward
-from .sagemaker_training import check_logged_values
-from .serving_and_sharing import check_merge_lora
+from .sagemaker_training import check_billed_minutes, check_logged_values
+from .serving_and_sharing import check_merge_lora, check_responses_at_once
 from .sft_warmup import check_completion_loss, check_live_share
 from .start_here import check_solves, check_verdict

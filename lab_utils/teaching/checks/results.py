@@ -1,9 +1,10 @@
-"""Self-check of the notebook "Results"."""
+"""Self-checks of the notebook "Results"."""
 
+import math
 import re
 from typing import Any
 
-from .runner import Case, Check
+from .runner import Case, Check, Wrong
 
 
 def _same_conclusion(got: Any, wanted: list[str]) -> bool | str:
@@ -33,3 +34,19 @@ check_conclude = Check("{} conclusions, none of them claims more than its interv
     Case("PPO", 0.020, 0.0, 0.040, 500, 1, gives=["not shown", "PPO", "2.0", "0.0", "4.0", "500", "1"],
          hint="An interval that touches 0 does not exclude it."),
 ], same=_same_conclusion)
+
+check_problems_needed = Check("{} plans.", [
+    Case(0.02, -0.02, 0.06, 100, gives=400, hint="Half of the width is 4 points and must be 2: four times as many."),
+    Case(-0.01, -0.03, 0.01, 250, gives=1000, hint="A negative difference needs as many problems as a positive one."),
+    Case(0.335, 0.297, 0.372, 200, gives=3, hint="A large difference needs few problems. Round up to a whole number."),
+    Case(0.0, -0.03, 0.03, 500, gives=None, hint="Every interval around 0 contains 0: return None."),
+], wrong=[
+    Wrong(lambda d, low, high, n: d and math.ceil(n * (high - low) / 2 / abs(d)) or None,
+          "Twice as many problems do not halve the width: it shrinks with their square root, so square the factor."),
+    Wrong(lambda d, low, high, n: d and math.ceil(n * ((high - low) / d) ** 2) or None,
+          "You took the whole width. From its middle to 0 an interval has half of it: (high - low) / 2."),
+    Wrong(lambda d, low, high, n: d and math.ceil(((high - low) / 2 / d) ** 2) or None,
+          "That is how many times as many problems you need: multiply by `problems`."),
+    Wrong(lambda d, low, high, n: d and math.ceil(n * (low / d) ** 2) or None,
+          "`low` is an end of the interval. You need half of its width: (high - low) / 2."),
+], same=lambda got, wanted: got is wanted or abs(got - wanted) <= 1)
