@@ -1,16 +1,13 @@
 """scripts/train.py: which stages it runs and from which model, and what it refuses before anything is trained."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import train as train_script
 
-from lab_utils import REPOSITORY, TINY_MODEL, TrainingStopped, exit_status
+from lab_utils import TINY_MODEL, TrainingStopped, exit_status
 from lab_utils.config import RunConfig, read_config
 from lab_utils.runs import RunDirectory
 from lab_utils.training import stages
@@ -147,11 +144,7 @@ def test_a_gpu_run_checks_the_machine_once_and_prints_the_estimate(calls, tmp_pa
 
 @pytest.mark.component
 def test_a_recipe_runs_from_the_command_line(tmp_path):
-    command = [sys.executable, "scripts/train.py", "--recipe", "countdown-grpo", "--hardware", "smoke", "--output-dir",
-               tmp_path, "--evaluate"]
-    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert train("--output-dir", tmp_path, "--evaluate") == 0
     for stage in ("sft", "grpo"):
         run = RunDirectory(tmp_path / stage)
         assert read_config(run.config_path).hardware == "smoke"

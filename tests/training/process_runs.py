@@ -1,6 +1,6 @@
-"""SFT, GRPO and PPO on the same completions, whatever the number of processes: what test_processes.py launches.
+"""SFT, GRPO and PPO on the same completions, whatever the number of processes: what test_processes.py runs.
 
-    accelerate launch --num_processes 2 tests/training/process_runs.py OUTPUT_DIR
+    torchrun --nproc-per-node=2 tests/training/process_runs.py OUTPUT_DIR
 
 Every batch is 16 rows in micro-batches of 4: four in one process, two in each of two, one in each of four. In RL they
 are one group of 16, which the processes share. So that all see the same completions, these are a function of the
@@ -22,14 +22,13 @@ from lab_utils.models import load_model
 from lab_utils.sampling import local as generation
 from lab_utils.training import grpo, ppo, rl, sft
 
-PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 STEPS = 2
 ROWS = 16
 RECORDED: dict[str, tuple] = {}
 
 
 def run_config():
-    rows, accumulation = ROWS // 4, 4 // PROCESSES
+    rows, accumulation = ROWS // 4, 4 // int(os.environ.get("WORLD_SIZE", "1"))
     same = {"gradient_accumulation_steps": accumulation, "max_steps": STEPS, "save_steps": 100}
     return configuration.load("countdown-grpo", "smoke", {
         "tracking.tensorboard": False, "rewards.format_reward": None,
@@ -80,6 +79,14 @@ def run_all(output_dir: Path) -> None:
         for name, stage in (("sft", sft), ("grpo", grpo), ("ppo", ppo)):
             rewards = {} if name == "sft" else {"reward_funcs": [spaces_reward]}
             stage.train(config, output_dir / name, callbacks=[KeepWeights(output_dir / name)], resume=True, **rewards)
+
+
+def run_rank(rank: int, processes: int, port: int, output_dir: Path) -> None:
+    """Run all in one of several processes, with the variables that torchrun sets."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                   "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stdout = sys.stderr = open(output_dir / f"{rank}.log", "w", buffering=1)
+    run_all(output_dir)
 
 
 if __name__ == "__main__":

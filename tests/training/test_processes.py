@@ -5,35 +5,39 @@ fixed by process_runs.py. Everything else must be: rewards, group advantages tha
 whitened advantages, losses weighted by the tokens of all processes, averaged gradients, and so the weights.
 """
 
-import subprocess
-import sys
+import multiprocessing
+import os
+import socket
 
 import numpy as np
 import process_runs
 import pytest
 import torch
 
-from lab_utils import REPOSITORY
 from lab_utils.models import load_model
 from lab_utils.runs import TIMING_COLUMNS, RunDirectory
 
-pytestmark = [pytest.mark.component, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.component, pytest.mark.timeout(300),
+              pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return the folders of the runs in one process and in two."""
+    """Return the folders of the runs in one process and in two, copies of this one, and what these printed."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-               REPOSITORY / "setup" / "accelerate" / "a10g-x4.yaml", "--num_processes", "2", "--main_process_port", "0",
-               REPOSITORY / "tests" / "training" / "process_runs.py", two]
-    launched = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
-    try:
-        process_runs.run_all(one)
-    finally:
-        output, _ = launched.communicate(timeout=280)
-    assert launched.returncode == 0, output
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    copies = [multiprocessing.get_context("fork").Process(target=process_runs.run_rank, args=(rank, 2, port, two))
+              for rank in (0, 1)]
+    for copy in copies:
+        copy.start()
+    process_runs.run_all(one)
+    for copy in copies:
+        copy.join(250)
+        copy.kill()
+    output = "".join((two / f"{rank}.log").read_text() for rank in (0, 1))
+    assert [copy.exitcode for copy in copies] == [0, 0], output
     return one, two, output
 
 
