@@ -1,10 +1,11 @@
 """Self-checks of the notebook "Reward design"."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
 from ... import rewards
-from .runner import Case, Check, close
+from .runner import Case, Check, Wrong, close
 
 
 def scored(completion: str, value: float, hint: str, **columns: Any) -> Case:
@@ -99,6 +100,13 @@ check_weighted_mix = Check("{} mixes; the failing parts are caught.", [
          hint="A part returned one value for two completions: compare the lengths before you add."),
 ], call=pay_by_mix, same=same_pay)
 
+
+def _worth(correct: list[bool], formatted: list[bool], weight: float, scale: bool,
+           spread: Callable[[list[float]], float] = statistics.stdev) -> float:
+    deviation = spread([c + weight * f for c, f in zip(correct, formatted, strict=True)])
+    return weight / deviation if scale and deviation else weight if deviation else 0.0
+
+
 check_format_worth = Check("{} groups.", [
     Case([False] * 4, [True, True, False, False], 0.1, gives=1.732,
          hint="This is the example: 0.1 / 0.0577. statistics.stdev divides by n - 1; the mean cancels."),
@@ -113,4 +121,13 @@ check_format_worth = Check("{} groups.", [
     Case([False] * 4, [True] * 4, 0.5, gives=0.0, hint="All rewards are equal: return 0.0, do not divide by 0."),
     Case([False] * 4, [True] * 4, 0.5, False, gives=0.0,
          hint="All rewards are equal: without scaling, too, this group teaches nothing."),
+], wrong=[
+    Wrong(lambda correct, formatted, weight, scale=True: weight,
+          "That is the difference of the rewards. With `scale` it is divided by the standard deviation."),
+    Wrong(lambda correct, formatted, weight, scale=True: _worth(correct, formatted, weight, scale, statistics.pstdev),
+          "You divided by n in the standard deviation: statistics.stdev divides by n - 1, as GRPO does."),
+    Wrong(lambda correct, formatted, weight, scale=True: _worth([False] * len(correct), formatted, weight, scale),
+          "You took the standard deviation of the format's part alone: take that of all rewards of the group."),
+    Wrong(lambda correct, formatted, weight, scale=True: _worth(correct, formatted, weight, True),
+          "You always divide by the standard deviation: look at `scale`."),
 ], same=lambda got, wanted: abs(float(got) - wanted) < 0.01)  # TRL adds 1e-4 to a standard deviation

@@ -3,7 +3,7 @@
 import math
 
 from .reward_design import OK, same_rewards, scored, with_messages
-from .runner import Case, Check, close
+from .runner import Case, Check, Wrong, close
 
 check_largest_bonus = Check("{} pairs of habits.", [
     Case(steps=(0.6, 31), guess=(0.1, 16), limit=40, gives=0.0667,
@@ -19,6 +19,14 @@ check_largest_bonus = Check("{} pairs of habits.", [
          hint="This guess is longer than the steps, so no bonus makes it pay: return math.inf, not a negative number."),
     Case(steps=(0.5, 30), guess=(0.5, 20), limit=40, gives=0.0,
          hint="This guess is as often correct and shorter: it pays at any bonus above 0."),
+], wrong=[
+    Wrong(lambda steps, guess, limit=40, correct=2.0: correct * (steps[0] - guess[0]) / (steps[1] - guess[1]),
+          "You divide by the difference of the lengths. A response saves only what is below the limit, and never less "
+          "than nothing: max(0, limit - tokens)."),
+    Wrong(lambda steps, guess, limit=40, correct=2.0: correct * (steps[0] - guess[0]),
+          "That is what a guess loses. Divide it by the tokens that a guess saves more."),
+    Wrong(lambda steps, guess, limit=40, correct=2.0: correct * steps[0] / max(1, limit - guess[1]),
+          "Compare the two habits: a guess is sometimes correct too, and the steps save some tokens too."),
 ], same=lambda got, wanted: got == wanted or close(got, wanted))
 
 check_share_to_right = Check("{} audits.", [

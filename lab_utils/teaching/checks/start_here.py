@@ -1,6 +1,7 @@
 """Self-checks of the notebook "Start here"."""
 
-from .runner import Case, Check
+from ...tasks.expressions import evaluate, numbers_used
+from .runner import Case, Check, Wrong
 
 check_solves = Check("your judge agrees with ours on {} expressions.", [
     Case("(7 * 6) + 3", [3, 6, 7], 45, gives=True, hint="42 + 3 is 45. The numbers can come in any order."),
@@ -13,6 +14,15 @@ check_solves = Check("your judge agrees with ours on {} expressions.", [
          hint="An expression has no '=': catch ExpressionError, and only that error, and return False."),
     Case("banana", [3, 6, 7], 45, gives=False, hint="Not an expression: catch ExpressionError and return False."),
 ])
+
+
+def _value_first(answer: str | None, nums: list[int], target: int) -> str:
+    if answer is None:
+        return "no answer"
+    if evaluate(answer) != target:
+        return "wrong value"
+    return "correct" if sorted(numbers_used(answer)) == sorted(nums) else "wrong numbers"
+
 
 check_verdict = Check("your verdicts agree with ours on {} answers.", [
     Case("(7 * 6) + 3", [3, 6, 7], 45, gives="correct", hint="The numbers and the value are as asked."),
@@ -28,4 +38,10 @@ check_verdict = Check("your verdicts agree with ours on {} answers.", [
     Case("7 / 0", [3, 6, 7], 10, gives="not an expression",
          hint="It cannot be calculated, and that comes before the numbers in the list: call `evaluate` first, too."),
     Case("", [3, 6, 7], 45, gives="not an expression", hint="An empty answer was found, but it is no expression."),
+], wrong=[
+    Wrong(lambda answer, nums, target: answer == "(7 * 6) + 3", "Return the verdict as text, not True or False."),
+    Wrong(_value_first, "`evaluate` raises ExpressionError for a text that cannot be calculated: catch it."),
+    Wrong(lambda answer, nums, target: "no answer" if answer is None else "not an expression" if "=" in answer
+          else "correct" if evaluate(answer) == target else "wrong value",
+          "You return no \"wrong numbers\": compare the sorted numbers before the value."),
 ])
