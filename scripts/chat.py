@@ -1,8 +1,9 @@
-"""Ask the base model and the trained model the same question, side by side.
+"""Ask the base model and the trained model the same question, side by side; or any other model.
 
     python scripts/chat.py outputs/countdown-grpo/grpo
     python scripts/chat.py outputs/gsm8k-grpo/grpo --question "Anna has 3 pens and buys 4 more. How many does she have?"
     python scripts/chat.py outputs/countdown-grpo/grpo --server http://127.0.0.1:8000     # started by scripts/serve.py
+    python scripts/chat.py Qwen/Qwen2.5-0.5B-Instruct --recipe gsm8k-grpo --multi-turn   # or a model folder, an adapter
 
 For Countdown type the numbers and, last, the target: 3 7 25 46. Every answer is appended to a JSON Lines file: query,
 model, reasoning, answer and the whole response.
@@ -18,14 +19,15 @@ from pathlib import Path
 
 from lab_utils import exit_status
 from lab_utils.config import RunConfig
-from lab_utils.models import load_model, load_tokenizer
-from lab_utils.runs import RunDirectory, model_of
-from lab_utils.sampling.local import sample
+from lab_utils.models import adapter_base, load_model, load_tokenizer
+from lab_utils.runs import config_of, model_of
+from lab_utils.sampling.local import prompt_ids, sample
 from lab_utils.sharing.chat import (
     QuestionError,
     append_jsonl,
     as_prompt,
     chat_records,
+    conversation,
     in_tiny_model_range,
     tiny_model_range,
 )
@@ -39,8 +41,13 @@ Model = Callable[[list[dict[str, str]]], str]  # prompt -> response
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="the run directory of a trained model")
+    parser.add_argument("model", help="the run directory of a trained model; or, with --recipe, a model folder, an "
+                        "adapter, a Hub id or 'tiny'")
+    parser.add_argument("--recipe", help="task and response format for a model without a run directory: a recipe's "
+                        "name or your own .yaml file")
+    parser.add_argument("--hardware", default="auto", help="with --recipe: the hardware tier; default: auto")
     parser.add_argument("--base", help="the model to compare with; default: the base model of the run")
+    parser.add_argument("--multi-turn", action="store_true", help="let each question continue the conversation")
     parser.add_argument("--server", metavar="URL", help="ask a server that scripts/serve.py started instead of loading "
                         "the trained model (and the base model, if the server has it)")
     parser.add_argument("--question", action="append", help="ask this and exit; may be repeated")
@@ -70,6 +77,11 @@ def load_local(name: str, config: RunConfig, max_new_tokens: int, temperature: f
     model, tokenizer = load_model(model_of(name), config.model), load_tokenizer(model_of(name))
 
     def respond(prompt: list[dict[str, str]]) -> str:
+        tokens, most = len(prompt_ids(tokenizer, prompt)), getattr(model.config, "max_position_embeddings", None)
+        if most is not None and tokens + max_new_tokens > most:
+            raise QuestionError(f"The conversation has {tokens} tokens, and with a response of up to {max_new_tokens} "
+                                f"it does not fit into the {most} of {name}: start a new one, or lower "
+                                "--max-new-tokens.")
         [[completion]] = sample(model, tokenizer, [prompt], temperature=temperature, max_new_tokens=max_new_tokens)
         return completion.text
 
@@ -78,9 +90,10 @@ def load_local(name: str, config: RunConfig, max_new_tokens: int, temperature: f
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
-    config = RunDirectory(options.run).config()
-    task = load_task(config.task.name, config.task.response_format)
-    names = {"base": options.base or config.model.name, "trained": str(options.run)}
+    config = config_of(options.model, options.recipe, options.hardware)
+    task = load_task(config.task)
+    base = options.base or (config.model.name if config.model.name != options.model else adapter_base(options.model))
+    names = {**({"base": base} if base else {}), "trained": options.model}
     temperature = config.evaluation.temperature if options.temperature is None else options.temperature
     max_new_tokens = options.max_new_tokens or config.evaluation.max_new_tokens
     append_jsonl(options.output, [])  # a file that cannot be written is reported before models are loaded
@@ -88,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.base:
         on_server -= {"base"}
     models: dict[str, Model] = {}
+    histories: dict[str, list[dict[str, str]]] = {label: [] for label in names}
     for label, name in names.items():
         if label in on_server:
             models[label] = lambda prompt, label=label: ask(
@@ -96,16 +110,19 @@ def main(argv: list[str] | None = None) -> None:
             models[label] = load_local(name, config, max_new_tokens, temperature)
     for query in questions(options.question):
         try:
-            prompt = as_prompt(task, query)
+            prompts = {label: conversation(history, as_prompt(task, query)) for label, history in histories.items()}
+            responses = {label: respond(prompts[label]) for label, respond in models.items()}
         except QuestionError as error:
             if options.question:
                 raise
             print(error)
             continue
-        if config.model.name == "tiny" and not in_tiny_model_range(task, query):
+        if config.model.name == "tiny" and config.task.source == "synthetic" and not in_tiny_model_range(task, query):
             print(f"Note: the tiny model knows only {tiny_model_range(task)}. Expect a wrong answer.")
-        responses = {label: respond(prompt) for label, respond in models.items()}
         print("\n" + side_by_side(responses, shutil.get_terminal_size((120, 24)).columns))
+        if options.multi_turn:
+            histories = {label: [*prompts[label], {"role": "assistant", "content": response}]
+                         for label, response in responses.items()}
         by_name = {names[label]: response for label, response in responses.items()}
         append_jsonl(options.output, chat_records(task, query, by_name))
     print(f"\nappended to {options.output}")

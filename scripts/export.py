@@ -2,6 +2,7 @@
 
     python scripts/export.py outputs/countdown-grpo/grpo --output-dir shared/my-model
     python scripts/export.py outputs/countdown-grpo/grpo --output-dir shared/it --zip --push-to me/it --dry-run
+    python scripts/export.py path/to/adapter --recipe gsm8k-grpo --output-dir shared/merged    # no run: no model card
 
 A LoRA adapter is merged into its base model. The Hub's token comes from HF_TOKEN or `hf auth login` and is never shown.
 """
@@ -13,14 +14,17 @@ import sys
 from pathlib import Path
 
 from lab_utils import exit_status
-from lab_utils.runs import RunDirectory
-from lab_utils.sharing.export import describe, export_run, push_to_hub, zip_folder
+from lab_utils.runs import RunDirectory, config_of
+from lab_utils.sharing.export import describe, export_run, push_to_hub, write_folder, zip_folder
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="the run directory of a trained model")
+    parser.add_argument("run", help="the run directory of a trained model; or, with --recipe, a model folder, an "
+                        "adapter or a Hub id")
+    parser.add_argument("--recipe", help="for a model without a run directory: its settings, such as dtype")
+    parser.add_argument("--hardware", default="auto", help="with --recipe: the hardware tier; default: auto")
     parser.add_argument("--output-dir", type=Path, required=True, help="the folder to write, new or empty")
     parser.add_argument("--zip", action="store_true", help="also write OUTPUT_DIR.zip")
     parser.add_argument("--push-to", metavar="NAME/MODEL", help="also upload it to this repository of the Hub")
@@ -30,7 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run and not options.push_to:
         parser.error("--dry-run needs --push-to: add --push-to NAME/MODEL")
 
-    folder = export_run(RunDirectory(options.run), options.output_dir)
+    if options.recipe:
+        settings = config_of(options.run, options.recipe, options.hardware).model
+        folder = write_folder(options.run, settings, options.output_dir)
+    else:
+        folder = export_run(RunDirectory(options.run), options.output_dir)
     print(f"{folder}:")
     for file in describe(folder):
         print(f"  {file['file']:<28}{file['kB']:>12,.1f} kB   {file['what it is for']}")

@@ -242,8 +242,7 @@ def invoke(arguments: argparse.Namespace) -> int:
     from lab_utils.sharing.chat import as_prompt  # takes seconds to import
     from lab_utils.tasks import load_task, visible
 
-    settings = configuration.load(arguments.recipe, "cpu").task
-    task = load_task(settings.name, settings.response_format)
+    task = load_task(configuration.load(arguments.recipe, "cpu").task)
     answer = endpoint.invoke(arguments.name, as_prompt(task, arguments.question), connect(arguments.region),
                              max_tokens=arguments.max_tokens, temperature=arguments.temperature)
     print(visible(answer.text))

@@ -35,7 +35,7 @@ from transformers import TrainerCallback
 
 from lab_utils import exit_status
 from lab_utils import rewards as reward_functions
-from lab_utils.config import ConfigError, RunConfig, load, with_overrides
+from lab_utils.config import ConfigError, RunConfig, load, short_name, with_overrides
 from lab_utils.evaluation import (
     Evaluation,
     PairedDifference,
@@ -45,6 +45,7 @@ from lab_utils.evaluation import (
     results_table,
 )
 from lab_utils.figures import plot_training
+from lab_utils.rewards.own import load_reward
 from lab_utils.runs import RunDirectory, write_atomically
 from lab_utils.training.rl import steps_per_rollout
 from lab_utils.training.stages import TRAIN
@@ -73,7 +74,7 @@ def random_reward(completions: list, **columns: Any) -> list[float]:
 
 def with_random_correctness(config: RunConfig) -> list[Callable]:
     """Return the reward functions of a run, with the coin instead of each reward that stands for correctness."""
-    return [random_reward if name in reward_functions.CORRECTNESS else getattr(reward_functions, name)
+    return [random_reward if name in reward_functions.CORRECTNESS else load_reward(name)
             for name in config.rewards]
 
 
@@ -149,7 +150,7 @@ def runs_of_seed(arguments: argparse.Namespace, seed: int) -> dict[str, RunDirec
     settings = [*arguments.settings, f"seed={seed}"]
     config = load(arguments.recipe, arguments.hardware, settings)
     stage = config.stages[-1]
-    folder = arguments.output_dir / config.task.name / f"seed-{seed}"
+    folder = arguments.output_dir / short_name(config.task.name) / f"seed-{seed}"
     runs = {"SFT": trained(folder / "sft", "sft", config)}
     start = runs["SFT"].model_dir
     if arguments.tokens_of:

@@ -100,12 +100,17 @@ def train(config: RunConfig, output_dir: Path, arguments: argparse.Namespace, fi
     """Train the stages; then export and evaluate, if requested. Of several processes, the first one does all else."""
     from lab_utils.evaluation import evaluate_run
     from lab_utils.models import export_model
+    from lab_utils.rewards.own import try_own_code
     from lab_utils.tasks import load_task
     from lab_utils.training.stages import TRAIN
 
     if first_process:
         check_output(output_dir, config.stages, arguments.resume)
-    load_task(config.task.name, config.task.response_format).dataset("train", limit=1, source=config.task.source)
+    task = load_task(config.task)
+    rows = task.dataset("train", limit=4, source=config.task.source)
+    tried = try_own_code(config, task, list(rows))
+    if first_process:
+        print(*tried, sep="\n", end="\n" * bool(tried))
     model = arguments.model
     for stage in config.stages:
         run = TRAIN[stage](config, output_dir / stage, model=model, resume=arguments.resume)

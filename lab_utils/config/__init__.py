@@ -1,5 +1,6 @@
 """What a run is: recipe ⊕ hardware tier ⊕ overrides, as one validated `RunConfig`. Nothing else configures anything."""
 
+from .errors import ConfigError
 from .load import (
     RECIPES,
     detect_hardware,
@@ -12,4 +13,5 @@ from .load import (
     recipe_names,
     with_overrides,
 )
-from .schema import ConfigError, LoraSettings, ModelSettings, PPOSettings, RLSettings, RunConfig, Tier
+from .own_code import CODE, is_own, own_files, portable, short_name
+from .schema import LoraSettings, ModelSettings, PPOSettings, RLSettings, RunConfig, TaskSettings, Tier

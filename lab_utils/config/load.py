@@ -18,8 +18,10 @@ from typing import Any
 
 import yaml
 
+from .errors import ConfigError, check_known, shown
+from .own_code import located
 from .rules import problems
-from .schema import ConfigError, RunConfig, Tier, check_known, shown, validate
+from .schema import RunConfig, Tier, validate
 
 RECIPES = Path(__file__).parent / "recipes"
 HARDWARE = Path(__file__).parent / "hardware"
@@ -34,7 +36,8 @@ def load(
     """Merge recipe, hardware tier and overrides into one validated RunConfig.
 
     Args:
-        recipe: one of `recipe_names()`, or the path of your own .yaml file of the same shape.
+        recipe: one of `recipe_names()`, or the path of your own .yaml file of the same shape. Paths of data and code in
+            it count from its folder.
         hardware: one of `hardware_names()`, or "auto" to choose by what the machine has (`hardware_reason` says why).
         overrides: {"grpo": {"beta": 0.04}}, {"grpo.beta": 0.04}, or ["grpo.beta=0.04"] as on the command line.
             `rewards.NAME=null` removes a reward. Overriding `stages` gives exactly those stages, without the sft
@@ -53,10 +56,15 @@ def load(
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{check_known('recipe', str(recipe), recipe_names())}.yaml"
-    changes = _nested(overrides or {})
+    own = located(read_yaml(path), path.parent.resolve())
+    changes = located(_nested(overrides or {}), Path.cwd(), path.parent.resolve())
+    if path.parent != RECIPES and (source := _source(own)) and (path.parent / source).exists():
+        own["task"] = {**own["task"], "source": str((path.parent / source).resolve())}
 
     values: dict[str, Any] = {}
-    for layer in (read_yaml(path), *_layers(tier, path.stem), missing, changes):
+    data = {"task": {"source": _source(own)}} if _source(own) not in (None, "hub") else {}
+    # `data` once more: a tier's synthetic problems stand in for those of the Hub only.
+    for layer in (own, *_layers(tier, path.stem), data, missing, changes):
         for key in ("recipe", "hardware", "hardware_reason"):
             if key in layer:
                 raise ConfigError(f"{key} = {shown(layer[key])} cannot be set here: use load(recipe, hardware) or "
@@ -70,7 +78,7 @@ def load(
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any] | Iterable[str]) -> RunConfig:
     """Return a changed copy of a configuration, validated like the original; overrides as in `load`."""
-    return _validated(_merge(config.model_dump(), _nested(overrides)))
+    return _validated(_merge(config.model_dump(), located(_nested(overrides), Path.cwd())))
 
 
 def recipe_names() -> list[str]:
@@ -89,7 +97,15 @@ def load_tier(name: str) -> Tier:
 
 def read_config(path: str | os.PathLike) -> RunConfig:
     """Read the config.yaml of a run directory; raises ConfigError if it is not valid."""
-    return _validated(read_yaml(Path(path)))
+    path = Path(path)
+    return _validated(located(read_yaml(path), path.parent.resolve()))
+
+
+def _source(values: Mapping[str, Any]) -> str | None:
+    """Return `task.source` of unchecked settings, or None."""
+    task = values.get("task")
+    source = task.get("source") if isinstance(task, Mapping) else None
+    return source if isinstance(source, str) else None
 
 
 def _layers(tier: Tier, recipe: str) -> list[dict[str, Any]]:
@@ -176,7 +192,7 @@ def _nested(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
                 raise ConfigError(f"The value in {shown(text)} is not valid YAML: quote it, {key}='...'.") from None
     nested: dict[str, Any] = {}
     for key, value in pairs:
-        for part in reversed(str(key).split(".")):
+        for part in reversed(str(key).split(".", 1 if str(key).startswith("rewards.") else -1)):  # rewards.a.py:b
             value = {part: value}
         nested = _merge(nested, value)
     return nested

@@ -8,23 +8,28 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-from .schema import RLSettings, RunConfig, Tier, did_you_mean, shown
+from .errors import did_you_mean, shown
+from .own_code import is_own
+from .own_code import problems as own_code_problems
+from .schema import RLSettings, RunConfig, Tier
 
 XML = {"reasoning", "think"}  # formats with the answer in <answer>
 ANY = XML | {"hash"}
+ALL = {"gsm8k", "countdown", "qa"}
 REWARDS: dict[str, tuple[set[str], set[str]]] = {  # the tasks and response formats in which each can be earned
     "correctness_reward": ({"gsm8k"}, XML),
     "int_reward": ({"gsm8k"}, XML),
-    "strict_format_reward": ({"gsm8k"}, {"reasoning"}),
-    "soft_format_reward": ({"gsm8k"}, {"reasoning"}),
-    "xmlcount_reward": ({"gsm8k"}, {"reasoning"}),
+    "strict_format_reward": ({"gsm8k", "qa"}, {"reasoning"}),
+    "soft_format_reward": ({"gsm8k", "qa"}, {"reasoning"}),
+    "xmlcount_reward": ({"gsm8k", "qa"}, {"reasoning"}),
     "numeric_match_reward": ({"gsm8k"}, {"hash"}),
-    "format_reward": ({"gsm8k", "countdown"}, {"think"}),
+    "accuracy_reward": (ALL, ANY),
+    "format_reward": (ALL, {"think"}),
     "equation_reward": ({"countdown"}, {"think"}),
     "cosine_scaled_accuracy_reward": ({"gsm8k"}, XML),
-    "reasoning_reward": ({"gsm8k", "countdown"}, ANY),
-    "conciseness_reward": ({"gsm8k", "countdown"}, ANY),
-    "repetition_penalty_reward": ({"gsm8k", "countdown"}, ANY),
+    "reasoning_reward": (ALL, ANY),
+    "conciseness_reward": (ALL, ANY),
+    "repetition_penalty_reward": (ALL, ANY),
 }
 FORMAT_TOKENS = {"reasoning": 32, "think": 32, "hash": 8}  # the shortest completion, in Qwen's tokens, rounded up
 PROMPT_TOKENS = 32
@@ -51,14 +56,23 @@ def _task_problems(config: RunConfig) -> Iterator[str]:
         yield _problem(config, "task.response_format", "'think' for the task countdown", "think")
         return
 
-    fitting = [name for name in REWARDS if task.name in REWARDS[name][0] and task.response_format in REWARDS[name][1]]
+    kind = "qa" if is_own(task.name) else task.name
+    if kind == "qa" and not is_own(task.name) and task.source in ("hub", "synthetic"):
+        rule = "your own questions and answers for the task 'qa', which has none"
+        yield _problem(config, "task.source", rule, "the path of a file, or OWNER/NAME of a dataset on the Hub")
+    yield from own_code_problems(config.model_dump())
+    fitting = [name for name in REWARDS if kind in REWARDS[name][0] and task.response_format in REWARDS[name][1]]
     for name, weight in config.rewards.items():
+        if is_own(name):
+            continue
         if name not in REWARDS:
             yield (f"There is no reward {name!r} (weight {weight:g}).{did_you_mean(name, REWARDS)} "
                    f"Choose from {', '.join(fitting)}.")
         elif name not in fitting:
             column = "nums and target" if name == "equation_reward" else "answer"
-            needs = "" if task.name in REWARDS[name][0] else f" (it needs the column {column})"
+            needs = "" if kind in REWARDS[name][0] else f" (it needs the column {column})"
+            if kind == "qa":
+                needs = " (accuracy_reward fits every task)"
             yield (f"rewards.{name} = {weight} cannot be earned with the task {task.name!r}{needs} in the response "
                    f"format {task.response_format!r}: remove it (rewards.{name}=null), and choose from "
                    f"{', '.join(fitting)}.")

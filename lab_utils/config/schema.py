@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .. import WorkshopError
-
-
-class ConfigError(WorkshopError):
-    """A setting that cannot work; the message names the key, its value, the rule and a value that works."""
-
+from .errors import ConfigError, did_you_mean, shown
+from .own_code import portable
 
 # --- Types of values, with their ranges ------------------------------------------------------------------------------
 
@@ -47,6 +41,11 @@ TargetModules = Annotated[
     Literal["all-linear"] | Annotated[list[str], Field(min_length=1)],
     Field(description="'all-linear' or a list of layer names, such as [q_proj, v_proj]"),
 ]
+TaskName = Annotated[
+    Literal["countdown", "gsm8k", "qa"] | Annotated[str, Field(pattern=r"\.py(:\w+)?$")],
+    Field(description="'countdown', 'gsm8k', 'qa' (questions and answers of your own) or a Python file of your own, "
+          "such as my_task.py"),
+]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Stage = Literal["sft", "grpo", "ppo"]
 
@@ -60,9 +59,13 @@ class Section(BaseModel):
 
 
 class TaskSettings(Section):
-    name: Literal["gsm8k", "countdown"]
+    name: TaskName
     response_format: Literal["reasoning", "think", "hash"]
-    source: str = "hub"  # "hub", "synthetic", or the path of a .jsonl file or of a folder with train.jsonl, test.jsonl
+    # "hub" (the task's own dataset), "synthetic", OWNER/NAME or OWNER/NAME:CONFIG on the Hub, or a path: a .jsonl, .csv
+    # or .parquet file, of which one row in ten is for tests, or a folder with train.* and test.*
+    source: str = "hub"
+    columns: dict[str, str] = {}  # the task's column -> that of the dataset: {question: prompt, answer: solution}
+    drop_bad_rows: bool = False  # leave out rows that cannot be used, instead of an error
     train_limit: Count | None = None  # at most this many training rows, in every stage; null: all
     test_limit: Count | None = None  # at most this many test questions; null: all
 
@@ -93,6 +96,7 @@ class TrainingSettings(Section):
     max_steps: Steps = -1  # optimizer steps
     per_device_train_batch_size: Count = 8  # rows in one forward and backward pass; in RL a row is one completion
     gradient_accumulation_steps: Count = 1
+    dataloader_num_workers: CountOrZero = 0  # processes that prepare batches; 0: the training process does
     gradient_checkpointing: bool = True  # recompute activations: slower, far less memory
     logging_steps: Count = 1
     save_steps: Count = 100
@@ -190,7 +194,7 @@ class RunConfig(Section):
     task: TaskSettings
     model: ModelSettings
     stages: Annotated[list[Stage], Field(min_length=1)]
-    rewards: dict[str, Number] = {}  # weight by name of the reward function
+    rewards: dict[str, Number] = {}  # weight by name of the reward function, or by FILE.py:FUNCTION for your own
     sft: SFTSettings = SFTSettings()
     grpo: GRPOSettings = GRPOSettings()
     ppo: PPOSettings = PPOSettings()
@@ -198,8 +202,8 @@ class RunConfig(Section):
     tracking: TrackingSettings = TrackingSettings()
 
     def to_yaml(self) -> str:
-        """Return the settings as they stand in the config.yaml of a run directory."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        """Return the settings as they stand in the config.yaml of a run directory, which has copies of own code."""
+        return yaml.safe_dump(portable(self.model_dump()), sort_keys=False, allow_unicode=True)
 
 
 class Tier(Section):
@@ -243,28 +247,6 @@ def validate(section: type[AnySection], values: Mapping[str, Any]) -> AnySection
             key, text = _explain(section, found)
             places.setdefault(key, text)  # a union reports once for each of its members
         raise ConfigError("\n".join([*places.values()][:20])) from None
-
-
-def shown(value: Any) -> str:
-    """Return a value as text for a message, cut short if it is long or deeply nested."""
-    shortened = reprlib.Repr()
-    shortened.maxstring = shortened.maxother = 100
-    shortened.maxlevel = 2  # each level multiplies the length
-    return shortened.repr(value)
-
-
-def did_you_mean(name: Any, names: Iterable[str], prefix: str = "") -> str:
-    """Return " Did you mean …?" for the closest of `names`, or nothing if none is close."""
-    close = difflib.get_close_matches(shown(name).strip("'"), list(names), n=1)
-    return f" Did you mean {prefix}{close[0]}?" if close else ""
-
-
-def check_known(what: str, name: Any, names: list[str]) -> str:
-    """Return `name`, or raise ConfigError if it is not one of `names`."""
-    if name not in names:
-        raise ConfigError(f"There is no {what} {shown(name)}.{did_you_mean(name, names)} "
-                          f"Choose one of {', '.join(names)}.")
-    return name
 
 
 def _explain(section: type[Section], error: Mapping[str, Any]) -> tuple[str, str]:

@@ -99,7 +99,7 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig, *, plain_
     """
     source = source.path if isinstance(source, RunDirectory) else source
     model = model_of(source)
-    task = load_task(config.task.name, "plain" if plain_text else config.task.response_format)
+    task = load_task(config.task, "plain" if plain_text else None)
     dataset = task.dataset("test", config.task.test_limit, config.task.source)
     settings = config.evaluation
     how = {name: getattr(settings, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_p", "seed")}

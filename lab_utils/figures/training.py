@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..config import short_name
 from ..runs import RunDirectory
 from .style import INK, OTHER_COLORS, colors, finish, label_ends, panels, percent_axis, smooth, tidy_axes
 
@@ -137,6 +138,7 @@ def plot_reward_components(run: RunDirectory, path: str | Path | None = None) ->
     figure, ax = plt.subplots(figsize=(10, 5.5))
     series = {"total": frame["reward"]}
     for name, weight in run.config().rewards.items():
+        name = short_name(name)
         label = f"{name.removesuffix('_reward').replace('_', ' ')} × {weight:g}"
         series[label] = weight * frame[f"rewards/{name}/mean"]
     draw_functions(ax, frame["step"], series, [INK, *OTHER_COLORS], label_gap=0.075)

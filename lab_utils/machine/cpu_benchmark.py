@@ -76,7 +76,7 @@ class StepClock(TrainerCallback):
 
     def extend_curve(self) -> None:
         """Ask the held-out problems. The time that this takes does not count as training."""
-        start, task = time.perf_counter(), load_task(self.config.task.name, self.config.task.response_format)
+        start, task = time.perf_counter(), load_task(self.config.task)
         found = evaluate(self.model, load_tokenizer(self.config.model.name), task,
                          task.dataset("test", PROBE_PROBLEMS, self.config.task.source), num_samples=2,
                          max_new_tokens=self.config.grpo.max_completion_length)
@@ -162,10 +162,10 @@ def train_with_trl(config: RunConfig, clock: StepClock, folder: Path) -> None:
 def materials(config: RunConfig) -> tuple:
     """Return the tokenizer, training rows and reward functions, as this project's training makes them."""
     tokenizer = load_tokenizer(config.model.name)
-    task = load_task(config.task.name, config.task.response_format)
+    task = load_task(config.task)
     rows = task.dataset("train", config.task.train_limit, config.task.source)
     return (tokenizer, filter_long_prompts(rows, tokenizer, config.grpo.max_prompt_length),
-            rewards_of(config, None, config.grpo.max_completion_length))
+            rewards_of(config, None, config.grpo.max_completion_length, task))
 
 
 def train_plainly(config: RunConfig, clock: StepClock, folder: Path) -> None:

@@ -158,7 +158,7 @@ def optimizer_steps(config: RunConfig, stage: str) -> int | None:
     settings, task = getattr(config, stage), config.task
     if settings.max_steps > 0:
         return settings.max_steps
-    rows = min(task.train_limit or math.inf, TRAIN_ROWS[task.name] if task.source == "hub" else math.inf)
+    rows = min(task.train_limit or math.inf, TRAIN_ROWS.get(task.name, math.inf) if task.source == "hub" else math.inf)
     if rows == math.inf:
         return None
     each = 1 if stage == "sft" else settings.num_generations * settings.num_iterations

@@ -49,6 +49,13 @@ WITHOUT_THINKING = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}"""
 
 
+# For base models without a template: system message and question as paragraphs, and the end token after a response.
+PLAIN_TEMPLATE = """\
+{%- for message in messages %}
+    {{- message.content + (eos_token if message.role == 'assistant' else '\n\n') }}
+{%- endfor %}"""
+
+
 class ModelLoadError(WorkshopError):
     """A model cannot be loaded; the message says which and what to do."""
 
@@ -73,15 +80,19 @@ def adapter_base(location: str) -> str | None:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model ("tiny", a path or a Hub id); one that can think gets a template without."""
+    """Load the tokenizer of a model ("tiny", a path or a Hub id).
+
+    One that can think gets a chat template without thinking, and one without a template gets plain paragraphs.
+    """
     location = model_location(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     except Exception as error:  # damaged files raise errors of every kind
         raise _load_error("tokenizer", name, error) from error
     if tokenizer.chat_template is None:
-        raise ModelLoadError(f"The tokenizer of {str(name)!r} has no chat template, so it cannot ask questions: give "
-                             "an instruct model, such as Qwen/Qwen2.5-0.5B-Instruct.")
+        warnings.warn(f"The tokenizer of {str(name)!r} has no chat template: system message, question and response are "
+                      "joined as paragraphs. If this is an instruct model, its files are incomplete.", stacklevel=2)
+        tokenizer.chat_template = PLAIN_TEMPLATE
     if "enable_thinking" in tokenizer.chat_template:
         tokenizer.chat_template = WITHOUT_THINKING
     if tokenizer.pad_token is None:

@@ -7,7 +7,7 @@ completion and does nothing else: it prints nothing, keeps no state and takes ti
 """
 
 from .combine import combine_rewards
-from .correctness import correctness_reward, equation_reward, int_reward, numeric_match_reward
+from .correctness import accuracy_reward, correctness_reward, equation_reward, int_reward, numeric_match_reward
 from .format import format_reward, soft_format_reward, strict_format_reward, xmlcount_reward
 from .shaping import (
     conciseness_reward,
@@ -18,10 +18,12 @@ from .shaping import (
 
 # The rewards for a correct answer: they compare it with the gold columns of the row. All others reward only what a
 # completion looks like. A control run replaces these rewards by random ones.
-CORRECTNESS = ("correctness_reward", "numeric_match_reward", "equation_reward", "cosine_scaled_accuracy_reward")
+CORRECTNESS = ("accuracy_reward", "correctness_reward", "numeric_match_reward", "equation_reward",
+               "cosine_scaled_accuracy_reward")
 
 __all__ = [
     "CORRECTNESS",
+    "accuracy_reward",
     "combine_rewards",
     "conciseness_reward",
     "correctness_reward",

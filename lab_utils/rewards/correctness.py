@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tasks import Completion, load_task
+from ..tasks import Completion, Task, load_task
 from ..tasks.answers import parse_number
+
+
+def accuracy_reward(completions: list[Completion], task: Task | None = None, **columns: Any) -> list[float]:
+    """Give 1.0 for a completion that `task.is_correct` accepts, else 0.0: for any task, also one of your own.
+
+    Training passes the run's task; without one it is GSM8K.
+
+    >>> accuracy_reward(["<answer>Paris</answer>", "Paris"], load_task("qa", "think"), answer=["paris"] * 2)
+    [1.0, 0.0]
+    """
+    task = task or load_task("gsm8k")
+    given = {name: values for name, values in columns.items() if isinstance(values, list)}
+    rows = [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
+    return [float(task.is_correct(text, row)) for text, row in zip(completions, rows, strict=True)]
 
 
 def correctness_reward(completions: list[Completion], answer: list[str], **columns: Any) -> list[float]:

@@ -7,6 +7,7 @@ from .directory import (
     RunDirectory,
     RunDirectoryError,
     checkpoint_problem,
+    config_of,
     describe_environment,
     holds_files,
     model_of,

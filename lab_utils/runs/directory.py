@@ -4,7 +4,7 @@
     environment.json   versions, machine, git commit       metrics.csv        the same as a table, for people
     checkpoints/       checkpoint-N, to resume from        completions.jsonl  sampled completions, with their rewards
     model/             the trained model                   eval.json          the evaluation, with every example
-    tensorboard/       the metrics again, for TensorBoard
+    tensorboard/       the metrics again, for TensorBoard  code/            copies of your own rewards and task
 
 Nothing else passes from one stage to the next: notebooks, plots and cloud jobs read run directories.
 """
@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import WorkshopError, installed_version, is_full_disk
-from ..config import RunConfig, read_config, read_yaml
+from ..config import CODE, RunConfig, load, own_files, portable, read_config, recipe_names, with_overrides
 
 if os.name == "nt":
     import msvcrt
@@ -162,6 +162,8 @@ class RunDirectory:
             for leftover in [*run.path.glob("*.tmp-*"), *run.checkpoints_dir.glob("*.tmp-*")]:  # of a killed process
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             run.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+            for _, file in own_files(config.model_dump()):
+                write_atomically(run.path / CODE / file.name, file.read_text(encoding="utf-8"))
             write_atomically(run.config_path, config.to_yaml())
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         return run
@@ -181,7 +183,11 @@ class RunDirectory:
         """
         if not self.config_path.exists():
             return []
-        changed = _changed_keys(read_yaml(self.config_path), config.model_dump())
+        before, now = self.config().model_dump(), config.model_dump()
+        changed = _changed_keys(portable(before), portable(now))
+        texts = {file.name: file.read_bytes() for _, file in own_files(before)}
+        changed += [f"{section}.{file.name}" for section, file in own_files(now)
+                    if texts.get(file.name) not in (None, file.read_bytes())]
         used = {"seed", "task", "model", stage, *(["rewards"] if stage != "sft" else [])}
         return [key for key in changed if stage is None or key.split(".")[0] in used and key != "task.test_limit"]
 
@@ -381,6 +387,20 @@ def model_of(source: str | os.PathLike) -> str:
         raise RunDirectoryError(f"The model in {run.model_dir} is not complete ({run.model_problem}): resume the run "
                                 "with --resume, which saves the model again.")
     return str(run.model_dir if run.has_model else source)
+
+
+def config_of(source: str | os.PathLike, recipe: str | None = None, hardware: str = "auto") -> RunConfig:
+    """Return the configuration for asking a model: that of its run directory, or a recipe's with this model's name."""
+    runs = [RunDirectory(source), *([RunDirectory(Path(source).parent)] if Path(source).name == "model" else [])]
+    found = next((run for run in runs if run.config_path.exists()), None)
+    if recipe is not None:
+        return with_overrides(load(recipe, hardware), {} if found else {"model.name": str(source)})
+    if found is None:
+        raise RunDirectoryError(
+            f"{source} has no config.yaml: give the run directory of one stage that has been trained, such as "
+            "OUTPUT_DIR/grpo, or for any other model name task and response format with --recipe "
+            f"({', '.join(recipe_names())}, or your own .yaml file).")
+    return found.config()
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -154,8 +154,13 @@ def package_source(job: Job, directory: Path) -> Path:
         else:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, directory / name)
-    if job.recipe != job.recipe_name:  # your own recipe
-        shutil.copy2(job.recipe, directory / "lab_utils" / "config" / "recipes" / f"{job.recipe_name}.yaml")
+    if job.recipe != job.recipe_name:  # your own recipe, with the code that it names
+        recipes = directory / "lab_utils" / "config" / "recipes"
+        for _, file in configuration.own_files(job.config().model_dump()):
+            (recipes / configuration.CODE).mkdir(exist_ok=True)
+            shutil.copy2(file, recipes / configuration.CODE)
+        values = configuration.portable(configuration.read_yaml(Path(job.recipe)))
+        (recipes / f"{job.recipe_name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     wandb = ["tracking.wandb=true"] if getattr(job, "wandb_secret", None) else []
     description = {
         "kind": "train" if isinstance(job, TrainingJob) else "evaluate",
@@ -214,7 +219,7 @@ def metric_definitions(config: RunConfig) -> dict[str, str]:
     for stage in config.stages:
         names += [(stage, name) for name in METRICS[stage]]
         if stage != "sft":
-            names += [(stage, f"rewards/{reward}/mean") for reward in config.rewards]
+            names += [(stage, f"rewards/{configuration.short_name(reward)}/mean") for reward in config.rewards]
             names += [(stage, "kl")] if stage == "grpo" and config.grpo.beta else []
     names = names[:MOST_METRICS]  # only sft, grpo and ppo in one job have more
     return {f"{stage}:{name}": rf"metrics {stage} .* {re.escape(name)}=([-+0-9.e]+)" for stage, name in names}

@@ -99,10 +99,17 @@ def _config_problems(job: Job) -> Iterator[str]:
         yield ("--hardware auto looks at this machine, but the job runs on another: pass one of "
                f"{', '.join(configuration.hardware_names())}.")
         return
+    for override in job.overrides:
+        if re.match(r"(rewards\.|task\.name=)[^=]*\.py\b", override):
+            yield f"--set {override} names a file on this machine: {OWN_RECIPE}; its code travels with it."
     try:
-        job.config()
+        source = job.config().task.source
     except ConfigError as error:
         yield from str(error).splitlines()
+        return
+    if Path(source).exists() and not job.data:
+        yield (f"task.source = {source} is on this machine, where the job cannot read it: pass --data FOLDER, which "
+               "holds train.jsonl and test.jsonl.")
 
 
 def _instance_problems(job: Job, instance: str) -> Iterator[str]:

@@ -24,7 +24,14 @@ def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
         raise QuestionError(f"The question '{visible(query[:50])}…' is too long or has control characters: type at "
                             "most 4,000 printable characters.")
     if task.name != "countdown":
-        return task.prompt({"question": query})
+        try:
+            return task.prompt(task.typed_row(query))
+        except Exception as error:
+            if not task.own:
+                raise
+            raise QuestionError(f"The task {task.name!r} has no question for typed text ({type(error).__name__}: "
+                                f"{error}): give it a method typed_row(self, query), which returns a row without an "
+                                "answer.") from None
     *nums, target = numbers_in(query)
     if len(nums) < 2:
         raise QuestionError(f"{query!r}: type at least two numbers and then the target, such as: 3 7 25 46")
@@ -56,6 +63,11 @@ def reasoning_of(task: Task, response: str) -> str:
     """Return what the response says before its answer."""
     tagged = extract_xml_answer(response, "reasoning" if task.response_format == "reasoning" else "think")
     return re.split(r"<answer>|####", response)[0].strip() if tagged is None else tagged
+
+
+def conversation(history: list[dict[str, str]], prompt: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the messages so far and the new question; only the first question brings a system message."""
+    return [*history, prompt[-1]] if history else prompt
 
 
 def chat_records(task: Task, query: str, responses: dict[str, str]) -> list[dict[str, Any]]:

@@ -12,15 +12,20 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 
 from .. import WorkshopError
+from ..config import ModelSettings
 from ..evaluation import Evaluation
 from ..models import adapter_base, export_model
 from ..runs import RunDirectory, written_whole
 from ..tasks import load_task
+from .chat import as_prompt
 
 TINY = "The workshop's tiny Qwen2-architecture model (a million parameters)"
 SYNTHETIC = {"countdown": "synthetic Countdown problems", "gsm8k": "synthetic word problems in GSM8K's format"}
 FORMATS = {"think": "`<think>…</think><answer>…</answer>`", "hash": "of a worked solution that ends with `#### N`",
            "reasoning": "`<reasoning>…</reasoning><answer>…</answer>`"}
+
+
+EXAMPLES = {"countdown": "3 7 25 46", "gsm8k": "Anna has 3 pens and buys 4 more. How many pens does she have now?"}
 
 
 class ExportError(WorkshopError):
@@ -34,17 +39,23 @@ def export_run(run: RunDirectory, folder: str | Path) -> Path:
         ExportError: the run has no trained model, or `folder` is not empty or cannot be written.
         ModelLoadError, RunDirectoryError: the model or the configuration cannot be read.
     """
-    folder, config = Path(folder), run.config()
+    config = run.config()
     if not run.has_model:
         raise ExportError(f"{run.path} has no trained model: train it, or give the run directory of one stage, such as "
                           "OUTPUT_DIR/grpo.")
+    return write_folder(run.model_dir, config.model, folder, model_card(run))
+
+
+def write_folder(model: str | Path, settings: ModelSettings, folder: str | Path, card: str | None = None) -> Path:
+    """Write any model, with its adapter merged, and a model card if there is one; errors as in `export_run`."""
+    folder = Path(folder)
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise ExportError(f"{folder} is not empty, and an export never overwrites: remove it or choose another folder.")
-    card = model_card(run)
     try:
         with written_whole(folder) as whole:
-            export_model(run.model_dir, whole, config.model)
-            (whole / "README.md").write_text(card, encoding="utf-8")
+            export_model(model, whole, settings)
+            if card:
+                (whole / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise ExportError(f"Cannot write to {folder} ({error.strerror}): choose a writable folder with free "
                           "space.") from None
@@ -63,12 +74,12 @@ def model_card(run: RunDirectory) -> str:
     Without an eval.json the card reports no metrics.
     """
     config = run.config()
-    task, from_hub = load_task(config.task.name, config.task.response_format), config.task.source == "hub"
+    task, from_hub = load_task(config.task), config.task.source == "hub"
     stage = run.path.name if run.path.name in config.stages else config.stages[-1]
     stages = config.stages[: config.stages.index(stage) + 1]
     name = config.recipe if config.recipe.endswith(stage) else f"{config.recipe}-{stage}"
     tiny, base_on_hub = config.model.name == "tiny", config.model.name.count("/") == 1
-    data = {"hub": task.hub_id, "synthetic": SYNTHETIC[task.name]}.get(config.task.source, "a local dataset")
+    data = {"hub": task.hub_id, "synthetic": SYNTHETIC.get(task.name)}.get(config.task.source, "a local dataset")
     evaluation = Evaluation.load(run.evaluation_path) if run.evaluation_path.exists() else None
     results = evaluation and [EvalResult(
         task_type="text-generation", dataset_type=data if from_hub else config.task.source, dataset_name=data,
@@ -88,8 +99,7 @@ def model_card(run: RunDirectory) -> str:
         base=TINY if tiny else config.model.name if base_on_hub else Path(config.model.name).name,  # no local paths
         data=data,
         response_format=FORMATS[task.response_format],
-        example=task.prompt({"nums": [3, 7, 25], "target": 46,
-                             "question": "Anna has 3 pens and buys 4 more. How many pens does she have now?"}),
+        example=as_prompt(task, EXAMPLES.get(task.name, "…")),
         is_adapter=adapter_base(str(run.model_dir)) is not None,
         packages=", ".join(f"{name} {version}" for name, version in run.environment()["packages"].items() if version),
         settings=yaml.safe_dump(config.model_dump()[stage], sort_keys=False),

@@ -24,6 +24,7 @@ from transformers.utils.import_utils import is_serve_available
 from trl.import_utils import is_vllm_available
 
 from .. import WorkshopError
+from ..config import RunConfig
 from ..models import adapter_base, end_token_ids, export_model, load_tokenizer, model_location
 from ..runs import RunDirectory
 from ..sampling.vllm import free_share
@@ -60,8 +61,10 @@ def backend() -> str | None:
     return "vLLM" if is_vllm_available() else "transformers" if is_serve_available() else None
 
 
-def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
+def server_command(run: RunDirectory, port: int = 8000, config: RunConfig | None = None) -> ServerCommand:
     """Prepare RUN/served for a server, and return the command that starts it on 127.0.0.1.
+
+    With `config`, which names any other model, the folder is outputs/served/NAME.
 
     vLLM serves an adapter on top of its base model. Everything else is exported as a whole model first. In both cases
     the generation config holds the end tokens and no sampling defaults: Qwen's has a repetition penalty.
@@ -72,8 +75,11 @@ def server_command(run: RunDirectory, port: int = 8000) -> ServerCommand:
     """
     if backend() is None:
         raise ServingError(NO_SERVER)
-    settings, model = run.config().model, run.model_dir
-    folder = (run.path / "served").resolve()
+    if config is None:
+        settings, model, folder = run.config().model, run.model_dir, (run.path / "served").resolve()
+    else:
+        settings, model = config.model, Path(model_location(config.model.name))
+        folder = Path("outputs/served", model.name).resolve()
     base = adapter_base(str(model))
     where = ["--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype]
     if base is None or backend() != "vLLM":

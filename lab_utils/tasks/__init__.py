@@ -1,18 +1,35 @@
 """Tasks: rows become chat prompts, and each task has the one definition of a correct answer."""
 
 from .. import WorkshopError
-from .base import Completion, Row, RowError, Task, completion_text, visible
+from ..config import TaskSettings, is_own, own_code, short_name
+from .base import Completion, RowReport, Task, completion_text, visible
 from .countdown import Countdown
 from .gsm8k import GSM8K
+from .sources import Row, RowError
 
 
-def load_task(name: str, response_format: str | None = None) -> Task:
-    """Return a task by name, in one of its response formats (the first when None).
+def load_task(task: str | TaskSettings, response_format: str | None = None) -> Task:
+    """Return a task by name or by its settings, in one of its response formats.
+
+    Args:
+        task: "countdown", "gsm8k", "qa" or a reference to a class in a file of your own, "my_task.py" or
+            "my_task.py:MyTask"; or a run's `config.task`, which also says how its data names the columns.
+        response_format: None for that of the settings, or the first that the task has.
 
     >>> load_task("gsm8k", "hash").extract("4 + 4 = 8, so #### 8")
     '8'
     """
-    tasks = {task.name: task for task in (GSM8K, Countdown)}
-    if name not in tasks:
-        raise WorkshopError(f"There is no task {name!r}: choose one of {', '.join(sorted(tasks))}.")
-    return tasks[name](response_format)
+    name = task if isinstance(task, str) else task.name
+    tasks = {known.name: known for known in (GSM8K, Countdown, Task)}
+    if name in tasks:
+        kind = tasks[name]
+    elif is_own(name):
+        kind = own_code.load_object(name, "subclass of lab_utils.tasks.Task",
+                                    lambda value: isinstance(value, type) and issubclass(value, Task))
+        kind.own, kind.name = True, kind.__dict__.get("name", short_name(name))
+    else:
+        raise WorkshopError(f"There is no task {name!r}: choose one of {', '.join(sorted(tasks))}, or give the path of "
+                            "your own .py file.")
+    if isinstance(task, str):
+        return kind(response_format)
+    return kind(response_format or task.response_format, task.columns, task.drop_bad_rows)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
 import unicodedata
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from .. import WorkshopError
+from .answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match, parse_number
+from .formats import has_reasoning_format, has_think_format
+from .sources import Located, Row, RowError, load_hub_rows, read_source
 
 SYNTHETIC_ROWS = {"train": 8192, "test": 1024}  # rows of a synthetic split when no limit is given
-THINK_SYSTEM_PROMPT = (
-    "You are a helpful assistant. Think step by step inside <think> </think>, "
-    "then give the final answer inside <answer> </answer>."
-)
+TEST_SHARE = 10  # one question in so many is for tests, if a dataset has no test split
+LEAST_TO_SPLIT = 10  # questions
+SHOWN_PROBLEMS = 5
+WHERE = "where"  # the key of a row's place in its file, until rows become a dataset
+SYSTEM_PROMPTS = {
+    "reasoning": "Respond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>",
+    "think": "You are a helpful assistant. Think step by step inside <think> </think>, "
+             "then give the final answer inside <answer> </answer>.",
+    "hash": "Solve the problem step by step. End with a line of the form #### N, where N is the answer as a number.",
+}
 
-MOST_BYTES = 1_000_000  # of one line of a JSON Lines file
 Completion = str | list[dict[str, str]]
-Row = dict[str, Any]
-
-
-class RowError(WorkshopError):
-    """A row cannot be used. The message says where the row is, what is wrong with it and what to do."""
 
 
 def completion_text(completion: Completion) -> str:
@@ -49,21 +54,37 @@ def visible(text: str) -> str:
     return text.translate({ord(character): character.encode("unicode_escape").decode() for character in hidden})
 
 
+@dataclass
+class RowReport:
+    """What became of the rows of a split: those to use, and the places of those that were left out, with reasons."""
+
+    rows: list[Row] = field(default_factory=list)
+    total: int = 0
+    bad: list[str] = field(default_factory=list)  # a sentence each
+    repeated: list[str] = field(default_factory=list)  # the same as an earlier row
+    in_test: list[str] = field(default_factory=list)  # training rows whose question is in the test split
+    note: str | None = None  # on how the splits were made
+
+
 class Task:
     """A task: where its rows come from, how a row becomes a question, and which answers are correct.
 
-    Subclasses set the attributes below and implement the methods that raise NotImplementedError. A row must have all
-    `columns`. The first of `response_formats` is the default; "plain" asks a base model, which has never seen a chat.
-    A completion is a string or TRL's message list.
+    This class is the task "qa": the columns `question` and `answer`, and a correct answer is the same number or text.
+    Other tasks are subclasses that set the attributes below and replace methods. A row must have all `columns`. The
+    first of `response_formats` is the default; "plain" asks a base model, which has never seen a chat. A completion is
+    a string or TRL's message list.
     """
 
-    name: str
-    hub_id: str
+    name: str = "qa"
+    hub_id: str | None = None
     hub_config: str | None = None
-    columns: tuple[str, ...]
-    response_formats: tuple[str, ...]
+    columns: tuple[str, ...] = ("question", "answer")
+    response_formats: tuple[str, ...] = ("think", "reasoning", "hash", "plain")
+    own = False  # whether the task is in a file of the user's own
 
-    def __init__(self, response_format: str | None = None):
+    def __init__(self, response_format: str | None = None, column_names: Mapping[str, str] | None = None,
+                 drop_bad_rows: bool = False):
+        """Take the names that the task's columns have in the data (`task.columns`), and what to do with bad rows."""
         response_format = response_format or self.response_formats[0]
         if response_format not in self.response_formats:
             raise WorkshopError(
@@ -71,6 +92,7 @@ class Task:
                 f"choose one of {', '.join(self.response_formats)}."
             )
         self.response_format = response_format
+        self.column_names, self.drop_bad_rows = dict(column_names or {}), drop_bad_rows
 
     def prompt(self, row: Row) -> list[dict[str, str]] | str:
         """Return the system and the user message for a row; in the format "plain" the question and a line break."""
@@ -81,47 +103,85 @@ class Task:
     @property
     def system_prompt(self) -> str:
         """Return the message that asks for the response format."""
-        raise NotImplementedError
+        return SYSTEM_PROMPTS[self.response_format]
 
     def question(self, row: Row) -> str:
         """Return what is asked in a row, without a word on the response format."""
-        raise NotImplementedError
+        return row["question"]
+
+    def typed_row(self, query: str) -> Row:
+        """Return a row, without an answer, for a question that the user types."""
+        return {"question": query}
 
     def gold(self, row: Row) -> str:
         """Return the gold answer of a row as a string."""
-        raise NotImplementedError
+        return str(row["answer"])
 
     def extract(self, completion: Completion) -> str | None:
         """Return the answer that the completion gives in the task's response format, or None if it gives none."""
-        raise NotImplementedError
+        text = completion_text(completion)
+        if self.response_format == "hash":
+            return extract_hash_answer(text)
+        if self.response_format == "plain":
+            return text.strip().rpartition("\n")[2] or None
+        return extract_xml_answer(text)
 
     def has_format(self, completion: Completion) -> bool:
         """Return whether the whole completion has the task's response format."""
-        raise NotImplementedError
+        if self.response_format in ("hash", "plain"):
+            return self.extract(completion) is not None
+        text = completion_text(completion)
+        return has_reasoning_format(text) if self.response_format == "reasoning" else has_think_format(text)
 
     def is_correct(self, completion: Completion, row: Row) -> bool:
         """Return whether the completion answers the row in the response format: the one definition of correct."""
-        raise NotImplementedError
+        return same_answer(self.extract(completion), self.gold(row))
 
     def is_correct_lenient(self, completion: Completion, row: Row) -> bool:
         """Return whether the completion answers the row in any format."""
-        raise NotImplementedError
+        text, gold = completion_text(completion), self.gold(row)
+        return (self.is_correct(completion, row) or same_answer(text.strip().rpartition("\n")[2], gold)
+                or numbers_match(extract_last_number(text), gold))
 
     def attempts(self, completion: Completion) -> int:
         """Count the lines of the completion that hold an equals sign: how many attempts it makes."""
         return sum("=" in line for line in completion_text(completion).splitlines())
 
     def demonstration(self, row: Row) -> str:
-        """Return a completion to imitate in supervised fine-tuning; the same row always gives the same text."""
-        raise NotImplementedError
+        """Return a completion to imitate in supervised fine-tuning; the same row always gives the same text.
+
+        It is the row's `completion`, if that has the response format. Otherwise the completion is taken for the
+        reasoning; a row without one gets only the answer, which teaches the format and nothing else.
+        """
+        steps, answer = row.get("completion") or f"The answer is {self.gold(row)}.", self.gold(row)
+        return steps if self.response_format != "plain" and self.has_format(steps) else self.formatted(steps, answer)
+
+    def formatted(self, steps: str, answer: str) -> str:
+        """Return reasoning and answer in the response format."""
+        return {
+            "reasoning": f"<reasoning>\n{steps}\n</reasoning>\n<answer>\n{answer}\n</answer>",
+            "think": f"<think>{steps}</think><answer>{answer}</answer>",
+            "hash": f"{steps}\n#### {answer}",
+            "plain": f"{steps}\n{answer}",
+        }[self.response_format]
 
     def generate(self, split: str, rng: random.Random) -> tuple[str, Row]:
         """Draw one synthetic problem: a key that equal problems share, and its row."""
-        raise NotImplementedError
+        raise WorkshopError(f"The task {self.name!r} has no synthetic problems: set task.source to the path of a file, "
+                            "or to OWNER/NAME of a dataset on the Hub.")
 
     def check_row(self, row: Row) -> Row:
         """Return the row in the form that the rewards expect, or raise RowError."""
-        raise NotImplementedError
+        kept = {name: row[name] for name in (*self.columns, "completion") if row.get(name) is not None}
+        for name in {"question", "answer", "completion"} & kept.keys():
+            if not isinstance(kept[name], str | int | float):
+                raise RowError(f"{name}={str(kept[name])[:60]!r} is a {type(kept[name]).__name__}: give text or a "
+                               "number.")
+            kept[name] = str(kept[name]).strip()
+        if self.response_format == "hash" and "answer" in kept and parse_number(kept["answer"]) is None:
+            raise RowError(f"answer={kept['answer'][:60]!r} is not a number, as the response format 'hash' needs: "
+                           "set task.response_format=think.")
+        return kept
 
     def synthetic_rows(self, split: str, limit: int | None) -> list[Row]:
         """Generate different rows without a download; the test split shares no problem with the training split."""
@@ -139,7 +199,8 @@ class Task:
         Args:
             split: "train" or "test".
             limit: the number of rows to keep, from the first; None keeps all.
-            source: "synthetic", "hub", the path of a JSON Lines file, or a folder with train.jsonl and test.jsonl.
+            source: "synthetic", "hub", OWNER/NAME[:CONFIG] on the Hub, or the path of a .jsonl, .csv or .parquet file
+                or of a folder with train.* and test.*. Of a dataset without a test split, a tenth is held out.
 
         Raises:
             WorkshopError: the split or source is unknown, or the limit is below 1.
@@ -149,92 +210,148 @@ class Task:
             raise WorkshopError(f"There is no split {split!r}: choose 'train' or 'test'.")
         if limit is not None and limit < 1:
             raise WorkshopError(f"limit={limit} leaves no rows: give a number of at least 1, or None for all rows.")
-        if source == "synthetic":
-            located = [(f"synthetic {self.name}, row {i}", row)
-                       for i, row in enumerate(self.synthetic_rows(split, limit), 1)]
-        elif source == "hub":
-            located = load_hub_rows(self.hub_id, self.hub_config, split, limit)
-        else:
-            located = read_json_lines(source, split, limit)
-        rows = []
-        for where, row in located:
-            missing = [column for column in self.columns if row.get(column) in (None, "", [])]
-            if missing:
-                raise RowError(
-                    f"{where}: the column {missing[0]!r} is missing or empty. A {self.name} row needs the columns "
-                    f"{', '.join(self.columns)}; this row has {', '.join(map(str, row)) or 'none'}. "
-                    "Fill in the column or remove the row."
-                )
-            try:
-                row = self.check_row(row)
-            except RowError as error:
-                raise RowError(f"{where}: {error}") from None
-            rows.append({"prompt": self.prompt(row), **row})
-        if not rows:
-            raise RowError(f"The {split} split of {source} has no rows: add at least one.")
+        report = self.report(split, limit, source)
+        dropped = {"rows that repeat an earlier one": report.repeated,
+                   "training rows whose question is in the test split": report.in_test}
+        if report.bad and self.drop_bad_rows:
+            dropped["rows that cannot be used"] = report.bad
+        elif report.bad:
+            more = len(report.bad) - SHOWN_PROBLEMS
+            raise RowError("\n".join([*report.bad[:SHOWN_PROBLEMS], *([f"… and {more} more."] if more > 0 else [])])
+                           + f"\n{len(report.bad)} of {report.total} rows cannot be used. To leave them out: --set "
+                           "task.drop_bad_rows=true")
+        for what, places in dropped.items():
+            if places:
+                warnings.warn(f"{source}: left out {len(places)} {what}, such as {places[0]}", stacklevel=2)
+        if report.note:
+            warnings.warn(f"{source}: {report.note}", stacklevel=2)
+        if not report.rows:
+            raise RowError(f"The {split} split of {source} has no rows that can be used: add at least one.")
         try:
-            return Dataset.from_list(rows)
+            return Dataset.from_list([{name: row[name] for name in row if name != WHERE} for row in report.rows])
         except (ValueError, TypeError, OverflowError) as error:
             raise RowError(f"The rows of {source} do not form a table ({str(error)[:200]}): give a column the same "
                            "type in every row.") from None
 
+    def report(self, split: str, limit: int | None = None, source: str = "synthetic") -> RowReport:
+        """Return the rows of a split with their prompts, and what was left out and why; arguments as in `dataset`."""
+        if source == "synthetic":
+            located = [(f"synthetic {self.name}, row {i}", row)
+                       for i, row in enumerate(self.synthetic_rows(split, limit), 1)]
+            return self._checked(located)
+        if source == "hub":
+            if self.hub_id is None:
+                raise WorkshopError(f"The task {self.name!r} has no dataset of its own on the Hub: set task.source to "
+                                    "the path of a file, or to OWNER/NAME.")
+            return self._checked(load_hub_rows(self.hub_id, self.hub_config, split, limit))
+        splits = read_source(source)
+        if split not in splits and Path(source).is_dir():
+            raise WorkshopError(f"{source} has no {split}.jsonl, {split}.csv or {split}.parquet: add one of them, or "
+                                "give the path of a single file, of which one row in ten is for tests.")
+        reports = {name: self._unrepeated(self._checked(rows)) for name, rows in splits.items()}
+        if "test" not in reports:
+            report = hold_out(self, reports["train"], split)
+        else:
+            report = reports[split]
+            if split == "train":
+                asked = set(map(self.question, reports["test"].rows))
+                report.in_test = [row[WHERE] for row in report.rows if self.question(row) in asked]
+                report.rows = [row for row in report.rows if self.question(row) not in asked]
+        report.rows = report.rows[:limit]
+        return report
 
-def read_json_lines(source: str, split: str, limit: int | None) -> list[tuple[str, Row]]:
-    """Read (location, row) pairs from a .jsonl file, or from SPLIT.jsonl in a folder."""
-    path = Path(source)
-    if path.is_dir():
-        path = path / f"{split}.jsonl"
-    if not path.is_file():
-        raise WorkshopError(
-            f"source={source!r} is neither 'synthetic' nor 'hub', and there is no file {path}: give the path of a "
-            ".jsonl file, or of a folder with train.jsonl and test.jsonl."
-        )
-    located = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if limit is not None and len(located) == limit:
-                break
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # the mark that some editors put first
-            if not line.strip():
-                continue
-            where = f"{path.name}, line {number}"
-            if len(line) > MOST_BYTES:
-                raise RowError(f"{where}: the line has {len(line):,} bytes, and at most {MOST_BYTES:,} are read. "
-                               "Shorten or remove this line.")
+    def _checked(self, located: Located) -> RowReport:
+        """Check every row, and give it its prompt."""
+        report = RowReport(total=len(located))
+        for where, row in located:
             try:
-                row = json.loads(line.decode("utf-8"), parse_int=_whole_number, parse_constant=_whole_number)
-                json.dumps(row, ensure_ascii=False).encode("utf-8")  # fails if half of a surrogate pair is missing
-            except UnicodeError:
-                raise RowError(f"{where}: the text is not valid UTF-8. Save the file as UTF-8, or remove this "
-                               "line.") from None
-            except json.JSONDecodeError as error:
-                raise RowError(f"{where}: not valid JSON ({error.msg} at column {error.colno}). "
-                               "Every line must be one JSON object: fix or remove this line.") from None
-            except (OverflowError, RecursionError) as error:
-                problem = "brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
-                raise RowError(f"{where}: {problem}. Fix or remove this line.") from None
-            if not isinstance(row, dict):
-                raise RowError(f"{where}: the line is a JSON {type(row).__name__}, not an object. Write it as "
-                               '{"column": value, ...} or remove it.')
-            located.append((where, row))
-    return located
+                report.rows.append({**self._checked_row(row), WHERE: where})
+            except RowError as error:
+                report.bad.append(str(error) if error is row else f"{where}: {error}")
+        return report
+
+    def _checked_row(self, row: Row | RowError) -> Row:
+        if isinstance(row, RowError):
+            raise row
+        given, row = list(row), self._with_own_names(row)
+        missing = [column for column in self.columns if row.get(column) in (None, "", [])]
+        if missing:
+            here = f"the data's column {self.column_names[missing[0]]!r}" if missing[0] in self.column_names else \
+                f"the column {missing[0]!r}"
+            raise RowError(
+                f"{here} is missing or empty. A {self.name} row needs the columns {', '.join(self.columns)}; this row "
+                f"has {', '.join(map(str, given))[:200] or 'none'}. Fill in the column or remove the row; if it has "
+                f"another name, --set task.columns.{missing[0]}=NAME")
+        for name, value in row.items():
+            if isinstance(value, str) and any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in set(value)):
+                raise RowError(f"{name}='{visible(value[:60])}' has control characters, such as NUL: remove them.")
+        try:
+            checked = self.check_row(row)
+            extra = {name: row[name] for name in self.column_names if name in row and name not in checked}
+            if not isinstance(self.question(checked), str) or not isinstance(self.gold(checked), str):
+                raise TypeError("question and gold must return text")
+            return {"prompt": self.prompt(checked), **checked, **extra}
+        except WorkshopError:
+            raise
+        except Exception as error:
+            if not self.own:
+                raise
+            raise RowError(f"{type(self).__name__} raised {type(error).__name__}: {error}. Correct the task's file, or "
+                           "the row.") from error
+
+    def _with_own_names(self, row: Row) -> Row:
+        """Return a row with the task's column names and line breaks; an answer may be that of the completion."""
+        theirs = {name: row[given] for name, given in self.column_names.items() if given in row}
+        taken = {*self.column_names, *self.column_names.values()}
+        row = {**{name: value for name, value in row.items() if name not in taken}, **theirs}
+        row = {name: value.replace("\r\n", "\n") if isinstance(value, str) else value for name, value in row.items()}
+        completion = row.get("completion")
+        if "answer" in self.columns and row.get("answer") in (None, "") and isinstance(completion, str) and completion:
+            row["answer"] = self.extract(completion)
+            if row["answer"] is None:
+                raise RowError(f"the row has no answer, and its completion ({visible(completion[-60:])!r}) has none in "
+                               f"the response format {self.response_format!r}: write it like "
+                               f"{self.formatted('...', '42')!r}, or add an answer.")
+        return row
+
+    def _unrepeated(self, report: RowReport) -> RowReport:
+        """Leave out rows that are there before, and call a question bad that has two different answers."""
+        first: dict[str, Row] = {}
+        seen, kept = set(), []
+        for row in report.rows:
+            where, key = row[WHERE], repr({name: row[name] for name in row if name != WHERE})
+            before = first.setdefault(self.question(row), row)
+            if self.gold(before) != self.gold(row):
+                report.bad.append(f"{where}: the question of {before[WHERE]} again, with the answer "
+                                  f"{visible(self.gold(row)[:60])!r} instead of {visible(self.gold(before)[:60])!r}. "
+                                  "Remove one of the two rows.")
+            elif key in seen:
+                report.repeated.append(where)
+            else:
+                seen.add(key)
+                kept.append(row)
+        report.rows = kept
+        return report
 
 
-def _whole_number(text: str) -> int:
-    """Return a JSON number as a 64-bit integer, which is what a dataset holds; NaN and infinity have none."""
-    if len(text) > 20 or text.strip("-").isalpha() or not -(2**63) <= int(text) < 2**63:
-        raise OverflowError(f"the number {text[:20]}{'…' * (len(text) > 20)} does not fit into 64 bits")
-    return int(text)
+def hold_out(task: Task, report: RowReport, split: str) -> RowReport:
+    """Keep the rows of one split of a dataset that has only one: a tenth of the questions, chosen by hash, is test."""
+    questions = sorted(set(map(task.question, report.rows)), key=lambda text: hashlib.sha256(text.encode()).digest())
+    if len(questions) < LEAST_TO_SPLIT:
+        report.note = (f"{len(questions)} questions are too few to keep some for tests, so training and test split are "
+                       "the same: accuracy says nothing about new questions")
+        return report
+    test = set(questions[: len(questions) // TEST_SHARE])
+    report.rows = [row for row in report.rows if (task.question(row) in test) == (split == "test")]
+    return report
 
 
-def load_hub_rows(hub_id: str, config: str | None, split: str, limit: int | None) -> list[tuple[str, Row]]:
-    """Load (location, row) pairs of a dataset on the Hugging Face Hub (needs a network or a filled cache)."""
-    wanted = split if limit is None else f"{split}[:{limit}]"
-    try:
-        rows = load_dataset(hub_id, config, split=wanted).to_list()
-    except OSError as error:  # ConnectionError is one
-        raise WorkshopError(
-            f"The dataset {hub_id!r} could not be loaded from the Hub ({type(error).__name__}): check the network and "
-            "unset HF_HUB_OFFLINE, or work offline with source='synthetic' or the path of a .jsonl file."
-        ) from error
-    return [(f"{hub_id}, {split}, row {i}", row) for i, row in enumerate(rows, 1)]
+def same_answer(predicted: str | None, gold: str) -> bool:
+    """Return whether two answers are the same number, or the same text up to case, white space and a final period.
+
+    >>> same_answer("$1,000.00", "1000"), same_answer(" Mount  Everest.", "mount everest"), same_answer(None, "a")
+    (True, True, False)
+    """
+    if predicted is None or parse_number(gold) is not None:
+        return numbers_match(predicted, gold)
+    return " ".join(predicted.casefold().split()).rstrip(".") == " ".join(gold.casefold().split()).rstrip(".")

@@ -12,9 +12,9 @@ from functools import lru_cache
 from itertools import combinations
 
 from .answers import extract_xml_answer
-from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text
+from .base import Completion, Row, Task, completion_text
 from .expressions import ExpressionError, evaluate, numbers_used
-from .formats import has_think_format
+from .sources import RowError
 
 LARGEST_NUMBER = 25  # synthetic problems draw their numbers from 1..25
 SMALLEST_TARGET = 10
@@ -81,7 +81,6 @@ class Countdown(Task):
     hub_id = "predibase/countdown"
     columns = ("nums", "target")
     response_formats = ("think", "plain")
-    system_prompt = THINK_SYSTEM_PROMPT
 
     def question(self, row: Row) -> str:
         return (f"Use each of the numbers {', '.join(map(str, row['nums']))} exactly once, with + - * / and ( ), to "
@@ -97,7 +96,7 @@ class Countdown(Task):
     def has_format(self, completion: Completion) -> bool:
         if self.response_format == "plain":
             return is_expression(self.extract(completion))
-        return has_think_format(completion_text(completion))
+        return super().has_format(completion)
 
     def is_correct(self, completion: Completion, row: Row) -> bool:
         return is_solution(self.extract(completion), row)

@@ -9,16 +9,11 @@ from __future__ import annotations
 import random
 import re
 
-from .answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match, parse_number
-from .base import THINK_SYSTEM_PROMPT, Completion, Row, RowError, Task, completion_text
-from .formats import has_reasoning_format, has_think_format
+from .answers import extract_hash_answer, extract_last_number, numbers_match, parse_number
+from .base import Completion, Row, Task, completion_text
+from .sources import RowError
 from .word_problems import generate_problem
 
-SYSTEM_PROMPTS = {
-    "reasoning": "Respond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>",
-    "think": THINK_SYSTEM_PROMPT,
-    "hash": "Solve the problem step by step. End with a line of the form #### N, where N is the answer as a number.",
-}
 HURRIED_RATE = 0.7  # share of synthetic demonstrations that skip the steps, which RL learns to write
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")  # GSM8K's <<48/2=24>> annotations are for a calculator, not for the reader
 
@@ -30,25 +25,13 @@ class GSM8K(Task):
     columns = ("question", "answer")
     response_formats = ("reasoning", "think", "hash", "plain")
 
-    @property
-    def system_prompt(self) -> str:
-        return SYSTEM_PROMPTS[self.response_format]
-
-    def question(self, row: Row) -> str:
-        return row["question"]
-
     def gold(self, row: Row) -> str:
         return extract_hash_answer(str(row["answer"])) or str(row["answer"])
 
     def extract(self, completion: Completion) -> str | None:
-        text = completion_text(completion)
-        return extract_hash_answer(text) if self.response_format in ("hash", "plain") else extract_xml_answer(text)
-
-    def has_format(self, completion: Completion) -> bool:
-        if self.response_format in ("hash", "plain"):
-            return self.extract(completion) is not None
-        text = completion_text(completion)
-        return has_reasoning_format(text) if self.response_format == "reasoning" else has_think_format(text)
+        if self.response_format == "plain":
+            return extract_hash_answer(completion_text(completion))
+        return super().extract(completion)
 
     def is_correct(self, completion: Completion, row: Row) -> bool:
         return numbers_match(self.extract(completion), self.gold(row))
@@ -59,15 +42,15 @@ class GSM8K(Task):
             extract_last_number(completion_text(completion)), self.gold(row))
 
     def demonstration(self, row: Row) -> str:
-        """Return the worked solution in the response format; a `hurried` row gets only the answer."""
+        """Return the worked solution in the response format; a `hurried` row gets only the answer.
+
+        A row with a `completion` gets that.
+        """
+        if row.get("completion"):
+            return super().demonstration(row)
         answer = self.gold(row)
         steps = f"The answer is {answer}." if row.get("hurried") else worked_steps(row["solution"])
-        return {
-            "reasoning": f"<reasoning>\n{steps}\n</reasoning>\n<answer>\n{answer}\n</answer>",
-            "think": f"<think>{steps}</think><answer>{answer}</answer>",
-            "hash": f"{steps}\n#### {answer}",
-            "plain": f"{steps}\n#### {answer}",
-        }[self.response_format]
+        return f"{steps}\n#### {answer}" if self.response_format == "plain" else self.formatted(steps, answer)
 
     def generate(self, split: str, rng: random.Random) -> tuple[str, Row]:
         problem = generate_problem(split, rng)
@@ -81,7 +64,7 @@ class GSM8K(Task):
         if parse_number(gold) is None:
             raise RowError(f"answer={answer[-60:]!r} has no gold number: end it with a line such as '#### 72', or give "
                            "the number alone.")
-        kept = {key: row[key] for key in ("hurried",) if key in row}
+        kept = {key: row[key] for key in ("hurried", "completion") if row.get(key) is not None}
         return {"question": str(row["question"]), "answer": gold, "solution": answer, **kept}
 
 

@@ -7,7 +7,6 @@ this one does the rest.
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import math
 import os
@@ -34,9 +33,10 @@ from transformers.trainer_callback import ProgressCallback as TransformersProgre
 from trl import GRPOConfig, GRPOTrainer
 
 from .. import TrainingStopped, WorkshopError
-from .. import rewards as reward_functions
 from ..config import ConfigError, PPOSettings, RLSettings, RunConfig
 from ..models import adapter_base, load_model, load_tokenizer, lora_config, on_gpu
+from ..rewards.combine import check_values
+from ..rewards.own import arguments_for, load_reward, own_error
 from ..runs import (
     MetricsCallback,
     PrintMetricsCallback,
@@ -142,27 +142,28 @@ def train_in_float32(model: PreTrainedModel | PeftModel) -> None:
             weight.data = weight.data.float()
 
 
-def rewards_of(config: RunConfig, own: Sequence[Callable] | None, max_length: int) -> list[Callable]:
+def rewards_of(config: RunConfig, own: Sequence[Callable] | None, max_length: int, task: Task) -> list[Callable]:
     """Return the reward functions of a run: `own`, or those that the configuration names.
 
-    A reward with a parameter `max_length`, which scales with length, gets the run's longest completion. An exception in
-    a reward becomes a WorkshopError that names the function.
+    A reward with a parameter `max_length`, which scales with length, gets the run's longest completion, and one with a
+    parameter `task` the task. An exception in a reward becomes a WorkshopError that names the function.
     """
 
     def named(function: Callable) -> Callable:
-        scale = {"max_length": max_length} if "max_length" in inspect.signature(function).parameters else {}
+        known = arguments_for(function, {"max_length": max_length, "task": task})
 
         @functools.wraps(function)
         def call(*args, **kwargs):
             try:
-                return function(*args, **kwargs, **scale)
+                values = function(*args, **{**known, **kwargs})
             except Exception as error:
-                raise WorkshopError(
-                    f"The reward function {function.__name__!r} raised {type(error).__name__}: {error}. Return a "
-                    "number for every completion, even for broken text.") from error
+                raise own_error(f"The reward function {function.__name__!r}", error, kwargs) from error
+            if not isinstance(values, list | tuple) or len(values) != len(kwargs["completions"]):
+                check_values(f"The reward function {function.__name__!r}", values, len(kwargs["completions"]))
+            return values
         return call
 
-    return list(map(named, own or [getattr(reward_functions, name) for name in config.rewards]))
+    return list(map(named, own or map(load_reward, config.rewards)))
 
 
 def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
@@ -334,7 +335,7 @@ def make_trainer(stage: str, trainer_class: type[RLTrainer], config: RunConfig, 
                  callbacks: Sequence[TrainerCallback] = ()) -> RLTrainer:
     """Return the trainer of a run from the model `start`, ready to train."""
     settings: RLSettings = getattr(config, stage)
-    task = load_task(config.task.name, config.task.response_format)
+    task = load_task(config.task)
     tokenizer = load_tokenizer(start)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
     probe = []
@@ -344,7 +345,7 @@ def make_trainer(stage: str, trainer_class: type[RLTrainer], config: RunConfig, 
     policy = load_model(start, config.model, train_adapter=True)
     return trainer_class(
         model=policy,
-        reward_funcs=rewards_of(config, reward_funcs, settings.max_completion_length),
+        reward_funcs=rewards_of(config, reward_funcs, settings.max_completion_length, task),
         args=arguments,
         train_dataset=filter_long_prompts(dataset, tokenizer, settings.max_prompt_length),
         processing_class=tokenizer,

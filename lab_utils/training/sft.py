@@ -19,7 +19,7 @@ from .rl import is_finished, new_adapter, out_of_memory_explained, run_trainer, 
 def sft_arguments(config: RunConfig, run: RunDirectory) -> SFTConfig:
     """Translate a run's `sft` settings to TRL's configuration."""
     return SFTConfig(**trainer_arguments(config, run), **config.sft.model_dump(exclude={"warmup_ratio"}),
-                     warmup_steps=config.sft.warmup_ratio, completion_only_loss=True, eos_token=END_OF_TURN)
+                     warmup_steps=config.sft.warmup_ratio, completion_only_loss=True)
 
 
 def demonstrations(task: Task, dataset: Dataset) -> Dataset:
@@ -57,15 +57,18 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     arguments = sft_arguments(config, run)
     if resume and is_finished(run, arguments, config, "sft"):
         return run
-    task = load_task(config.task.name, config.task.response_format)
+    task = load_task(config.task)
     dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    tokenizer = load_tokenizer(start)
+    if END_OF_TURN in tokenizer.get_vocab():  # otherwise a turn ends with the tokenizer's own end token
+        arguments.eos_token = END_OF_TURN
     with out_of_memory_explained("sft"):
         policy = load_model(start, config.model, train_adapter=True)
         trainer = SFTTrainer(
             model=policy,
             args=arguments,
             train_dataset=demonstrations(task, dataset),
-            processing_class=load_tokenizer(start),
+            processing_class=tokenizer,
             peft_config=new_adapter(policy, config),
             callbacks=list(callbacks),
         )

@@ -100,15 +100,20 @@ def test_truncated_files_are_a_message(folder, file):
         load_model(folder)
 
 
-def test_a_tokenizer_without_template_or_of_another_model_is_refused(folder):
+def test_a_tokenizer_of_another_model_is_refused_and_one_without_template_gets_paragraphs(folder):
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([f"<new-{i}>" for i in range(500)])
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelLoadError, match=f"tokenizer has {len(tokenizer)} tokens and the model "):
         load_model(folder)
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ModelLoadError, match="no chat template"):
-        load_tokenizer(folder)
+    with pytest.warns(UserWarning, match="no chat template: system message, question and response are joined"):
+        tokenizer = load_tokenizer(folder)
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 2"}]
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert asked == "Add.\n\n1 + 2\n\n"
+    answered = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "3"}], tokenize=False)
+    assert answered == f"{asked}3{tokenizer.eos_token}"
 
 
 def test_an_adapter_that_is_damaged_is_refused(folder, tmp_path):

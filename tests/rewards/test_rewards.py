@@ -42,6 +42,7 @@ RANGES = {  # the lowest and the highest value that a reward can take
     "numeric_match_reward": (0, 1),
     "cosine_scaled_accuracy_reward": (-1, 1),
     "reasoning_reward": (0, 1),
+    "accuracy_reward": (0, 1),
     "conciseness_reward": (0, 1),
     "repetition_penalty_reward": (-1, 0),
 }

@@ -141,7 +141,7 @@ def test_a_split_that_cannot_be_loaded(monkeypatch, arguments, message):
     def load_dataset(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("lab_utils.tasks.base.load_dataset", load_dataset)
+    monkeypatch.setattr("lab_utils.tasks.sources.load_dataset", load_dataset)
     with pytest.raises(WorkshopError, match=message):
         load_task("gsm8k").dataset(**arguments)
 

@@ -1,0 +1,129 @@
+"""Rewards and tasks of the user's own: load them by reference, and try them before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import WorkshopError, rewards
+from ..config import RunConfig, is_own, own_code
+from ..tasks import Row, Task
+from .combine import RewardFunction, check_values
+
+LONGEST_SECONDS = 20.0  # for all sample completions together; a rollout calls a reward as often, or more often
+BROKEN = ("", "banana", "<answer>", "</answer><think><think>", "<answer></answer>", "9" * 300, "é∑🙂\n\n\t",
+          "word " * 2000)
+
+
+def load_reward(name: str) -> RewardFunction:
+    """Return a reward function by the name that it has in a recipe."""
+    if not is_own(name):
+        return getattr(rewards, name)
+    return own_code.load_object(name, "function", lambda value: callable(value) and not isinstance(value, type))
+
+
+def arguments_for(function: Callable, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the `known` values, such as the longest completion, that a function has a parameter for."""
+    return {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
+
+
+def try_own_code(config: RunConfig, task: Task, rows: Sequence[Row]) -> list[str]:
+    """Call the user's own rewards and task on sample completions: demonstrations, halves of them, and broken text.
+
+    Args:
+        rows: a few rows of `task.dataset`.
+
+    Returns:
+        A line for each reward and for the task: the values and the time per completion, and what looks wrong.
+
+    Raises:
+        WorkshopError: a call fails, takes too long, or does not return one finite number per completion.
+    """
+    if not task.own and not any(map(is_own, config.rewards)):
+        return []
+    demonstrations = [task.demonstration(row) for row in rows]
+    texts = [*demonstrations, *(text[: len(text) // 2] for text in demonstrations), *BROKEN]
+    answered = [rows[i % len(rows)] for i in range(len(texts))]
+    lines = []
+    if task.own:
+        lines.append(_try_task(task, config.task.name, demonstrations, texts, answered))
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = {name: [row.get(name) for row in answered] for name in rows[0] if name != "prompt"}
+    columns |= {"prompts": [row["prompt"] for row in answered], "completion_ids": [[1] * (len(t) // 4) for t in texts],
+                "trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}  # TRL passes these
+    for name in filter(is_own, config.rewards):
+        function, where = load_reward(name), readable(name)
+        known = {"max_length": config.grpo.max_completion_length, "task": task}
+        started = time.perf_counter()
+        values = _called(where, lambda f=function, k=known: f(completions=completions,
+                                                            **{**arguments_for(f, k), **columns}), columns)
+        each = (time.perf_counter() - started) / len(texts)
+        check_values(where, values, len(texts))
+        same = " They are all equal: if they stay so, nothing is learned from it. Is `completion_text` missing?" \
+            if len(set(values)) == 1 else ""
+        lines.append(f"{where}: {min(values):.3g} to {max(values):.3g} on {len(texts)} sample completions, "
+                     f"{1000 * each:.2g} ms each.{same}")
+    return lines
+
+
+def readable(reference: str) -> str:
+    """Return a reference to own code without the folders, for messages: my_rewards.py:brevity."""
+    return Path(reference).name
+
+
+def _try_task(task: Task, name: str, demonstrations: list[str], texts: list[str], rows: list[Row]) -> str:
+    started = time.perf_counter()
+    for text, row in zip(texts, rows, strict=True):
+        for method, kinds, arguments in (("extract", (str, type(None)), (text,)), ("has_format", (bool,), (text,)),
+                                         ("is_correct", (bool,), (text, row)), ("attempts", (int,), (text,)),
+                                         ("is_correct_lenient", (bool,), (text, row))):
+            value = _called(f"{readable(name)}: {method}", lambda m=method, a=arguments: getattr(task, m)(*a), row)
+            if not isinstance(value, kinds):
+                raise WorkshopError(f"{readable(name)}: {method} returned {value!r} for the completion {text[:60]!r}: "
+                                    f"return {' or '.join(kind.__name__ for kind in kinds)}.")
+    each = (time.perf_counter() - started) / len(texts)
+    right = sum(task.is_correct(text, row) for text, row in zip(demonstrations, rows, strict=False))
+    note = "" if right else " Is `is_correct` right? SFT imitates these demonstrations."
+    return (f"{readable(name)}: {right} of {len(demonstrations)} demonstrations are correct, {1000 * each:.2g} ms per "
+            f"completion.{note}")
+
+
+def _called(what: str, call: Callable[[], Any], columns: Mapping[str, Any]) -> Any:
+    """Return what a call returns; raise WorkshopError if it raises or does not end."""
+    found: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            found["value"] = call()
+        except BaseException as error:  # also SystemExit
+            found["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)  # a daemon: an endless loop must not keep the process alive
+    thread.start()
+    thread.join(LONGEST_SECONDS)
+    if thread.is_alive():
+        raise WorkshopError(f"{what} takes longer than {LONGEST_SECONDS:g} s for a few sample completions: look for an "
+                            "endless loop, or for a regular expression that backtracks.")
+    if "error" in found:
+        raise own_error(what, found["error"], columns) from found["error"]
+    return found["value"]
+
+
+def own_error(what: str, error: BaseException, columns: Mapping[str, Any]) -> WorkshopError:
+    """Return the error to raise when the user's code has raised one: where, what, and the usual remedy."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append((Path(trace.tb_frame.f_code.co_filename), trace.tb_lineno))
+        trace = trace.tb_next
+    own = [f"{file.name}, line {line}" for file, line in frames if file.name in what]
+    remedy = "Return a number for every completion, even for broken text."
+    if isinstance(error, TypeError | KeyError) and ("argument" in str(error) or isinstance(error, KeyError)):
+        given = ", ".join(name for name in columns if name not in ("trainer_state", "log_extra", "log_metric"))
+        remedy = (f"The columns are {given}; take those that you need as parameters, and end the parameters with "
+                  "**columns. --set task.columns.NAME=COLUMN keeps another column of the data.")
+    return WorkshopError(f"{what}{f' ({own[-1]})' if own else ''} raised {type(error).__name__}: {error}. {remedy}")
+
