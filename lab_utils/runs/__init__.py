@@ -1,6 +1,13 @@
 """Run directories: the only interface between stages, notebooks, plots and cloud jobs."""
 
-from .callbacks import MetricsCallback, PrintMetricsCallback, ProgressCallback, parse_metrics_line, report_to
+from .callbacks import (
+    MetricsCallback,
+    PrintMetricsCallback,
+    ProgressCallback,
+    completion_in_words,
+    parse_metrics_line,
+    report_to,
+)
 from .directory import (
     TIMING_COLUMNS,
     VALUE_HEAD_FILE,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 import warnings
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ..config import RunConfig
+from ..tasks import visible
 from .directory import RunDirectory, RunDirectoryError
 
 
@@ -50,14 +54,14 @@ class MetricsCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Shows one progress bar with the latest metrics instead of the Trainer's own printing."""
+    """Shows one progress bar with the latest metrics, and after each quarter of a run one recorded completion."""
 
     # metric -> what it is called on the bar
     SHOWN = {"loss": "loss", "reward": "reward", "accuracy": "accuracy", "completions/mean_length": "length"}
 
-    def __init__(self, description: str = "training"):
-        self.description = description
-        self.bar = None
+    def __init__(self, description: str = "training", run: RunDirectory | None = None):
+        self.description, self.run = description, run
+        self.bar, self.quarter = None, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -74,6 +78,12 @@ class ProgressCallback(TrainerCallback):
             # GRPO's loss stays near 0 whatever happens: show it only if there is no reward
             names = [n for n in self.SHOWN if logs.get(n) is not None and not (n == "loss" and "reward" in logs)]
             self.bar.set_postfix({self.SHOWN[name]: f"{logs[name]:.3g}" for name in names})
+            quarter = 4 * state.global_step // state.max_steps
+            if self.run is not None and quarter > self.quarter:
+                self.quarter = quarter
+                with contextlib.suppress(RunDirectoryError):  # SFT samples nothing; damage is reported elsewhere
+                    for row in self.run.completions().tail(1).to_dict("records"):
+                        tqdm.write(completion_in_words(row), file=sys.stdout)
 
     def close(self) -> None:
         """Close the bar. If an interrupted run left it open, later bars would print a new line at every update."""
@@ -82,6 +92,17 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.close()
+
+
+def completion_in_words(row: dict[str, Any], most: int = 600) -> str:
+    """Return a recorded completion as text, its response cut down to `most` characters."""
+    response, parts = str(row["completion"]), row.get("rewards")
+    if len(response) > most:
+        response = f"{response[: most // 2]} … {response[-most // 2:]}"
+    each = ", ".join(f"{name} {value:.3g}" for name, value in parts.items()) if isinstance(parts, dict) else ""
+    verdict = "correct" if row["correct"] else "wrong"
+    return visible(f"step {row['step']}  question: {row['question']}  gold: {row['gold']}\n{response}\n"
+                   f"extracted: {row['extracted']} ({verdict})  reward: {row['reward']:.3g}{each and f' = {each}'}\n")
 
 
 class PrintMetricsCallback(TrainerCallback):

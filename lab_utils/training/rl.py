@@ -387,7 +387,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(TransformersProgressCallback)
     trainer.add_callback(MetricsCallback(run))
-    progress = ProgressCallback(description)
+    progress = ProgressCallback(description, run)
     trainer.add_callback(PrintMetricsCallback(description.lower()) if config.tracking.print_metrics else progress)
     rollout_steps = steps_per_rollout(trainer.args) if isinstance(trainer.args, GRPOConfig) else 1
     stop = StopOnSIGTERM(every=math.lcm(rollout_steps, int(trainer.args.logging_steps)))

@@ -80,7 +80,8 @@ def test_an_override_counts_from_the_current_folder(folder, tmp_path, monkeypatc
 def test_the_run_keeps_copies_and_notices_changes(folder, tmp_path):
     config = load(folder / "recipe.yaml", "smoke")
     run = RunDirectory.create(config, tmp_path / "run")
-    assert "my_rewards.py:brevity" in run.config_path.read_text() and str(folder) + "/my" not in run.config_path.read_text()
+    written = run.config_path.read_text()
+    assert "code/my_rewards.py:brevity" in written and f"{folder}/my" not in written
     assert run.changed_settings(config) == []
     (folder / "my_rewards.py").write_text(BREVITY + "# changed\n")
     (folder / "my_task.py").unlink()
