@@ -108,6 +108,8 @@ def train(config: RunConfig, output_dir: Path, arguments: argparse.Namespace, fi
         check_output(output_dir, config.stages, arguments.resume)
     task = load_task(config.task)
     rows = task.dataset("train", limit=4, source=config.task.source)
+    if arguments.evaluate:  # a row that cannot be used is found now, not after training
+        task.dataset("test", limit=4, source=config.task.source)
     tried = try_own_code(config, task, list(rows))
     if first_process:
         print(*tried, sep="\n", end="\n" * bool(tried))

@@ -96,7 +96,7 @@ def test_the_run_keeps_copies_and_notices_changes(folder, tmp_path):
     ("def brevity(completions, **columns):\n    return [0.5]", ["returned 1 values for 16 completions"]),
     ("def brevity(completions, **columns):\n    return 0.5", ["returned 0.5, not a list"]),
     ("def brevity(completions, **columns):\n    return ['1'] * len(completions)", ["returned '1'", "return 0.0"]),
-    ("def brevity(completions, **columns):\n    return [float('nan')] * len(completions)", ["nan", "not a finite number"]),
+    ("def brevity(completions, **columns):\n    return [1e999] * len(completions)", ["inf", "not a finite number"]),
     ("def brevity(completions, **columns):\n    return [None] * len(completions)", ["None", "not a finite number"]),
     ("def brevity(completions, **columns):\n    pass", ["returned None, not a list"]),
     ("def brevity(completions, **columns):\n\n    return [1 / 0]", ["my_rewards.py, line 3", "ZeroDivisionError"]),

@@ -45,8 +45,8 @@ def test_the_preview_counts_what_is_left_out(folder, capsys):
 
 
 def completion(step, question, text, reward, **more) -> dict:
-    return {"step": step, "question": question, "gold": "4", "completion": text, "extracted": text, "correct": text == "4",
-            "reward": reward, **more}
+    return {"step": step, "question": question, "gold": "4", "completion": text, "extracted": text,
+            "correct": text == "4", "reward": reward, **more}
 
 
 def test_show_finds_steps_groups_and_rewards(tmp_path, capsys):
@@ -58,7 +58,7 @@ def test_show_finds_steps_groups_and_rewards(tmp_path, capsys):
             completion(step, "1 + 3?", "3", 0.0, rewards={"accuracy": 0.0, "brevity": 0.0})])
     assert status_of(show_script, tmp_path) == 0
     best, worst = capsys.readouterr().out.split("--- group ")[1:]
-    assert best.startswith("1\nstep 5  question: 2 + 2?  gold: 4\n4\nextracted: 4 (correct)  reward: 1 = accuracy 1, brev")
+    assert best.startswith("1\nstep 5  question: 2 + 2?  gold: 4\n4\nextracted: 4 (correct)  reward: 1 = accuracy 1")
     assert worst.startswith("2\nstep 5  question: 1 + 3?")
     assert status_of(show_script, tmp_path, "--step", "2", "--group", "1") == 0
     text = capsys.readouterr().out
