@@ -8,16 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
+import pandas as pd
 from datasets import DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
-from pyarrow import parquet
 
 from .. import WorkshopError
 
@@ -174,16 +172,11 @@ def _parsed(cells: list[str]) -> list[Any] | None:
 
 def read_parquet(path: Path) -> Located:
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
+        rows = json.loads(pd.read_parquet(path).to_json(orient="records", double_precision=15, date_format="iso"))
+    except (ValueError, NotImplementedError) as error:  # pyarrow's errors
         raise RowError(f"{path.name}: not a Parquet file that can be read ({str(error)[:200]}). Write it again, or "
                        "save it as CSV.") from None
-    return [(f"{path.name}, row {number}", _without_nan(row)) for number, row in enumerate(rows, 1)]
-
-
-def _without_nan(row: Row) -> Row:
-    """Return a row whose empty cells are None; pandas writes them as NaN."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+    return [(f"{path.name}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
 # --- The Hub ---------------------------------------------------------------------------------------------------------

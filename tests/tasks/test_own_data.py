@@ -93,8 +93,8 @@ def test_a_completion_is_imitated_as_it_is_or_as_the_reasoning(tmp_path):
 
 def test_a_completion_without_an_answer_is_refused(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", [{"question": "a?", "completion": "It is two."}])
-    assert "a.jsonl, line 1: the row has no answer, and its completion ('It is two.') has none in the response format " \
-        "'think': write it like '<think>...</think><answer>42</answer>'" in problem_of(source, task_of(columns={}))
+    assert "a.jsonl, line 1: the row has no answer, and its completion ('It is two.') has none in the response " \
+        "format 'think': write it like '<think>...</think><answer>42</answer>'" in problem_of(source, load_task("qa"))
 
 
 @pytest.mark.parametrize("predicted, gold, same", [
@@ -139,7 +139,7 @@ def test_repeated_rows_are_left_out_and_contradictions_are_errors(tmp_path):
 
 
 def test_several_completions_of_one_question_are_all_kept(tmp_path):
-    rows = [{"question": f"{i}?", "answer": i, "completion": text} for i in range(20) for text in ("one way", "another")]
+    rows = [{"question": f"{i}?", "answer": i, "completion": text} for i in range(20) for text in ("one", "another")]
     assert len(task_of(columns={}).dataset("train", source=jsonl(tmp_path / "a.jsonl", rows))) == 36
 
 
@@ -161,7 +161,7 @@ def test_a_dataset_on_the_hub_needs_no_test_split(monkeypatch):
 
 @pytest.mark.parametrize("answer, message", [
     (FileNotFoundError("no such dataset"), "'me/data' could not be loaded .* check the name"),
-    (ValueError("Config name is missing"), r"Config name is missing\): name one of its configurations, OWNER/NAME:CONFIG"),
+    (ValueError("Config name is missing"), r"name is missing\): name one of its configurations, OWNER/NAME:CONFIG"),
     (DatasetDict({"dev": Dataset.from_list(ROWS)}), "no split 'train', only dev: download it"),
 ])
 def test_a_dataset_that_cannot_be_used_says_why(monkeypatch, answer, message):
@@ -184,7 +184,7 @@ def test_the_task_of_own_questions_has_no_problems_of_its_own():
 
 
 @pytest.mark.parametrize("line, problem", [
-    ({"prompt": "a?"}, "the data's column 'solution' is missing or empty.*this row has prompt.*task.columns.answer=NAME"),
+    ({"prompt": "a?"}, "data's column 'solution' is missing or empty.*this row has prompt.*task.columns.answer=NAME"),
     ({"prompt": "a?", "solution": None}, "column 'solution' is missing or empty"),
     ({"prompt": ["a?"], "solution": 1}, r"question=\"\['a\?'\]\" is a list: give text or a number"),
     ({"prompt": "a?", "solution": {"value": 1}}, "answer=.* is a dict: give text or a number"),
@@ -210,7 +210,7 @@ def test_many_broken_lines_are_counted_and_the_first_are_shown(tmp_path):
     (b"prompt,solution\na?,1,2\n", "line 2: 3 cells, but the header has 2 (prompt, solution). Put text with ','"),
     (b'prompt,solution\na?,1\n"never closed,2\nb?,3\n', "line 3: not valid CSV"),
     (b"prompt,prompt\na?,1\n", "line 1: the header ['prompt', 'prompt'] has empty or repeated names"),
-    (b"prompt,solution\na?,caf\xe9\n", "line 2: the text is not valid UTF-8. Save the file as UTF-8 (in Excel: CSV UTF-8)"),
+    (b"prompt,solution\na?,caf\xe9\n", "line 2: the text is not valid UTF-8. Save the file as UTF-8 (in Excel"),
     ("prompt,solution\na?,1\n".encode("utf-16"), "not valid UTF-8"),
     (b"prompt,solution\na?,1\0\n", "control characters, such as NUL"),
     (b"prompt,solution\n" + b"x" * 1_100_000 + b",1\n", "line 2: not valid CSV (field larger than field limit"),
