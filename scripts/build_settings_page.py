@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic_core import PydanticUndefined
 
 from lab_utils import REPOSITORY, WorkshopError, exit_status
 from lab_utils.config import schema
@@ -35,13 +34,13 @@ SECTIONS = {"": schema.RunConfig, "task": schema.TaskSettings, "model": schema.M
 STAGES = ("sft", "grpo", "ppo")
 SET_BY_LOAD = {"recipe", "hardware", "hardware_reason"}
 
-def keys() -> Iterator[tuple[str, str, Any]]:
+def keys() -> Iterator[tuple[str, str, str]]:
     """Yield section, key and default of every setting that a user can set; the stages share their texts."""
     for section, kind in SECTIONS.items():
         for name, field in kind.model_fields.items():
             key = f"{section}.{name}".lstrip(".")
             if key not in SET_BY_LOAD and (key not in SECTIONS or key == "model.lora"):
-                yield section, name, field.default
+                yield section, name, "(required)" if field.is_required() else in_yaml(field.default)
 
 
 def text_name(section: str, name: str) -> str:
@@ -50,9 +49,7 @@ def text_name(section: str, name: str) -> str:
     return full if full in TEXTS and section not in STAGES else name
 
 
-def shown(default: Any) -> str:
-    if default is PydanticUndefined:
-        return "(required)"
+def in_yaml(default: Any) -> str:
     text = yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
     return f"`{text}`"
 
@@ -71,7 +68,7 @@ def page() -> str:
                   "|---|---|---|---|---|---|"]
         for name, default in rows:
             text = TEXTS[text_name(section, name)]
-            cells = [text["meaning"], text.get("more", ""), text.get("less", ""), shown(default), text["from"]]
+            cells = [text["meaning"], text.get("more", ""), text.get("less", ""), default, text["from"]]
             lines.append(f"| `{f'{section}.{name}'.lstrip('.')}` | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

@@ -180,7 +180,7 @@ class EvaluationSettings(Section):
 
 class TrackingSettings(Section):
     tensorboard: bool = True
-    wandb: bool = False  # offline unless WANDB_API_KEY is set
+    wandb: bool | None = None  # offline unless WANDB_API_KEY is set; null: on if that is set or WANDB_MODE is online
     print_metrics: bool = False  # one line per logged step instead of the progress bar, for logs that a program reads
 
 

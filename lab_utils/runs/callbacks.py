@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from .. import installed_version
 from ..config import RunConfig
 from ..tasks import visible
 from .directory import RunDirectory, RunDirectoryError
@@ -135,15 +136,18 @@ def parse_metrics_line(line: str) -> tuple[str, dict[str, float]] | None:
 def report_to(config: RunConfig, run: RunDirectory) -> list[str]:
     """Return the Trainer's `report_to`, and prepare each tracker so that it never asks for anything.
 
-    TensorBoard writes to the run directory (`tensorboard --logdir OUTPUT_DIR`). Without WANDB_API_KEY, Weights & Biases
-    records offline (send the run later with `wandb sync`).
+    TensorBoard writes to the run directory (`tensorboard --logdir OUTPUT_DIR`). A key in WANDB_API_KEY, or WANDB_MODE
+    "online", turns Weights & Biases on if no setting says otherwise. Without a key it records offline (send the run
+    later with `wandb sync`).
     """
     trackers = []
     if config.tracking.tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_dir)
         trackers.append("tensorboard")
-    if config.tracking.wandb:
-        if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "disabled":
+    key, mode = os.environ.get("WANDB_API_KEY"), os.environ.get("WANDB_MODE")
+    wanted = mode != "disabled" and bool(key or mode == "online") and installed_version("wandb") is not None
+    if wanted if config.tracking.wandb is None else config.tracking.wandb:
+        if not key and mode != "disabled":
             os.environ["WANDB_MODE"] = "offline"
         os.environ.setdefault("WANDB_PROJECT", "rl-workshop")
         trackers.append("wandb")

@@ -163,7 +163,8 @@ class RunDirectory:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             run.checkpoints_dir.mkdir(parents=True, exist_ok=True)
             for _, file in own_files(config.model_dump()):
-                write_atomically(run.path / CODE / file.name, file.read_text(encoding="utf-8"))
+                with written_whole(run.path / CODE / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
             write_atomically(run.config_path, config.to_yaml())
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         return run

@@ -283,6 +283,18 @@ def test_wandb_never_asks_for_a_key(config, run, monkeypatch, key, mode, expecte
     assert os.environ.get("WANDB_MODE") == expected
 
 
+@pytest.mark.parametrize("key, mode, setting, on", [
+    ("secret", None, None, True), (None, "online", None, True), (None, None, None, False),
+    (None, "offline", None, False), ("secret", "disabled", None, False), ("secret", None, False, False)])
+def test_a_key_in_the_environment_turns_wandb_on(config, run, monkeypatch, key, mode, setting, on):
+    monkeypatch.setattr("lab_utils.runs.callbacks.installed_version", lambda package: "1")
+    for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", mode), ("WANDB_PROJECT", "")):
+        monkeypatch.setenv(name, value or "")
+    config = configuration.with_overrides(config, {"tracking.wandb": setting, "tracking.tensorboard": False})
+    assert report_to(config, run) == ["wandb"] * on
+    assert "secret" not in config.to_yaml()
+
+
 def test_trackers_are_imported_only_if_they_are_on(config, run):
     assert report_to(config, run) == ["tensorboard"]
     assert report_to(configuration.with_overrides(config, {"tracking.tensorboard": False}), run) == []
