@@ -94,7 +94,8 @@ def score(arguments: argparse.Namespace) -> None:
         "task.source": str(hidden), "task.test_limit": arguments.problems,
         "evaluation.num_samples": arguments.samples})
     for name, run in runs.items():
-        tokens = round(generated_tokens(run).iloc[-1])
+        sampled = "completions/mean_length" in run.metrics()  # supervised training generates nothing
+        tokens = round(generated_tokens(run).iloc[-1]) if sampled else 0
         if tokens > arguments.tokens:
             print(f"{name}: {tokens:,} generated tokens, more than {arguments.tokens:,}: not scored.")
             continue

@@ -1,11 +1,13 @@
 """scripts/capstone.py: hidden problems, the budget, and a page made from files that others wrote."""
 
 import json
+import shutil
 
 import capstone
 import pytest
 
 from lab_utils import WorkshopError
+from lab_utils.runs import RunDirectory
 from lab_utils.tasks import load_task
 
 
@@ -26,12 +28,15 @@ def test_hidden_problems_depend_on_the_secret_and_are_in_no_public_split():
 
 @pytest.mark.component
 def test_scores_are_written_for_runs_within_the_budget(run, tmp_path, capsys):
+    sft = shutil.copytree(run.path, tmp_path / "sft")
+    RunDirectory(sft).append_metrics(1, {"loss": 1.0})
     run.append_metrics(1, {"completions/mean_length": 30.0})
     out, of_rollout = tmp_path / "out", 30 * run.config().grpo.rollout_size
-    command = ["score", f"ada={run.path}", "--secret", "tulips", "--hardware", "smoke", "--problems", "4",
+    command = ["score", f"ada={run.path}", f"start={sft}", "--secret", "x", "--hardware", "smoke", "--problems", "4",
                "--samples", "2", "--output-dir", str(out)]
     capstone.main([*command, "--tokens", str(of_rollout - 1)])
-    assert "not scored" in capsys.readouterr().out and not (out / "ada").exists()
+    assert capsys.readouterr().out.count("not scored") == 1
+    assert not (out / "ada").exists() and (out / "start" / "results.json").exists()
     capstone.main([*command, "--tokens", str(of_rollout)])
     result = json.loads((out / "ada" / "results.json").read_text())["capstone"]
     low, high = result["interval"]
