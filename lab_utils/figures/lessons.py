@@ -133,7 +133,7 @@ def plot_side_by_side(
     runs: Mapping[str, RunDirectory], healthy: RunDirectory, metric: str, path: str | Path | None = None
 ) -> Figure:
     """Draw one metric of several runs, a panel each on the same axes, next to that of a healthy run (grey)."""
-    figure, axes = panels(len(runs), 4, 3.75, 3.6, sharex=True, sharey=True)
+    figure, axes = panels(len(runs), 3, 5.0, 3.3, sharex=True, sharey=True)
     for ax, (label, run) in zip(axes, runs.items(), strict=True):
         draw_metric(ax, metrics_of({"healthy": healthy, label: run}), metric)
         ax.set(title=label, ylabel="")
@@ -141,7 +141,7 @@ def plot_side_by_side(
     axes[0].set_ylim(-0.03 * top, 1.03 * top)  # of all panels, with room for a curve that stays at 0
     title, unit = METRICS[metric]
     figure.suptitle(f"{title}, {unit}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
-    figure.supxlabel("training step", fontsize=14, color=INK)
+    figure.supxlabel(x_label(metrics_of({"healthy": healthy, **runs})), fontsize=14, color=INK)
     return finish(figure, path)
 
 

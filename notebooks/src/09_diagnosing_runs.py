@@ -405,8 +405,8 @@ for letter, run in runs.items():
 #   the start.
 # - **Sampler not updated.** Whatever the policy learns never shows in the samples. Nothing tells the policy that it has
 #   learned enough, so the KL rises without end, while accuracy and length stay flat.
-# - **Only noise.** Reward and accuracy jump from step to step, and groups without a signal come and go. The trend is
-#   that of the healthy run. It has the same settings but for the number of problems per step.
+# - **Only noise.** Reward and accuracy jump from step to step, because each step asks very few problems. The trend is
+#   that of the healthy run, and so are KL, entropy and length. Only the number of problems per step differs.
 #
 # ## What moved the policy when nothing was rewarded?
 #
@@ -473,9 +473,10 @@ expected = noise["healthy"] * math.sqrt(problems["healthy"] / problems["I"])  # 
 print(f"expected for {problems['I']} problems instead of {problems['healthy']}: {100 * expected:.1f} points")
 
 # %% [markdown]
-# The scatter of the decoy is of the size that so few problems give, so its jumps need no other explanation. (Estimated
-# from two dozen steps, a scatter is uncertain by about a fifth. Take a ratio of 1.5 between the two numbers as chance.)
-# Before you look for a cause, ask how large an effect chance alone would have.
+# Compare the last line with the scatter of run I. An estimate from two dozen steps is uncertain by about a fifth, and the
+# few problems that run I happened to draw may be more mixed than usual. So if the two numbers differ by less than a
+# factor of two, its jumps need no other explanation. Before you look for a cause, ask how large an effect chance alone
+# would have.
 #
 # ## Exercise 3: the first alarm
 #
@@ -484,13 +485,13 @@ print(f"expected for {problems['I']} problems instead of {problems['healthy']}: 
 # On a GPU a run takes hours, and you cannot watch it all night. A program can see some problems after a few steps and
 # stop the run. Single steps scatter, so it should act after **three logged steps in a row** at which
 #
-# - more than 10% of the responses are cut off, or
+# - more than 20% of the responses are cut off, or
 # - more than half of the groups have no signal, or
 # - the KL is above 0.15 nats per token, or
 # - a reward function (a column `rewards/NAME/mean`) pays 0 on average.
 #
 # The reason may differ from step to step. Return the step at which the alarm holds for the third time in a row, or
-# None. By hand: with 20%, 0%, 20%, 20% and 20% cut off in steps 1 to 5 it is step 5.
+# None. By hand: with 30%, 0%, 30%, 30% and 30% cut off in steps 1 to 5 it is step 5.
 
 # %%
 def first_alarm(metrics, patience=3):
@@ -498,7 +499,7 @@ def first_alarm(metrics, patience=3):
     # YOUR CODE HERE
     # >>> solution
     alarm = (
-        (metrics["completions/clipped_ratio"] > 0.1)
+        (metrics["completions/clipped_ratio"] > 0.2)
         | (metrics["frac_reward_zero_std"] > 0.5)
         | (metrics["kl"] > 0.15)
     )
@@ -530,9 +531,10 @@ pd.DataFrame({
 }).T
 
 # %% [markdown]
-# Not every problem raises an alarm. No threshold on these curves finds a reward that pays for the wrong thing, or a
-# policy that moves too slowly. For the first, compare the reward with what you *want*. For the second, you need a run
-# that is known to learn. Alarms save hours; they do not replace looking.
+# Not every problem raises an alarm. No threshold on these curves finds a reward that pays for the wrong thing, a policy
+# that moves too slowly, or a limit to which the policy has adapted before the third step. For the first, compare the
+# reward with what you *want*. For the others, you need a run that is known to learn. Alarms save hours; they do not
+# replace looking.
 #
 # ## And your own run?
 #

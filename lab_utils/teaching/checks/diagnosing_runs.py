@@ -64,7 +64,7 @@ check_scatter = Check("{} curves.", [
 
 QUIET = {"completions/clipped_ratio": 0.0, "frac_reward_zero_std": 0.1, "kl": 0.05, "rewards/format/mean": 0.9,
          "rewards/sum/mean": 0.2, "rewards/sum/std": 0.4}
-CUT, SILENT, FAR = {"completions/clipped_ratio": 0.2}, {"frac_reward_zero_std": 0.75}, {"kl": 0.2}
+CUT, SILENT, FAR = {"completions/clipped_ratio": 0.3}, {"frac_reward_zero_std": 0.75}, {"kl": 0.2}
 DEAD, SAME = {"rewards/sum/mean": 0.0, "rewards/sum/std": 0.0}, {"rewards/sum/std": 0.0}
 
 
@@ -75,7 +75,7 @@ def _call_first_alarm(first_alarm: Callable, steps: list[dict], patience: int, e
 
 def _alarms(metrics, function_pays_nothing=lambda column: column == 0, ending="/mean"):
     columns = [name for name in metrics if name.startswith("rewards/") and name.endswith(ending)]
-    return ((metrics["completions/clipped_ratio"] > 0.1) | (metrics["frac_reward_zero_std"] > 0.5)
+    return ((metrics["completions/clipped_ratio"] > 0.2) | (metrics["frac_reward_zero_std"] > 0.5)
             | (metrics["kl"] > 0.15) | function_pays_nothing(metrics[columns]).any(axis=1))
 
 
