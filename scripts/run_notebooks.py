@@ -6,8 +6,9 @@
 
 The notebooks share the output folder (their parameter OUTPUT_DIR): 06 starts from the model that 03 trained, 08
 evaluates the models of 03 and 06, and 13 draws all of it. The report is in OUTPUT_DIR/report: an executed copy and a
-page of each notebook, and index.html with the notebooks' status, the figures that they saved as
-OUTPUT_DIR/figures/*.png, and the results of OUTPUT_DIR/results.json, if there is one:
+page of each notebook, a page to browse what each run's model wrote, and index.html with the notebooks' status, the
+figures that they saved as OUTPUT_DIR/figures/*.png (first the one named *_story.png), and the results of
+OUTPUT_DIR/results.json, if there is one:
 
     {"GRPO": {"accuracy": 0.61, "interval": [0.57, 0.65], ... more columns ...}, ...}
 """
@@ -43,20 +44,39 @@ STDERR_STYLE = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 INDEX = jinja2.Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; --ink: #222; --dim: #555; --line: #ddd; --bad: #b00020; --page: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #eaeaea; --dim: #b0b0b0; --line: #444; --bad: #ff8a80; --page: #161616; } a { color: #8ab4f8; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+  background: var(--page); }
 table { border-collapse: collapse; margin: 1rem 0 2rem; }
-th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd; }
-figure { margin: 2rem 0; } figcaption { color: #555; } img { max-width: 100%; }
-.failed { color: #b00020; font-weight: 600; }
+th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--line); }
+figure { margin: 2rem 0; } figcaption, .dim { color: var(--dim); } img { max-width: 100%; background: white; }
+.failed { color: var(--bad); font-weight: 600; }
 </style></head><body>
 <h1>{{ title }}</h1>
+<p>A small language model answers problems, a program scores each response, and training makes the responses with higher
+scores more probable: reinforcement learning. This page shows what that changed in one run of the workshop.</p>
+{% for caption, png in story.items() %}
+<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ png }}"><figcaption>Top: one test problem and the first
+response of the model before and after reinforcement learning. Bottom: how often the model was right while it was
+trained, how many attempts it made per response, and how often each model is right on problems that it was not trained
+on.</figcaption></figure>
+{% endfor %}
 {% if results %}<h2>Results</h2>
 <table><tr><th>method</th><th>accuracy</th><th>95% interval</th>
 {%- for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
 {% for method, row in results.items() %}<tr><td>{{ method }}</td><td>{{ "%.1f%%" | format(100 * row.accuracy) }}</td>
 {#- #}<td>{{ "%.1f%% to %.1f%%" | format(100 * row.interval[0], 100 * row.interval[1]) }}</td>
 {%- for column in columns %}<td>{{ row[column] }}</td>{% endfor %}</tr>
-{% endfor %}</table>{% endif %}
+{% endfor %}</table>
+<p class="dim">base: the model before any training here. SFT: the base model after supervised fine-tuning on
+demonstrations of the response format. GRPO and PPO: two methods of reinforcement learning, from the SFT model. Two
+controls: extra SFT imitates more demonstrations, and random reward is GRPO with coin tosses as scores.</p>{% endif %}
+{% if completions %}<h2>What the models wrote</h2>
+<p>Each page shows the responses of one training run, with rewards and advantages, step by step:
+{% for name, link in completions.items() %}<a href="{{ link | urlencode }}">{{ name }}</a>{{ ", " if not loop.last }}
+{% endfor %}</p>{% endif %}
 <h2>Notebooks</h2>
 <table><tr><th>notebook</th><th>status</th><th>minutes</th></tr>
 {% for name, entry in status | dictsort %}<tr><td>
@@ -64,7 +84,7 @@ figure { margin: 2rem 0; } figcaption { color: #555; } img { max-width: 100%; }
 {#- #}<td class="{{ entry.status }}">{{ entry.status }}</td>
 {#- #}<td>{{ "%.1f" | format(entry.seconds / 60) if entry.seconds is not none }}</td></tr>
 {% endfor %}</table>
-{% if figures %}<h2>Figures</h2>{% endif %}
+{% if figures %}<h2>All figures</h2>{% endif %}
 {% for caption, png in figures.items() %}
 <figure><img alt="{{ caption }}" src="data:image/png;base64,{{ png }}"><figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}</body></html>
@@ -160,8 +180,27 @@ def write_page(copy: Path) -> None:
     copy.with_suffix(".html").write_text(html, encoding="utf-8")
 
 
+def write_completions(output_dir: Path) -> dict[str, str]:
+    """Write OUTPUT_DIR/report/completions/*.html, one per training run; return name -> link."""
+    report, links = output_dir / "report", {}
+    for record in sorted(output_dir.rglob("completions.jsonl")):
+        # Imported late: it takes seconds, and `--help` and wrong arguments need none of it.
+        from lab_utils.figures import browse_completions
+        from lab_utils.runs import RunDirectory
+
+        place = record.parent.relative_to(output_dir)
+        page = report / "completions" / f"{'-'.join(place.parts)}.html"
+        try:
+            if not page.exists() or page.stat().st_mtime < record.stat().st_mtime:
+                browse_completions(RunDirectory(record.parent), page)
+            links[place.as_posix()] = page.relative_to(report).as_posix()
+        except WorkshopError as error:
+            print(f"The report leaves out the completions of {place}: {error}", flush=True)
+    return links
+
+
 def write_index(output_dir: Path, title: str, status: dict[str, dict[str, Any]]) -> Path:
-    """Write OUTPUT_DIR/report/index.html, one file: the results, the notebooks and the figures.
+    """Write OUTPUT_DIR/report/index.html: the story in one figure, the results, the notebooks and all figures.
 
     `status` is {notebook's stem: {"status": "ok" | "failed" | "not run", "seconds": float | None}}.
     """
@@ -169,8 +208,10 @@ def write_index(output_dir: Path, title: str, status: dict[str, dict[str, Any]])
     columns = dict.fromkeys(key for row in results.values() for key in row if key not in ("accuracy", "interval"))
     figures = {re.sub(r"[_-]+", " ", figure.stem): base64.b64encode(figure.read_bytes()).decode()
                for figure in sorted((output_dir / "figures").glob("*.png"))}
+    story = {caption: figures.pop(caption) for caption in list(figures) if caption.endswith(" story")}
     index = output_dir / "report" / "index.html"
-    html = INDEX.render(title=title, results=results, columns=columns, status=status, figures=figures)
+    html = INDEX.render(title=title, story=story, results=results, columns=columns, figures=figures, status=status,
+                        completions=write_completions(output_dir))
     index.write_text(html, encoding="utf-8")
     return index
 

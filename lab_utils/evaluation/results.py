@@ -81,6 +81,10 @@ class Evaluation:
     def format_rate(self) -> float:
         return float(self.scores("has_format").mean())
 
+    @cached_property
+    def format_interval(self) -> Interval:
+        return _interval(self.scores("has_format").mean(axis=1))
+
     @property
     def truncation_rate(self) -> float:
         """Return the share of completions that were cut off at `max_new_tokens`."""

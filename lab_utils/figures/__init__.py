@@ -4,6 +4,7 @@ Importing this package sets the workshop's matplotlib style. Each `plot_*` funct
 notebook shows when the call ends a cell, and saves it if `path` is given. A method has the same color in all figures.
 """
 
+from .completions import browse_completions
 from .evaluation import (
     plot_accuracy_bars,
     plot_attempts,

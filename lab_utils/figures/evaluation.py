@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation import Evaluation
+from ..tasks import visible
 from .style import INK, OTHER_COLORS, colors, finish, label_ends, percent_axis
-from .training import Runs, draw_metric, metrics_of
+from .training import Runs, draw_metric, metrics_of, x_label
 
 
 def plot_accuracy_bars(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
@@ -34,11 +36,16 @@ def plot_accuracy_bars(evaluations: Mapping[str, Evaluation], path: str | Path |
     highest = max(max(e.accuracy_interval[1], e.accuracy_lenient_interval[1]) for e in evaluations.values())
     ax.set_ylim(0, max(0.2, min(1.09, 1.15 * highest)))
     percent_axis(ax)
-    samples = {e.num_samples for e in evaluations.values()}
-    questions = {len(e.examples) for e in evaluations.values()}
-    if len(samples) == len(questions) == 1:
-        ax.set_xlabel(f"{questions.pop()} questions × {samples.pop()} samples, 95% intervals", labelpad=10)
+    ax.set_xlabel(f"{sizes(evaluations)}, 95% intervals", labelpad=10)
     return finish(figure, path)
+
+
+def sizes(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return how many questions and samples the evaluations have, once if they all have the same."""
+    found = {label: f"{len(e.examples)} questions × {e.num_samples} samples" for label, e in evaluations.items()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{label}: {size}" for label, size in found.items())
 
 
 def plot_pass_at_k(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
@@ -55,7 +62,8 @@ def plot_pass_at_k(evaluations: Mapping[str, Evaluation], path: str | Path | Non
     ax.set_xscale("log", base=2)
     ax.set_xticks(ks, [str(k) for k in ks])
     ax.minorticks_off()
-    ax.set(title="At least one of k responses is correct (pass@k)", xlabel="k, responses per question")
+    ax.set(title="At least one of k responses is correct (pass@k)",
+           xlabel=f"k, responses per question\n{sizes(evaluations)}, 95% bands")
     ax.set_ylabel("% of questions")
     ax.set_ylim(0, 1)
     ax.margins(x=0.02)
@@ -91,7 +99,7 @@ def plot_attempts(
         )
     what = "Attempts" if name == "attempts" else "Tokens"
     axes[0, 0].set_title(f"{what} per response (dark: the correct ones)")
-    axes[-1, 0].set_xlabel(f"{what.lower()} per response")
+    axes[-1, 0].set_xlabel(f"{what.lower()} per response\n{sizes(evaluations)}")
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
     figure.supylabel("% of responses", fontsize=14, color=INK)
     return finish(figure, path)
@@ -107,7 +115,7 @@ def plot_problem_accuracy(evaluation: Evaluation, path: str | Path | None = None
     ax.axvline(correct.mean(), color=INK, linestyle="--", linewidth=2)
     ax.annotate(f" mean {correct.mean() / n:.0%}", (correct.mean(), 1.0), xycoords=("data", "axes fraction"), va="top")
     ax.set_xticks(range(n + 1))
-    ax.set(title="Are they the same questions every time?", ylabel="% of questions",
+    ax.set(title="Are they the same questions every time?", ylabel=f"% of {len(correct)} questions",
            xlabel=f"correct answers among {n} to the same question")
     percent_axis(ax)
     return finish(figure, path)
@@ -117,17 +125,21 @@ def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = 
     """Draw what a warm-up teaches, model after model: the format, one correct response in k, a correct response."""
     k = min(evaluation.ks[-1] for evaluation in evaluations.values())
     rates = {
-        "in the format": [e.format_rate for e in evaluations.values()],
-        f"correct in at least\none of {k} responses": [e.pass_at[k] for e in evaluations.values()],
-        "correct": [e.accuracy for e in evaluations.values()],
+        "in the format": [(e.format_rate, e.format_interval) for e in evaluations.values()],
+        f"correct in at least\none of {k} responses": [(e.pass_at[k], e.pass_at_intervals[k])
+                                                       for e in evaluations.values()],
+        "correct": [(e.accuracy, e.accuracy_interval) for e in evaluations.values()],
     }
     figure, ax = plt.subplots(figsize=(9, 5.5))
     ends = []
-    for (label, values), color in zip(rates.items(), OTHER_COLORS, strict=False):
+    for (label, points), color in zip(rates.items(), OTHER_COLORS, strict=False):
+        values, intervals = zip(*points, strict=True)
         ax.plot(range(len(values)), values, color=color, marker="o", markersize=8)
+        ax.vlines(range(len(values)), *zip(*intervals, strict=True), color=color, linewidth=2)
         ends.append((values[-1], label, color))
     ax.set_xticks(range(len(evaluations)), list(evaluations))
-    ax.set(title="What the warm-up teaches", ylabel="% of responses (or of questions)")
+    ax.set(title="What the warm-up teaches", ylabel="% of responses (or of questions)",
+           xlabel=f"{sizes(evaluations)}, 95% intervals")
     ax.set_ylim(-0.02, 1.03)
     percent_axis(ax)
     label_ends(ax, ends, gap=0.14)
@@ -135,13 +147,29 @@ def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = 
 
 
 def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
-    """Draw the workshop in one figure: accuracy and attempts in training, and test accuracy with 95% intervals."""
+    """Draw the workshop in one figure: a problem before and after RL, accuracy and attempts in training, and the test.
+
+    The problem is the first one that the last model before RL gets wrong at its first try, and the first model after it
+    gets right, with three attempts if there is such a problem.
+    """
     groups = metrics_of(runs)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5), width_ratios=[1, 1, 1.15])
-    draw_metric(left, groups, "accuracy", "minutes")  # by minutes, because the methods' steps differ
-    left.set(title="Correct answers in training", xlabel="minutes of training")
+    question, responses = _example(runs, evaluations)
+    example_height = 1.4 + 0.27 * max(len(lines) for _, lines, _ in responses)
+    figure = plt.figure(figsize=(17, example_height + 5.8))
+    top, bottom = figure.add_gridspec(2, 1, height_ratios=[example_height, 5.8])
+    figure.suptitle(question, x=0.01, ha="left", fontweight="bold", color=INK, fontsize=18, parse_math=False)
+    for cell, (title, lines, color) in zip(top.subgridspec(1, 2), responses, strict=True):
+        ax = figure.add_subplot(cell)
+        ax.set_axis_off()
+        ax.set_title(title, color=color, fontweight="bold")
+        ax.text(0, 1, "\n".join(lines), va="top", family="monospace", parse_math=False, transform=ax.transAxes)
+    left, middle, right = (figure.add_subplot(cell) for cell in bottom.subgridspec(1, 3, width_ratios=[1, 1, 1.1]))
+    draw_metric(left, groups, "accuracy", "minutes", label_gap=0.09)  # by minutes, because the methods' steps differ
+    left.set_title("Practice: correct answers in training")
     draw_metric(middle, groups, "attempts", "minutes", label_gap=0.09)
-    middle.set(title="Attempts per response", xlabel="minutes of training")
+    middle.set_title("What changes: attempts per response")
+    for ax in (left, middle):
+        ax.set_xlabel(x_label(groups, "minutes").replace(", thick", "\nthick"), fontsize=12)
     labels = list(evaluations)
     for index, (label, color) in enumerate(zip(labels, colors(labels), strict=True)):
         accuracy, (low, high) = evaluations[label].accuracy, evaluations[label].accuracy_interval
@@ -150,7 +178,27 @@ def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Pa
         right.text(index, high + 0.015, f"{accuracy:.0%}", ha="center", va="bottom", fontweight="bold")
     right.set_xticks(range(len(labels)), labels)
     right.tick_params(axis="x", length=0)
-    right.set(title="Held-out test problems", ylabel="% of responses correct")
+    right.set(title="Test: problems it has never seen", ylabel="% of responses correct")
+    right.set_xlabel(f"{sizes(evaluations)}, 95% intervals", fontsize=12)
     percent_axis(right)
     right.set_ylim(0, min(1.0, max(e.accuracy_interval[1] for e in evaluations.values())) + 0.1)
     return finish(figure, path)
+
+
+def _example(runs: Runs, evaluations: Mapping[str, Evaluation]) -> tuple[str, list[tuple[str, list[str], str]]]:
+    """Return a question, and for the model before RL and the one after it: title, lines of its response, color."""
+    after = next(label for label in evaluations if label in runs)
+    before = [label for label in evaluations if label not in runs][-1]
+    pairs = [(one["question"], one["completions"][0], other["completions"][0]) for one, other in zip(
+        evaluations[before].examples, evaluations[after].examples, strict=False)]
+    learned = [pair for pair in pairs if pair[2]["correct"] and not pair[1]["correct"]]
+    chosen = [pair for pair in learned if pair[2]["attempts"] >= 3] + learned + pairs
+    question, *responses = chosen[0]
+    found = []
+    for label, response, when in zip((before, after), responses, ("Before", "After"), strict=True):
+        lines = [part for line in visible(response["text"]).splitlines() for part in textwrap.wrap(line, 64)]
+        if len(lines) > 10:
+            lines = [*lines[:7], f"… ({len(lines) - 9} more lines)", *lines[-2:]]
+        verdict = "correct" if response["correct"] else "wrong"
+        found.append((f"{when} reinforcement learning ({label}): {verdict}", lines, colors([label])[0]))
+    return textwrap.shorten(visible(question), 140, placeholder=" …"), found

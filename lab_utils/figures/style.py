@@ -28,6 +28,12 @@ OTHER_COLORS = ["#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#88CCEE"
 INK = "#222222"
 
 plt.rcParams.update({
+    "figure.facecolor": "white",  # opaque, so that a dark page behind the figure does not swallow its labels
+    "savefig.facecolor": "white",
+    "axes.facecolor": "white",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -88,9 +94,12 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -> 
         ax.text(1.02, height - overshoot, label, transform=ax.transAxes, color=color, va="center", fontweight="bold")
 
 
+TRAILING = "trailing mean over a tenth of the curve"  # what `smooth` draws, for axis labels
+
+
 def smooth(values: pd.Series) -> pd.Series:
-    """Return the centered moving average over about a tenth of the points."""
-    return values.rolling(len(values) // 20 * 2 + 1, min_periods=1, center=True).mean()
+    """Return the trailing moving average over about a tenth of the points: no point knows what came after it."""
+    return values.rolling(len(values) // 20 * 2 + 1, min_periods=1).mean()
 
 
 def tidy_axes(ax: Axes, whole_x: bool = True) -> None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..config import short_name
 from ..runs import RunDirectory
-from .style import INK, OTHER_COLORS, colors, finish, label_ends, panels, percent_axis, smooth, tidy_axes
+from .style import INK, OTHER_COLORS, TRAILING, colors, finish, label_ends, panels, percent_axis, smooth, tidy_axes
 
 # metric -> title, unit of the axis
 METRICS = {
@@ -49,7 +49,7 @@ def metrics_of(runs: Runs) -> Frames:
 def draw_metric(ax: Axes, groups: Frames, metric: str, x: str = "step", label_gap: float | None = None) -> None:
     """Draw a thin line per run and a thick smoothed one for their mean; with `label_gap`, labels at their ends.
 
-    In a panel of accuracy, points are the probe: the same held-out problems at every point.
+    In a panel of accuracy, points are the probe with its 95% interval: the same held-out problems at every point.
     """
     ends = []
     for (label, frames), color in zip(groups.items(), colors(list(groups)), strict=True):
@@ -64,8 +64,11 @@ def draw_metric(ax: Axes, groups: Frames, metric: str, x: str = "step", label_ga
         thick = smooth(mean[metric])
         ax.plot(mean[x], thick, color=color)
         if metric == "accuracy" and "probe/accuracy" in frames[0]:
-            probe = pd.concat(frames).groupby(level="step")[[x, "probe/accuracy"]].mean().dropna()
-            ax.plot(probe[x], probe["probe/accuracy"], color=color, marker="o", linestyle="none")
+            names = [x, "probe/accuracy", "probe/stderr"]  # all seeds are asked the same problems: errors do not shrink
+            probe = pd.concat(frames).reindex(columns=names).groupby(level="step").mean()
+            probe = probe[probe["probe/accuracy"].notna()]
+            ax.errorbar(probe[x], probe["probe/accuracy"], 1.96 * probe["probe/stderr"], color=color, fmt="o",
+                        elinewidth=1.5)
         ends.append((thick.iloc[-1], label, color))
     title, unit = METRICS.get(metric, (metric, ""))
     ax.set(title=title, ylabel=unit)
@@ -94,10 +97,15 @@ def draw_functions(
 def x_label(groups: Frames, x: str = "step") -> str:
     """Return the label of the x axis, which also explains the thin and the thick lines."""
     seeds = max(len(frames) for frames in groups.values())
-    lines = f"thin: one seed, thick: mean of {seeds}" if seeds > 1 else "thin: as logged, thick: smoothed"
-    if any("probe/accuracy" in frame for frames in groups.values() for frame in frames):
-        lines += "; points: the same held-out problems"
-    return f"{'training step' if x == 'step' else 'minutes of training'}   ({lines})"
+    thin, of = ("one seed", f"mean of {seeds} seeds, as a ") if seeds > 1 else ("as logged", "")
+    lines = f"thin: {thin}, thick: {of}{TRAILING}"
+    probed = [frame["probe/problems"].max() for frames in groups.values() for frame in frames
+              if "probe/problems" in frame]
+    if probed:
+        lines += f"\npoints: the same {max(probed):.0f} held-out problems, 95% interval"
+    elif any("probe/accuracy" in frame for frames in groups.values() for frame in frames):
+        lines += "\npoints: the same held-out problems"
+    return f"{'training step' if x == 'step' else 'minutes of training'}\n{lines}"
 
 
 def plot_training(
@@ -142,7 +150,8 @@ def plot_reward_components(run: RunDirectory, path: str | Path | None = None) ->
         label = f"{name.removesuffix('_reward').replace('_', ' ')} × {weight:g}"
         series[label] = weight * frame[f"rewards/{name}/mean"]
     draw_functions(ax, frame["step"], series, [INK, *OTHER_COLORS], label_gap=0.075)
-    ax.set(title="Where the reward comes from", ylabel="mean per response", xlabel="training step")
+    ax.set(title="Where the reward comes from", ylabel="mean per response",
+           xlabel=f"training step\nthin: as logged, thick: {TRAILING}")
     return finish(figure, path)
 
 
@@ -170,7 +179,7 @@ def plot_against_tokens(curves: Sequence[Mapping], path: str | Path | None = Non
 
     Args:
         curves: one mapping per run, as scripts/measure_learning.py writes them: model, tokens and accuracy, with one
-            value per rollout. Runs of one model share a color; the thick line is one seed's moving average.
+            value per rollout. Runs of one model share a color; the thick line is one seed's trailing mean.
     """
     labels = list(dict.fromkeys(curve["model"] for curve in curves))
     figure, ax = plt.subplots(figsize=(9, 5))
@@ -182,7 +191,8 @@ def plot_against_tokens(curves: Sequence[Mapping], path: str | Path | None = Non
             ax.plot(thousands, 100 * np.array(curve["accuracy"]), color=color, linewidth=1, alpha=0.3)
             ax.plot(thousands, 100 * smooth(pd.Series(curve["accuracy"])), color=color)
         ends.append((100 * np.mean([np.mean(curve["accuracy"][-3:]) for curve in group]), label, color))
-    ax.set(title="Accuracy on training problems", xlabel="thousand tokens generated", ylabel="% of responses correct")
+    ax.set(title="Accuracy on training problems", ylabel="% of responses correct",
+           xlabel=f"thousand tokens generated\nthin: one seed, thick: its {TRAILING}")
     tidy_axes(ax, whole_x=False)
     label_ends(ax, ends, gap=0.08)
     return finish(figure, path)

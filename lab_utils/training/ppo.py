@@ -148,9 +148,9 @@ class Critic(nn.Module):
 class PPOTrainer(RLTrainer):
     """A GRPOTrainer whose advantages come from a critic.
 
-    `_get_per_token_logps_and_entropies` also computes values, `_generate_and_score_completions` returns one advantage
-    per token, and `_compute_loss` adds the value loss. test_trl_contract in tests/training/test_ppo.py checks
-    what this relies on in TRL.
+    `_get_per_token_logps_and_entropies` also computes values, `_with_advantages` gives every token its own advantage,
+    and `_compute_loss` adds the value loss. test_trl_contract in tests/training/test_ppo.py checks what this relies on
+    in TRL.
     """
 
     _tag_names = ["trl", "ppo"]
@@ -173,8 +173,7 @@ class PPOTrainer(RLTrainer):
         with self._critic_taken_off():  # vLLM is sent every weight of the model by name
             return super()._generate(prompts)
 
-    def _generate_and_score_completions(self, inputs):
-        rollout = super()._generate_and_score_completions(inputs)
+    def _with_advantages(self, rollout):
         settings, mask_BT = self.settings, rollout["completion_mask"].bool()
         with torch.no_grad():
             # TRL computes the old log-probabilities, and our critic then the values, unless every rollout is used for
@@ -248,12 +247,6 @@ class PPOTrainer(RLTrainer):
 
     def _values(self, states: Tensor) -> Tensor:
         return self.critic(states.detach() if self._critic_warms_up() else states)
-
-    def _logps(self, model: nn.Module, rollout: dict) -> Tensor:
-        return self._get_per_token_logps_and_entropies(
-            model, torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
-            torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1), rollout["completion_ids"].shape[1],
-            batch_size=self.args.per_device_train_batch_size)[0]
 
     def _reference_logps(self, rollout: dict) -> Tensor:
         if self.ref_model is not None:

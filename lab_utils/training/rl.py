@@ -56,6 +56,7 @@ from .stopping import StopOnSIGTERM
 OURS = {"warmup_ratio", "max_prompt_length", "log_completions_steps", "probe_rollouts",
         *PPOSettings.model_fields.keys() - RLSettings.model_fields.keys()}
 PROBE_PROBLEMS, PROBE_SAMPLES = 100, 2
+RECORDED, TOKENS_RECORDED = 64, 16  # completions of a rollout: how many are recorded, and how many token by token
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
@@ -194,21 +195,34 @@ class RLTrainer(GRPOTrainer):
             if isinstance(self.model, PeftModel):
                 self.vllm_generation._iter_named_params = functools.partial(policy_weights, self.model)
         self.task, self.run, self.settings, self.probe = task, run, settings, probe
+        self.recording: list[dict] = []  # the rows of the rollout that is being scored
+        self.unwritten: list[tuple[list[dict], dict]] = []  # rows whose updates are not done, and tensors of the first
+        self.add_callback(WriteCompletions(self))
 
     def _generate_and_score_completions(self, inputs):
         if self.probe and self.model.training:
             rollouts = self.state.global_step // steps_per_rollout(self.args)
             if rollouts % self.settings.probe_rollouts == 0:
-                self._metrics["train"]["probe/accuracy"].append(self._probe_accuracy())
-        return super()._generate_and_score_completions(inputs)
+                shares = self._probe_problems()
+                self._metrics["train"]["probe/accuracy"].append(statistics.fmean(shares))
+                self._metrics["train"]["probe/stderr"].append(statistics.pstdev(shares) / math.sqrt(len(shares)))
+                self._metrics["train"]["probe/problems"].append(len(shares))
+        rollout = self._with_advantages(super()._generate_and_score_completions(inputs))
+        if self.recording:
+            self._keep_until_updated(rollout)
+        return rollout
 
-    def _probe_accuracy(self) -> float:
-        """Return the share of correct answers to the held-out problems, before this step's update."""
+    def _with_advantages(self, rollout: dict) -> dict:
+        """Return the rollout with the method's advantages; TRL's are those of GRPO."""
+        return rollout
+
+    def _probe_problems(self) -> list[float]:
+        """Return for each held-out problem the share of correct answers, before this step's update."""
         found = sample(self.accelerator.unwrap_model(self.model), self.processing_class,
                        [row["prompt"] for row in self.probe], num_samples=PROBE_SAMPLES, seed=self.args.seed,
                        max_new_tokens=self.settings.max_completion_length, temperature=self.settings.temperature)
-        return statistics.fmean(self.task.is_correct(one.text, row)
-                                for row, completions in zip(self.probe, found, strict=True) for one in completions)
+        return [statistics.fmean(self.task.is_correct(one.text, row) for one in completions)
+                for row, completions in zip(self.probe, found, strict=True)]
 
     def close(self) -> None:
         """Stop vLLM if it samples. Training's own memory goes first, because a sleeping vLLM must wake to stop."""
@@ -231,10 +245,10 @@ class RLTrainer(GRPOTrainer):
         scores = rewards_per_function @ self.reward_weights.to(rewards_per_function)  # of all processes
         first = self.accelerator.process_index * len(prompts)
         self.scores_B = scores[first:first + len(prompts)]
-        self._record(inputs, completions, self.scores_B)
+        self._record(inputs, completions, self.scores_B, rewards_per_function[first:first + len(prompts)])
         return rewards_per_function
 
-    def _record(self, rows: list[dict], completions: list, rewards: torch.Tensor) -> None:
+    def _record(self, rows: list[dict], completions: list, rewards: torch.Tensor, each: torch.Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         correct = [self.task.is_correct(completion, row) for completion, row in zip(completions, rows, strict=True)]
         attempts = [self.task.attempts(completion) for completion in completions]
@@ -243,12 +257,52 @@ class RLTrainer(GRPOTrainer):
             metrics[name].append(gathered.mean().item())
         step, every = self.state.global_step + 1, self.settings.log_completions_steps
         if self.accelerator.is_main_process and (step - 1) % every < steps_per_rollout(self.args):
-            self.run.append_completions([
+            self.recording = [
                 {"step": step, "question": self.task.question(row), "gold": self.task.gold(row),
                  "completion": completion_text(completion), "extracted": self.task.extract(completion),
-                 "correct": right, "reward": reward}
-                for row, completion, right, reward in zip(rows, completions, correct, rewards.tolist(), strict=True)
-            ][:64])
+                 "correct": right, "reward": reward, "rewards": dict(zip(self.reward_func_names, values, strict=True))}
+                for row, completion, right, reward, values in zip(
+                    rows, completions, correct, rewards.tolist(), each.tolist(), strict=True)
+            ][:RECORDED]
+
+    def _keep_until_updated(self, rollout: dict) -> None:
+        """Complete the recorded rows but for what the updates will change: keep the tensors of the first until then."""
+        mask_BT = rollout["completion_mask"]
+        advantages_B = rollout["advantages"]
+        if advantages_B.dim() == 2:  # one per token
+            advantages_B = (advantages_B * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)
+        for row, advantage in zip(self.recording, advantages_B.tolist(), strict=False):
+            row["advantage"] = _three_digits(advantage)
+        first = {name: tensor[:TOKENS_RECORDED] for name, tensor in rollout.items()
+                 if isinstance(tensor, torch.Tensor) and tensor.dim()}
+        if "old_per_token_logps" not in first:  # TRL omits them if the update learns from its own samples
+            first["old_per_token_logps"] = self._first_logps(first)
+        self.unwritten.append((self.recording, first))
+        self.recording = []
+
+    def write_completions(self) -> None:
+        """Write the recorded completions; for the first of them, also what was learned about each token."""
+        for rows, first in self.unwritten:
+            by_token = {"logp_change": self._first_logps(first) - first["old_per_token_logps"]}
+            if "old_values" in first:  # PPO
+                by_token |= {"value": first["old_values"], "advantage": first["advantages"]}
+            for i, (row, mask) in enumerate(zip(rows[:TOKENS_RECORDED], first["completion_mask"].bool(), strict=False)):
+                text = [self.processing_class.decode(token) for token in first["completion_ids"][i][mask].tolist()]
+                numbers = {name: list(map(_three_digits, x[i][mask].tolist())) for name, x in by_token.items()}
+                row["tokens"] = {"text": text, **numbers}
+            self.run.append_completions(rows)
+        self.unwritten.clear()
+
+    @torch.no_grad()
+    def _first_logps(self, first: dict) -> torch.Tensor:
+        """Return the log-probabilities of some tokens, without the other processes, which do not record."""
+        return self._logps(self.accelerator.unwrap_model(self.model), first)
+
+    def _logps(self, model: torch.nn.Module, rollout: dict) -> torch.Tensor:
+        return self._get_per_token_logps_and_entropies(
+            model, torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
+            torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1), rollout["completion_ids"].shape[1],
+            batch_size=self.args.per_device_train_batch_size)[0]
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                            **kwargs):
@@ -302,6 +356,24 @@ class RLTrainer(GRPOTrainer):
         resume instead of the adapter that was trained."""
         super()._save(output_dir, state_dict)
         shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+
+
+class WriteCompletions(TrainerCallback):
+    """Writes the recorded completions when the last update on their rollout is done, and before a checkpoint."""
+
+    def __init__(self, trainer: RLTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % steps_per_rollout(args) == 0:
+            self.trainer.write_completions()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.write_completions()
+
+
+def _three_digits(number: float) -> float:
+    return float(f"{number:.3g}")
 
 
 def _joined(chunks: Sequence[torch.Tensor | None], restore: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:

@@ -292,6 +292,9 @@ def test_warm_up_trains_the_critic_only(tmp_path):
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     assert load_file(run.model_dir / "value_head.safetensors")["head.weight"].abs().sum() > 0
     assert (run.metrics()["value_loss"] > 0).all()
+    for tokens in run.completions()["tokens"]:
+        assert set(tokens["value"]) == set(tokens["logp_change"]) == {0.0}, "both as before the first update"
+        assert len(tokens["text"]) == len(tokens["value"]) == len(tokens["advantage"]) and any(tokens["advantage"])
 
 
 @pytest.mark.component

@@ -73,7 +73,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert {"reward", "rewards/equation_reward/mean", "accuracy", "attempts", "completions/mean_length", "entropy",
             "completions/clipped_ratio", "frac_reward_zero_std", "learning_rate", "grad_norm"} <= set(metrics.columns)
     completions = run.completions()
-    assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward"]
+    assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward",
+                                         "rewards", "advantage", "tokens"]
     assert metrics["accuracy"].iloc[0] == pytest.approx(completions[completions["step"] == 1]["correct"].mean())
     assert run.config() == config
     tokenizer, model = load_tokenizer(run.model_dir), load_model(run.model_dir)
@@ -90,6 +91,29 @@ MOVES = {"grpo.learning_rate": 1e-2, "grpo.lr_scheduler_type": "constant", "rewa
 def length(completions, **columns):
     """Give rewards that differ within every group, so that each step changes the model."""
     return [float(len(completion_text(completion))) for completion in completions]
+
+
+def test_recorded_tokens_tell_what_the_update_changed(tmp_path):
+    asked = []
+
+    def every_other(completions, prompts, completion_ids, **columns):
+        asked.extend(zip(prompts, completion_ids, strict=True))
+        return [float(i % 2) for i in range(len(completions))]
+
+    config = configuration.load("countdown-grpo", "smoke", {**MOVES, "grpo.max_steps": 1})
+    run = grpo.train(config, tmp_path / "run", reward_funcs=[every_other])
+    tokenizer, models = load_tokenizer("tiny"), [load_model("tiny"), load_model(run.model_dir)]
+    for (prompt, ids), row in zip(asked, run.completions().to_dict("records"), strict=True):
+        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        whole = torch.tensor([start + ids])
+        with torch.no_grad():
+            before, after = (model(whole).logits[0, len(start) - 1:-1].log_softmax(-1).gather(
+                1, torch.tensor(ids)[:, None])[:, 0] for model in models)
+        change = np.array(row["tokens"]["logp_change"])
+        np.testing.assert_allclose(change, after - before, rtol=0.01, atol=1e-4)
+        assert change.any() and row["rewards"] == {"every_other": row["reward"]}
+        assert row["tokens"]["text"] == [tokenizer.decode(token) for token in ids]
+        assert row["advantage"] * (row["reward"] - 0.5) > 0
 
 
 def test_lora_trains_an_adapter_that_the_next_stage_starts_from(tmp_path):
@@ -190,8 +214,9 @@ def test_the_probe_asks_held_out_problems_and_changes_nothing_else(tmp_path):
         config = configuration.load("countdown-grpo", "smoke", {"grpo.probe_rollouts": every, "grpo.max_steps": 3})
         metrics.append(grpo.train(config, tmp_path / str(every)).metrics().drop(columns=[*TIMING_COLUMNS]))
     without, with_probe = metrics
-    probe = with_probe.pop("probe/accuracy")
-    assert probe.notna().tolist() == [True, False, True] and probe.dropna().between(0, 1).all()
+    probe = pd.DataFrame({name: with_probe.pop(f"probe/{name}") for name in ("accuracy", "stderr", "problems")})
+    assert probe.notna().all(axis=1).tolist() == [True, False, True]
+    assert probe["accuracy"].dropna().between(0, 1).all() and set(probe["problems"].dropna()) == {16}
     pd.testing.assert_frame_equal(without, with_probe)
 
 
