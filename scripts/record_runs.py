@@ -150,7 +150,7 @@ def ship(name: str, run: RunDirectory, folder: Path) -> None:
     for row in run.metrics().to_dict("records"):
         step = int(row.pop("step"))
         target.append_metrics(step, {key: float(f"{value:.5g}") for key, value in row.items() if value == value})
-    completions = run.completions().round({"reward": 4})
+    completions = run.completions().drop(columns="tokens").round({"reward": 4})
     chosen = pd.concat([step.iloc[list(SHIPPED_ROWS)] for _, step in completions.groupby("step")])
     target.append_completions(json.loads(chosen.to_json(orient="records", force_ascii=False)))
     code = [*(recording.reward_funcs or ()), *([stale_rollout] if recording.stale_sampler else ())]

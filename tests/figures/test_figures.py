@@ -89,7 +89,8 @@ def test_training_of_one_run_and_of_several(runs, tmp_path):
         "GRPO": figures.METHOD_COLORS["grpo"], "random reward": figures.METHOD_COLORS["random"]}
     assert accuracy.get_xlim()[1] == pytest.approx(2.0, abs=0.05)  # 30 steps of 4 seconds
     mean = accuracy.lines[3].get_ydata()
-    assert mean[15] == pytest.approx(0.55 * 16 / 30)  # the mean of 0.5, 0.55 and 0.6
+    assert mean[15] == pytest.approx(0.55 * 15 / 30)  # of 0.5, 0.55 and 0.6, over the steps 14, 15 and 16
+    assert "thick: mean of 3 seeds, as a trailing mean" in several.get_supxlabel()
 
 
 def test_metrics_that_were_not_logged_have_no_panel(runs):
@@ -141,6 +142,17 @@ def test_problem_accuracy_counts_questions_by_their_correct_answers(evaluations)
     correct = evaluations["SFT"].scores().sum(axis=1)
     expected = [float((correct == n).mean()) for n in range(5)]
     assert heights(figures.plot_problem_accuracy(evaluations["SFT"]).axes[0]) == expected
+
+
+def test_the_story_begins_with_a_problem_that_rl_solved(runs, evaluations):
+    figure = figures.plot_story({"GRPO": runs["GRPO"]}, evaluations)
+    example = evaluations["SFT"].examples[int(figure.get_suptitle())]
+    solved = evaluations["GRPO"].examples[int(figure.get_suptitle())]
+    assert not example["completions"][0]["correct"] and solved["completions"][0]["correct"]
+    assert titles(figure)[:2] == ["Before reinforcement learning (SFT): wrong",
+                                  "After reinforcement learning (GRPO): correct"]
+    assert heights(figure.axes[-1]) == [evaluation.accuracy for evaluation in evaluations.values()]
+    assert "20 questions × 4 samples, 95% intervals" == figure.axes[-1].get_xlabel()
 
 
 # Single lessons

@@ -11,6 +11,8 @@ import pytest
 from run_notebooks import write_index
 
 from lab_utils import REPOSITORY
+from lab_utils.config import load
+from lab_utils.runs import RunDirectory
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -155,6 +157,22 @@ def test_damaged_results_are_left_out_of_the_report(tmp_path, content, capsys):
     (tmp_path / "report").mkdir()
     assert "Results" not in write_index(tmp_path, "title", {}).read_text()
     assert "results.json is damaged" in capsys.readouterr().out
+
+
+def test_the_first_page_begins_with_the_story_and_links_to_what_models_wrote(tmp_path, capsys):
+    for folder in ("report", "figures", "gsm8k/grpo"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "figures" / "13_story.png").write_bytes(b"story")
+    (tmp_path / "figures" / "00_start.png").write_bytes(b"start")
+    run = RunDirectory.create(load("countdown-grpo", "smoke"), tmp_path / "countdown" / "grpo")
+    run.append_completions([{"step": 1, "question": "make 7", "gold": "7", "completion": "3 + 4", "extracted": "3 + 4",
+                             "correct": True, "reward": 1.0}])
+    (tmp_path / "gsm8k" / "grpo" / "completions.jsonl").write_text("{\n")
+    page = write_index(tmp_path, "title", {}).read_text()
+    assert page.count("c3Rvcnk=") == 1 and page.index("c3Rvcnk=") < page.index("Notebooks") < page.index("c3RhcnQ=")
+    assert '<a href="completions/countdown-grpo.html">countdown/grpo</a>' in page and "gsm8k" not in page
+    assert "3 + 4" in (tmp_path / "report" / "completions" / "countdown-grpo.html").read_text()
+    assert "leaves out the completions of gsm8k/grpo" in capsys.readouterr().out
 
 
 @pytest.mark.component
