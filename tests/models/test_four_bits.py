@@ -16,7 +16,8 @@ from lab_utils.training import grpo, ppo, sft
 pytestmark = pytest.mark.component
 STAGES = {"sft": sft, "grpo": grpo, "ppo": ppo}
 QUANTIZED = {"model.load_in_4bit": True, "model.lora": {"r": 8, "alpha": 16}, "tracking.tensorboard": False,
-             "task.test_limit": 2, "evaluation.max_new_tokens": 32}
+             "task.test_limit": 2, "evaluation.max_new_tokens": 32,
+             "grpo.max_completion_length": 192, "ppo.max_completion_length": 192}  # some end earlier: rewards differ
 
 
 def config_of(stage):
@@ -32,6 +33,14 @@ def warmed_up(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def runs(warmed_up, tmp_path_factory):
+    """Return a run of each stage."""
+    folder = tmp_path_factory.mktemp("stages")
+    return {"sft": warmed_up, **{stage: STAGES[stage].train(config_of(stage), folder / stage, model=warmed_up.model_dir)
+                                 for stage in ("grpo", "ppo")}}
+
+
+@pytest.fixture(scope="module")
 def ids():
     return torch.tensor([load_tokenizer("tiny")("7 * 6 = 42, 42 + 3 = 45")["input_ids"]])
 
@@ -42,11 +51,10 @@ def logits(model, ids):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_trains_an_adapter_and_leaves_the_base_in_four_bits(stage, warmed_up, tmp_path, ids):
-    config, start = config_of(stage), None if stage == "sft" else warmed_up.model_dir
-    run = warmed_up if stage == "sft" else STAGES[stage].train(config, tmp_path / stage, model=start)
+def test_a_stage_trains_an_adapter_and_leaves_the_base_in_four_bits(stage, runs, ids):
+    run, config, start = runs[stage], config_of(stage), "tiny" if stage == "sft" else runs["sft"].model_dir
     assert run.metrics()["grad_norm"].gt(0).all() and adapter_base(str(run.model_dir)) == str(TINY_MODEL)
-    trained, before = load_model(run.model_dir, config.model), load_model(start or "tiny", config.model)
+    trained, before = load_model(run.model_dir, config.model), load_model(start, config.model)
     quantized = [module for module in trained.modules() if isinstance(module, Linear4bit)]
     layers, projections = trained.config.num_hidden_layers, 7
     assert len(quantized) == layers * projections, "every projection, with the adapter beside it"
@@ -55,14 +63,13 @@ def test_a_stage_trains_an_adapter_and_leaves_the_base_in_four_bits(stage, warme
     assert (evaluate_run(run, config).accuracy >= 0) and run.evaluation_path.is_file()
 
 
-def test_a_killed_run_resumes_with_its_adapter(warmed_up, tmp_path, ids):
+def test_a_killed_run_resumes_with_its_adapter(runs, warmed_up, tmp_path, ids):
     config = config_of("ppo")
-    whole = ppo.train(config, tmp_path / "whole", model=warmed_up.model_dir)
     half = configuration.with_overrides(config, {"ppo.max_steps": 1})
     ppo.train(half, tmp_path / "halves", model=warmed_up.model_dir)
     with pytest.warns(UserWarning, match="ppo.max_steps"):
         halves = ppo.train(config, tmp_path / "halves", model=warmed_up.model_dir, resume=True)
-    first, second = (load_model(run.model_dir, config.model) for run in (whole, halves))
+    first, second = (load_model(run.model_dir, config.model) for run in (runs["ppo"], halves))
     assert torch.allclose(logits(first, ids), logits(second, ids), atol=1e-4)
 
 
