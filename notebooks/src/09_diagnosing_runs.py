@@ -473,8 +473,8 @@ expected = noise["healthy"] * math.sqrt(problems["healthy"] / problems["I"])  # 
 print(f"expected for {problems['I']} problems instead of {problems['healthy']}: {100 * expected:.1f} points")
 
 # %% [markdown]
-# Compare the last line with the scatter of run I. An estimate from two dozen steps is uncertain by about a fifth, and the
-# few problems that run I happened to draw may be more mixed than usual. So if the two numbers differ by less than a
+# Compare the last line with the scatter of run I. An estimate from two dozen steps is uncertain by about a fifth, and
+# the few problems that run I happened to draw may be more mixed than usual. So if the two numbers differ by less than a
 # factor of two, its jumps need no other explanation. Before you look for a cause, ask how large an effect chance alone
 # would have.
 #

@@ -291,6 +291,9 @@ plot_token_values(
 )
 
 # %% [markdown]
+# Look for the place where the wrong response gives up: `</think>` after a `no`. From there on the outcome is decided.
+# Does the line fall to the 0.1 of the format? If it stays far above, the critic is useful and still far from perfect.
+#
 # Two responses can mislead. So take all attempts of all these responses, each compared with *itself*: what did the
 # critic expect after the attempt's verdict, minus what it expected when the attempt began?
 
@@ -399,13 +402,20 @@ for label, e in evaluations.items():
     never, always = (e.per_problem == 0).mean(), (e.per_problem == 1).mean()
     print(f"{label:>5}: problems never solved {never:4.0%}, always {always:4.0%}, sometimes {1 - never - always:4.0%}; "
           f"first attempts that succeed {first_hits:4.0%}; cut off {e.truncation_rate:4.0%}")
+    after_no = [found for text in texts for found in re.findall(r"\bno\b\s*(</think>)?", text)]
+    if label != "base" and after_no:  # the base model writes no tags
+        print(f"       it gives up after {sum(map(bool, after_no)) / len(after_no):.1%} of {len(after_no)} failed attempts")
 
 # %% [markdown]
 # These numbers explain it. For one answer per question only the mean counts. For pass@8 what counts is how it is
-# spread: a model with more problems *always* solved and more *never* solved has the same mean and a lower pass@8. A
-# policy gets there by settling on fewer kinds of attempts. Those succeed more often at once, and where they fail, they
-# fail in all eight samples. Responses that are cut off add to it: on a hard problem all eight may run out of tokens. A
-# KL term holds a policy back from settling, a weak one less than a strong one, and none not at all.
+# spread: a model with more problems *always* solved and more *never* solved can have the same mean and a lower pass@8.
+# A policy gets there by settling on fewer kinds of attempts. Those succeed more often at once, and where they fail,
+# they fail in all eight samples.
+#
+# **Runaway searches** add to it. Compare how often the models give up with how many of their responses are cut off. A
+# policy that hardly ever gives up searches a hard problem until its tokens run out, and repeats itself on the way. On
+# such a problem all eight samples may end without an answer. Giving up earns only the 0.1 for the format, so little
+# speaks for it. A KL term keeps some of the start model's habit of giving up; without one the habit can disappear.
 #
 # ## GRPO and PPO in training
 
