@@ -128,7 +128,7 @@ for n in (10, 50, 250, 500, 1319):
 #
 # Each model answers the same test problems several times. None of these problems is in the training data, not even
 # with its numbers in another order. The base model of tier `cpu` is asked in plain text, as it was trained. Saved
-# results are read, not made again; what is missing takes about half a minute for each model on a CPU.
+# results are read, not made again; what is missing takes less than a minute for each model on a CPU.
 
 # %%
 from lab_utils.evaluation import Evaluation, evaluate_run, format_results, results_table

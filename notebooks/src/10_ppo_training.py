@@ -404,7 +404,8 @@ for label, e in evaluations.items():
           f"first attempts that succeed {first_hits:4.0%}; cut off {e.truncation_rate:4.0%}")
     after_no = [found for text in texts for found in re.findall(r"\bno\b\s*(</think>)?", text)]
     if label != "base" and after_no:  # the base model writes no tags
-        print(f"       it gives up after {sum(map(bool, after_no)) / len(after_no):.1%} of {len(after_no)} failed attempts")
+        gives_up = sum(found == "</think>" for found in after_no) / len(after_no)
+        print(f"       it gives up after {gives_up:.1%} of {len(after_no)} failed attempts")
 
 # %% [markdown]
 # These numbers explain it. For one answer per question only the mean counts. For pass@8 what counts is how it is
