@@ -330,7 +330,7 @@ except ValueError as error:
 # The recipe `countdown-grpo` pays 1.0 for a correct equation and 0.1 for the format. Is the format's influence a tenth?
 # That depends on what happens next. GRPO samples a **group** of completions for each problem and turns their rewards
 # into **advantages**: how much better than the others of its group each one is. Positive ones become more likely,
-# negative ones less likely. You will write this in notebook 05; here are its two lines:
+# negative ones less likely. You will write this in notebook 05. Its formula is:
 #
 # $$A_i = \frac{r_i - \text{mean}(r)}{\text{std}(r)}$$
 #
@@ -397,7 +397,41 @@ pd.DataFrame({
 # length it is not: wherever the model solves nothing, it learns to be short (notebook 07 shows such a bonus). Three
 # remedies: pay the bonus only for correct answers; do not scale (`grpo.scale_rewards: none`); or scale by the batch
 # (`batch`) instead of the group.
+
+# %% [markdown]
+# ## A reward of your own in a recipe
 #
+# A reward need not live in this package. Write it into a file, and name the file and the function among the rewards:
+# `my_rewards.py:brevity: 0.2` in a recipe, or an override as below. You will see the five rewards of the recipe and
+# yours.
+
+# %%
+my_rewards = Path(OUTPUT_DIR) / "my_rewards.py"
+my_rewards.write_text('''\
+from lab_utils.tasks import completion_text
+
+
+def brevity(completions, **columns):
+    """Give 1.0 for an empty completion, less for a longer one, 0.0 from 400 characters on."""
+    return [max(0.0, 1 - len(completion_text(completion)) / 400) for completion in completions]
+''', encoding="utf-8")
+mine = load(RECIPE, HARDWARE, {"rewards": {f"{my_rewards}:brevity": 0.2}})
+for name, weight in mine.rewards.items():
+    print(weight, Path(name).name)
+
+# %% [markdown]
+# Before a run trains with it, it is tried on sample completions, broken ones among them: one finite number for each, in
+# a short time. Training does this for you. You will see the range of its values and its time. Break it, for example
+# with `return [0.5]`, and run both cells again.
+
+# %%
+from lab_utils.rewards.own import try_own_code
+from lab_utils.tasks import load_task
+
+task = load_task(mine.task.name, mine.task.response_format)
+print(*try_own_code(mine, task, list(task.dataset("train", 4, mine.task.source))), sep="\n")
+
+# %% [markdown]
 # ## The real thing: can the model learn from these rewards?
 #
 # GRPO compares the completions of one problem with each other. Where all of them earn the same, there is nothing to
@@ -409,7 +443,7 @@ pd.DataFrame({
 # %%
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.sampling.local import sample
-from lab_utils.tasks import load_task, visible
+from lab_utils.tasks import visible
 
 config = load(RECIPE, HARDWARE)
 task = load_task(config.task.name, config.task.response_format)

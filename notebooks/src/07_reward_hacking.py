@@ -93,7 +93,8 @@ pay = [rewards.correctness_reward, short_reward, *FORMAT]  # all with the weight
 #
 # ## The run
 #
-# The run starts from the honest model. You will see how much the new reward pays, and the length of the responses.
+# The run starts from the honest model and takes about a minute on a CPU. You will see how much the new reward pays, and
+# the length of the responses.
 
 # %%
 paid_for_short = grpo.train(settings(20), runs / "grpo-short", model=honest.model_dir, resume=True, reward_funcs=pay)
@@ -303,8 +304,8 @@ habits.round(2)
 # %% [markdown]
 # ## Train again
 #
-# The same start, the same problems in the same order, and as many steps. Only the bonus differs. (If you change your
-# reward later, delete the run's folder: a finished run is not trained again.)
+# The same start, the same problems in the same order, and as many steps (about a minute on a CPU again). Only the bonus
+# differs. (If you change your reward later, delete the run's folder: a finished run is not trained again.)
 
 # %%
 closed_pay = [rewards.correctness_reward, short_and_right_reward, *FORMAT]
