@@ -2,8 +2,10 @@
 
 import errno
 import importlib.metadata
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,11 @@ __version__ = "0.1.0"
 # program has a core, they spin through that program's turns, and a training step takes four times as long; with this
 # value twice as long, and a tenth longer on an idle machine. Not waiting at all would cost a third there.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+# Notebooks show warnings in red. In these two there is nothing to do: progress bars are text on purpose, and a faster
+# 4-bit kernel for CPUs is not used.
+warnings.filterwarnings("ignore", "IProgress not found")
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY_MODEL = Path(__file__).parent / "models" / "tiny-qwen2"  # the model that ships with the workshop
@@ -24,6 +31,12 @@ UNUSABLE = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM
 
 class WorkshopError(ValueError):
     """A problem that the user can fix. The message says what is wrong, names the value, and says what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message. With another error behind it, raise: then IPython shows both."""
+        if self.__cause__ is not None:
+            raise self
+        return [f"{type(self).__name__}: {self}"]
 
 
 class TrainingStopped(Exception):

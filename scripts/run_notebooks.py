@@ -248,9 +248,7 @@ def main() -> int:
     except OSError as error:
         raise WorkshopError(f"Cannot write to {report} ({error.strerror}): choose another --output-dir.") from None
     parameters = {"HARDWARE": arguments.hardware, "OUTPUT_DIR": str(output_dir), "SEED": arguments.seed}
-    # Kernels inherit these: no warnings about progress-bar widgets, and no questions from W&B.
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
-    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_MODE", "offline")  # kernels inherit it: no questions from W&B
 
     status_file = report / "status.json"
     status = read_table(status_file, lambda row: [len(row["status"]), row["seconds"] or 0])

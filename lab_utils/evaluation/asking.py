@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from trl.import_utils import is_vllm_available
 
 from .. import WorkshopError
 from ..config import RunConfig
 from ..models import load_model, load_tokenizer
-from ..runs import RunDirectory, model_of
+from ..runs import RunDirectory, model_of, progress_bar
 from ..sampling import vllm as vllm_sampling
 from ..sampling.local import Completion, sample
 from ..tasks import Task, load_task
@@ -54,7 +53,7 @@ def evaluate(
     }
     completions: list[list[Completion]] = []
     at_once = max(1, batch_size // num_samples)
-    with tqdm(total=len(rows), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(rows), desc="evaluating", unit="question") as bar:
         for start in range(0, len(rows), at_once):
             prompts = [row["prompt"] for row in rows[start : start + at_once]]
             completions += sampler(model, tokenizer, prompts, num_samples=num_samples, max_new_tokens=max_new_tokens,

@@ -6,6 +6,7 @@ from .callbacks import (
     ProgressCallback,
     completion_in_words,
     parse_metrics_line,
+    progress_bar,
     report_to,
 )
 from .directory import (

@@ -9,7 +9,7 @@ import time
 import warnings
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from .. import installed_version
@@ -54,8 +54,13 @@ class MetricsCallback(TrainerCallback):
             self.run.write_metrics_table()
 
 
+def progress_bar(**options) -> tqdm:
+    """Return a progress bar as text. In a notebook it goes to standard output: standard error is shown in red."""
+    return tqdm(file=sys.stdout if "ipykernel" in sys.modules else None, dynamic_ncols=True, **options)
+
+
 class ProgressCallback(TrainerCallback):
-    """Shows one progress bar with the latest metrics, and after each quarter of a run one recorded completion."""
+    """Says what a run will do; shows a bar with the latest metrics and, after each quarter, one recorded completion."""
 
     # metric -> what it is called on the bar
     SHOWN = {"loss": "loss", "reward": "reward", "accuracy": "accuracy", "completions/mean_length": "length"}
@@ -66,9 +71,12 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.description, unit="step",
-                dynamic_ncols=True, mininterval=0.5)
+            from_step = f"resumes after step {state.global_step} of" if state.global_step else "will take"
+            saves = f"; it saves a checkpoint every {args.save_steps:g}" if args.save_strategy == "steps" else ""
+            tqdm.write(f"{self.description} {from_step} {state.max_steps} steps{saves}. "
+                       "The bar shows the time used < the time left.")
+            self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc=self.description,
+                                    unit="step", mininterval=0.5)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

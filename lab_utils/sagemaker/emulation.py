@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .session import SageMakerError, local_copy
 
@@ -112,7 +112,7 @@ class EmulatedJob:
             while True:
                 ended = self.exit_status is not None  # asked first, so that the log is complete when it is read
                 for stage, step, total in STEP.findall(self.log)[-1:]:
-                    bar = bar or tqdm(desc=f"{stage.upper()} in the job", total=int(total), unit="step")
+                    bar = bar or tqdm(desc=f"{stage.upper()} in the job", total=int(total), file=sys.stdout)
                     bar.update(int(step) - bar.n)
                 if until is not None and until in self.log:
                     return self

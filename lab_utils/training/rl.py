@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import os
 import shutil
@@ -50,13 +51,15 @@ from ..sampling.local import prompt_ids, rollout, sample
 from ..sampling.vllm import launcher_variables_restored, policy_weights, stop_engine
 from ..tasks import Task, completion_text, load_task
 from .shared_prompt import completion_states, token_logps
-from .stopping import StopOnSIGTERM
+from .stopping import StopOnSIGTERM, TrainingInterrupted
 
 # Settings of ours that TRL's GRPOConfig does not have; all others carry TRL's names and are passed on.
 OURS = {"warmup_ratio", "max_prompt_length", "log_completions_steps", "probe_rollouts",
         *PPOSettings.model_fields.keys() - RLSettings.model_fields.keys()}
 PROBE_PROBLEMS, PROBE_SAMPLES = 100, 2
 RECORDED, TOKENS_RECORDED = 64, 16  # completions of a rollout: how many are recorded, and how many token by token
+# lm_head shares the embeddings' weights, and a checkpoint holds them once: nothing to warn of.
+logging.getLogger("transformers.trainer").addFilter(lambda record: "['lm_head.weight']" not in record.getMessage())
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
@@ -473,7 +476,10 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
                     run.finish_checkpoint(checkpoint)
                 trainer._load_from_checkpoint(str(checkpoint))  # train() would take one more step
             else:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                try:
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                except KeyboardInterrupt:
+                    raise TrainingInterrupted(description, trainer.state, run.last_checkpoint()) from None
         state = trainer.state
         if not stop.stopped or state.global_step == state.max_steps:
             check_weights(trainer.model)
@@ -536,8 +542,9 @@ def is_finished(run: RunDirectory, arguments: TrainingArguments, config: RunConf
         return False
     if changed := run.changed_settings(config, stage):
         raise RunDirectoryError(
-            f"The run in {run.path} was trained with other settings ({', '.join(changed)}): "
-            "choose another directory for these settings, or delete that run to train it again.")
+            f"The run in {run.path} is finished, and was trained with other settings ({', '.join(changed)}). "
+            "Nothing was trained: choose another directory for these settings, or delete that run to train it again.")
+    print(f"The run in {run.path} is finished already; nothing was trained. Delete it to train it again.")
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -14,6 +14,8 @@ from ..models import END_OF_TURN, load_model, load_tokenizer
 from ..runs import RunDirectory
 from ..tasks import Task, load_task
 from .rl import is_finished, new_adapter, out_of_memory_explained, run_trainer, start_run, trainer_arguments
+
+disable_progress_bars()  # TRL prepares the demonstrations in four quick steps, each with a bar
 
 
 def sft_arguments(config: RunConfig, run: RunDirectory) -> SFTConfig:

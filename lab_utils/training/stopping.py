@@ -1,5 +1,5 @@
-"""Stopping early: after some steps of a run, or by SIGTERM, which ends training after a checkpoint, from which a
-resumed run continues with equal metrics.
+"""Stopping early: after some steps of a run, by hand, or by SIGTERM, which ends training after a checkpoint, from which
+a resumed run continues with equal metrics.
 
 SageMaker sends SIGTERM two minutes before it reclaims a spot instance, and when a job is stopped.
 """
@@ -10,9 +10,23 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """The user interrupted a run. The message says after which step, and from which it resumes."""
+
+    def __init__(self, description: str, state: TrainerState, checkpoint: Path | None):
+        then = f"to resume from step {checkpoint.name.removeprefix('checkpoint-')}." if checkpoint else (
+            "and it starts from step 0, because it had no checkpoint yet.")
+        super().__init__(f"{description} stopped at step {state.global_step} of {state.max_steps}: run it again {then}")
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message without a traceback."""
+        return [str(self)]
 
 
 class StopAfter(TrainerCallback):

@@ -12,7 +12,7 @@ import torch
 from commands import KILLED, run_copy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
 from lab_utils import TINY_MODEL, WorkshopError
@@ -23,7 +23,7 @@ from lab_utils.runs import TIMING_COLUMNS, RunDirectory, RunDirectoryError
 from lab_utils.tasks import completion_text
 from lab_utils.training import grpo, sft
 from lab_utils.training.stages import TRAIN
-from lab_utils.training.stopping import StopAfter
+from lab_utils.training.stopping import StopAfter, TrainingInterrupted
 
 pytestmark = pytest.mark.component
 
@@ -167,12 +167,17 @@ def test_a_killed_run_of_a_start_adapter_resumes_with_it(tmp_path):
     assert all(torch.allclose(adapters[0][name], adapters[1][name], atol=1e-5) for name in adapters[0])
 
 
-def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
+def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path, capsys):
     config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1})
     run = sft.train(config, tmp_path / "sft")
     written = (run.model_dir / "model.safetensors").stat().st_mtime_ns
     assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2]
     assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
+    said = capsys.readouterr()
+    assert "SFT will take 2 steps; it saves a checkpoint every" in said.out
+    assert said.out.endswith(f"The run in {run.path} is finished already; nothing was trained. Delete it to train it "
+                             "again.\n")
+    assert "Tokenizing" not in said.err, "one bar a run"
 
     before = load_model(run.model_dir).state_dict()
     shutil.rmtree(run.model_dir)  # as if killed right after the last checkpoint
@@ -184,7 +189,7 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     record = run.config_path.read_bytes()
     for other in ({"seed": 5}, {"sft.learning_rate": 1e-3}, {"sft.max_steps": 1}):
         changed = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1, **other})
-        with pytest.raises(RunDirectoryError, match=f"trained with other settings .*{next(iter(other))}"):
+        with pytest.raises(RunDirectoryError, match=f"finished, .* with other settings .*{next(iter(other))}"):
             sft.train(changed, tmp_path / "sft", resume=True)
     of_others = {"grpo.beta": 0.1, "evaluation.num_samples": 2, "task.test_limit": 3, "rewards.format_reward": 0.5}
     sft.train(configuration.with_overrides(config, of_others), tmp_path / "sft", resume=True)
@@ -194,7 +199,7 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     assert run.config_path.read_bytes() == record
 
     longer = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 4, "sft.logging_steps": 1})
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingInterrupted, match="^SFT stopped at step 3 of 4: run it again to resume from step 2.$"):
         sft.train(longer, tmp_path / "sft", resume=True, callbacks=[Interrupt()])
     assert not tqdm._instances, "an open bar would spoil every later one"
     assert not run.has_model, "the model of 2 steps must not pass for one of 4"
@@ -206,6 +211,26 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path):
     config = configuration.with_overrides(longer, {"sft.max_steps": 5})
     with pytest.warns(UserWarning, match="metrics.jsonl is missing or empty: it will hold only the steps after 4"):
         assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [5]
+
+
+def test_a_notebook_shows_an_interrupt_in_one_line_and_says_that_a_run_without_a_checkpoint_starts_again(tmp_path):
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    shown = []
+    shell._showtraceback = lambda kind, error, lines: shown.extend(lines)
+    config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2})
+    shell.push({"train": lambda: sft.train(config, tmp_path / "sft", resume=True, callbacks=[Interrupt()])})
+    shell.run_cell("train()")
+    assert shown == ["SFT stopped at step 1 of 2: run it again and it starts from step 0, because it had no checkpoint "
+                     "yet."]
+    sft.train(config, tmp_path / "sft", resume=True)
+    shown.clear()
+    changed = configuration.with_overrides(config, {"seed": 5})
+    shell.push({"train": lambda: sft.train(changed, tmp_path / "sft", resume=True)})
+    shell.run_cell("train()")
+    assert len(shown) == 1 and "is finished, and was trained with other settings (seed). Nothing was" in shown[0]
 
 
 def test_the_probe_asks_held_out_problems_and_changes_nothing_else(tmp_path):
