@@ -63,7 +63,8 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """Estimate KL(policy || reference) from the sampled tokens alone, one estimate per token: (B, T).
 
     Schulman's k3 (joschu.net/blog/kl-approx.html; DeepSeekMath, equation 4): exp(d) - d - 1, d = reference - policy.
-    It is never negative, and correct on average over tokens that the policy samples.
+    It is never negative, and correct on average over tokens that the policy samples. Its own gradient is, on average,
+    that of KL(reference || policy); see `grpo_loss`.
     """
     difference = ref_logps - logps
     return difference.exp() - difference - 1
@@ -104,8 +105,9 @@ def grpo_loss(
         logps: those of the policy in training, with their gradient.
         old_logps: those of the policy that sampled the completions; equal to `logps` in the first pass over a batch.
         beta: the weight of the KL estimate. Above 0 it needs `ref_logps`, those of the reference policy. As in TRL (and
-            DeepSeek-V3.2, arXiv 2512.02556, section 3.1) the estimate is weighted by the ratio, because the tokens were
-            sampled by the old policy.
+            DeepSeek-V3.2, arXiv 2512.02556, section 3.1) the estimate is multiplied by the ratio. Value and gradient
+            are then those of the KL on average, also for tokens of an old policy. The ratio matters even where it is 1:
+            its gradient is the part that the estimate lacks.
     """
     ratio = (logps - old_logps).exp()
     per_token_loss = -clipped_objective(ratio, advantages, epsilon, epsilon_high)

@@ -199,6 +199,26 @@ def loss(sign=-1, pick=torch.min, ratio=lambda new, old: (new - old).exp(), colu
     return clipped_loss
 
 
+def gradient_estimates(logits, actions, rewards):
+    logits = logits.repeat(len(actions), 1).requires_grad_()
+    (logits.log_softmax(-1)[range(len(actions)), actions] * rewards).sum().backward()
+    return logits.grad
+
+
+def train_step(model, reference, optimizer, batch):
+    inputs = batch["input_ids"], batch["attention_mask"], batch["mask"].shape[1]
+    with torch.no_grad():
+        ref_logps = grpo_math.token_logps(reference, *inputs)
+    objective = grpo_math.grpo_loss(
+        grpo_math.token_logps(model, *inputs), batch["old_logps"], batch["advantages"], batch["mask"], beta=0.1,
+        ref_logps=ref_logps, max_completion_length=128)
+    optimizer.zero_grad()
+    objective.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return objective.item()
+
+
 def share_without_signal(rewards, size, same=lambda group: max(group) == min(group)):
     groups = [rewards[start : start + size] for start in range(0, len(rewards), size)]
     return sum(map(same, groups)) / len(groups)
@@ -300,6 +320,14 @@ SOLUTIONS = {
     "check_completion_loss": [completion_loss, lambda logps, labels: float(completion_loss(logps, labels))],
     "check_group_advantages": [grpo_math.group_advantages],
     "check_clipped_loss": [loss()],
+    "check_token_logps": [grpo_math.token_logps],
+    "check_kl_term": [lambda new, old, ref: (new - old).exp() * grpo_math.kl_estimate(new, ref)],
+    "check_aggregate": [grpo_math.aggregate],
+    "check_train_step": [train_step],
+    "check_gradient_estimates": [gradient_estimates],
+    "check_leave_one_out": [
+        lambda rewards, size: size / (size - 1) * grpo_math.group_advantages(rewards, size, scale=False),
+    ],
     "check_share_without_signal": [
         share_without_signal,
         lambda rewards, size: (torch.tensor(rewards).view(-1, size).std(1) == 0).float().mean(),

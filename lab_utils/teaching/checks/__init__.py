@@ -7,8 +7,16 @@ To add an exercise, add its check to the notebook's module, and its name here.
 from .dataset_formatting import check_extract_hash_answer, check_labels_of_conversation, check_make_labels
 from .diagnosing_runs import check_diagnosis, check_first_alarm, check_scatter
 from .evaluation import check_first_verdict, check_pass_at_k, check_redrawn_differences
-from .grpo_from_scratch import check_clipped_loss, check_group_advantages
+from .grpo_from_scratch import (
+    check_aggregate,
+    check_clipped_loss,
+    check_group_advantages,
+    check_kl_term,
+    check_token_logps,
+    check_train_step,
+)
 from .grpo_training import check_expected_without_signal, check_failed_and_given_up, check_share_without_signal
+from .policy_gradients import check_gradient_estimates, check_leave_one_out
 from .ppo_training import check_gae, check_perfect_critic
 from .results import check_conclude, check_problems_needed
 from .reward_design import (
