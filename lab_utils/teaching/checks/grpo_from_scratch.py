@@ -9,6 +9,13 @@ import torch
 from ..grpo_math import aggregate, grpo_loss, kl_estimate, token_logps
 from .runner import Case, Check, Wrong, close, close_tensor
 
+
+def _down_the_columns(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
+    centered = (groups := rewards.view(-1, num_generations)) - groups.mean(0)
+    std = (centered.square().sum(0) / (len(groups) - 1)).sqrt()  # groups.std(0), without its warning about a single row
+    return (centered / (std + 1e-4)).view(-1)
+
+
 check_group_advantages = Check("{} batches, each group compared with itself.", [
     Case([1.0, 0.0, 0.0, 0.0], 4, gives=[1.5, -0.5, -0.5, -0.5],
          hint="Subtract the mean (0.25) and divide by the standard deviation (0.5, with n - 1, as `std` computes it)."),
@@ -23,9 +30,8 @@ check_group_advantages = Check("{} batches, each group compared with itself.", [
          hint="All rewards are equal, so the advantages are 0. 0 / 0 is not a number: divide by std + 1e-4."),
 ], call=lambda function, rewards, num_generations: function(torch.tensor(rewards), num_generations), same=close_tensor,
     wrong=[
-        Wrong(lambda rewards, size: ((groups := rewards.view(-1, size)) - groups.mean(0)) / (groups.std(0) + 1e-4),
-              "Groups are the rows: take mean and std along a row, with dim=1. Here they were taken down the columns."),
-        Wrong(lambda rewards, size: (((groups := rewards.view(-1, size)) - groups.mean(1)) / groups.std(1)).view(-1),
+        Wrong(_down_the_columns, "Groups are the rows: take mean and std along a row (dim=1), not down the columns."),
+        Wrong(lambda rewards, size: (((g := rewards.view(-1, size)) - g.mean(1)) / (g.std(1) + 1e-4)).view(-1),
               "Keep the mean and std of each group as a column, with keepdim=True, or they meet the wrong axis."),
     ])
 
