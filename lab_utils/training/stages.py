@@ -20,7 +20,8 @@ def finished_run(config: RunConfig, folder: str | Path, stage: str) -> RunDirect
     """
     run = RunDirectory(Path(folder) / stage)
     if not run.has_model:
-        print(f"No trained model in {run.path} yet: training it now.")
+        print(f"No trained model in {run.path} yet: training it now (at tier cpu one to two minutes). "
+              "scripts/fast_forward.py copies a finished one in seconds.")
         TRAIN[stage](config, run.path, model=start_model(config, folder, stage), resume=True)
     elif changed := run.changed_settings(config, stage):
         print(f"The run in {run.path} was trained with other settings ({', '.join(changed)}), and is used as it is. "
