@@ -22,9 +22,10 @@ from lab_utils import exit_status
 from lab_utils.runs import TIMING_COLUMNS
 
 STAGES = ("sft", "grpo", "ppo")
-SMALL = {"task.train_limit": 16, "task.test_limit": 8, "evaluation.max_new_tokens": 32, "tracking.tensorboard": "false",
+SMALL = {"task.train_limit": 16, "task.test_limit": 4, "evaluation.max_new_tokens": 32, "tracking.tensorboard": "false",
          "rewards": "{repetition_penalty_reward: 1.0}",  # differs between completions of a model that learned nothing
-         **{f"{stage}.max_completion_length": 32 for stage in STAGES[1:]},
+         **{f"{stage}.{name}": value for stage in STAGES[1:]
+            for name, value in (("max_completion_length", 32), ("probe_rollouts", 2))},
          **{f"{stage}.{name}": value for stage in STAGES
             for name, value in (("max_steps", 3), ("save_steps", 1), ("logging_steps", 1))}}
 TRAIN = ["train.py", "--recipe", "countdown-ppo", "--resume", "--evaluate"]

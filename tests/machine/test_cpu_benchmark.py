@@ -1,6 +1,7 @@
 """The benchmark of GRPO on the CPU at tier smoke: three ways do the same work, and every part is reported."""
 
 import json
+import subprocess
 import sys
 
 import benchmark
@@ -47,9 +48,12 @@ def test_three_ways_are_measured_and_reported(tmp_path, monkeypatch):
     assert (tmp_path / "cpu_benchmark.png").is_file()
 
 
-def test_a_run_is_a_process_whose_failure_is_reported():
+def test_a_run_is_a_process_whose_failure_is_reported(monkeypatch):
     config = smoke("model.name=tiny", "grpo.max_steps=1")
     assert cpu_benchmark.measure_alone("plain loop", config)["step_seconds"] > 0
+    trace = "Traceback (most recent call last):\n  File ...\nKeyError: 'no way'\n\n"
+    failed = subprocess.CompletedProcess([], 1, "", trace)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: failed)
     with pytest.raises(WorkshopError, match="no way failed: KeyError"):
         cpu_benchmark.measure_alone("no way", config)
 
