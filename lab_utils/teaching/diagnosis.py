@@ -82,7 +82,7 @@ PROBLEMS = {
     "learning rate too high": Problem(
         "KL and gradient norm are several times as high as in the healthy run, and the model loses what it had learned",
         ("kl", "grad_norm", "accuracy"),
-        lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max() and change(m, "accuracy") < -0.05,
+        lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max() and end(m, "accuracy") < m["accuracy"].iloc[0] / 2,
     ),
     "learning rate too low": Problem(
         "the groups have a signal, but the KL stays at 0: the policy does not move",
@@ -104,7 +104,7 @@ PROBLEMS = {
     "problems too easy": Problem(
         "most groups have no signal, and nearly every response is correct from the first step",
         ("frac_reward_zero_std", "accuracy"),
-        lambda m, healthy: not _has_signal(m) and begin(m, "accuracy") > 0.9,
+        lambda m, healthy: not _has_signal(m) and begin(m, "accuracy") > 0.85,
     ),
     "random reward": Problem(
         "the groups have a signal, but the reward stays flat and does not follow the accuracy",
@@ -118,7 +118,7 @@ PROBLEMS = {
         ("kl", "completions/mean_length", "reward"),
         lambda m, healthy: m["kl"].max() > 3 * healthy["kl"].max()
         and abs(change(m, "completions/mean_length")) < 0.05 * begin(m, "completions/mean_length")
-        and abs(change(m, "reward")) < 0.05,
+        and abs(change(m, "reward")) < 0.1,
     ),
 }
 
