@@ -35,8 +35,8 @@ print(f"{len(runs)} recorded runs of {settings.recipe} at tier {settings.hardwar
 # %% [markdown]
 # ## Eight runs that went wrong, and one that did not
 #
-# The runs are GRPO on Countdown with the tiny model, as in notebook 06. Eight of them contain **one mistake** each: in a
-# setting, in a line of code, in the data, or in the choice of the start model. None of them raised an error, and all
+# The runs are GRPO on Countdown with the tiny model, as in notebook 06. Eight of them contain **one mistake** each: in
+# a setting, in a line of code, in the data, or in the choice of the start model. None of them raised an error, and all
 # ran to the end. One run is a **decoy**: nothing is wrong with it. It only looks bad, because it is noisy. Noise is
 # easily taken for a problem, and every "fix" for it seems to work half of the time.
 #
