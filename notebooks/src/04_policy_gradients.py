@@ -184,6 +184,7 @@ pd.DataFrame(rows).T
 # The figure has 5,000 gradient estimates per baseline, each the mean of 10 pulls. It shows how far each goes along the
 # true direction. You will see three heaps around the same dashed line. An estimate left of 0 points away from the true
 # gradient: a step along it would *lower* the expected reward.
+# (The gaps are there because ten pulls of three arms have few possible results.)
 
 # %%
 from pathlib import Path
@@ -201,7 +202,7 @@ for ax, b, color in zip(axes, (0.0, 1.9, 10.0), OTHER_COLORS, strict=False):
     estimates = gradient_estimates(logits, actions, payments[actions] - b).view(repeats, pulls, 3).mean(1)
     along = estimates @ exact / exact.norm()
     wrong = (along < 0).double().mean().item()
-    margin = 1.96 * (wrong * (1 - wrong) / repeats) ** 0.5
+    margin = max(1.96 * (wrong * (1 - wrong) / repeats) ** 0.5, 3 / repeats)  # the rule of three, if none is wrong
     ax.hist(along.numpy(), bins=40, color=color)
     ax.axvline(exact.norm().item(), color=INK, linestyle="--", linewidth=2)
     ax.set(title=f"baseline {b}: {wrong:.1%} ± {margin:.1%} point away from the gradient", ylabel="estimates")

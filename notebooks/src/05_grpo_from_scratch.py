@@ -194,9 +194,9 @@ checks.check_token_logps(token_logps)
 #
 # *Difficulty: hard · importance: high · about 15 minutes*
 #
-# Return the loss of every token, an optimizer will minimize it: −ρ · A where the table says push, and a constant where
-# it says leave alone. The constant is the loss at the border, so that the loss has no jumps. By hand, with epsilon =
-# 0.2: a good token (A = 1) with ratio 2 has the loss −1.2, and a bad one (A = −1) with ratio 2 has the loss 2.
+# Return the loss of every token, which an optimizer will minimize: −ρ · A where the table says push, and a constant
+# where it says leave alone. The constant is the loss at the border, so that the loss has no jumps. By hand, with
+# epsilon = 0.2 and a ratio of 2: a good token (A = 1) has the loss −1.2, and a bad one (A = −1) has the loss 2.
 #
 # `logps` and `old_logps` have shape (B, T), and `advantages` has shape (B,): all tokens of a completion share its
 # advantage. It can be done without `if` and without `where`.
