@@ -186,6 +186,7 @@ def test_trying_own_code_takes_milliseconds(folder):
 
 def test_own_files_travel_with_a_sagemaker_job(folder, tmp_path):
     from lab_utils.sagemaker.job import TrainingJob, package_source
+    from lab_utils.sagemaker.preflight import job_problems
 
     job = TrainingJob(recipe=str(folder / "recipe.yaml"), hardware="cpu", role="r", bucket="b", region="us-east-1")
     source = package_source(job, tmp_path / "source")
@@ -193,3 +194,7 @@ def test_own_files_travel_with_a_sagemaker_job(folder, tmp_path):
     assert (recipes / "code/my_task.py").read_text() == TASK and (recipes / "code/my_rewards.py").read_text() == BREVITY
     config = load(recipes / "recipe.yaml", "cpu", ["task.source=synthetic"])
     assert config.task.name == str(recipes / "code/my_task.py")
+    assert f"task.source = {folder / 'data.jsonl'} is on this machine" in "\n".join(job_problems(job))
+    here = TrainingJob(recipe="countdown-grpo", hardware="cpu", role="r", bucket="b", region="us-east-1",
+                       overrides=(f"rewards.{folder}/my_rewards.py:brevity=1",))
+    assert "names a file on this machine: write the settings into your own recipe file" in "\n".join(job_problems(here))
