@@ -17,6 +17,7 @@ from ..evaluation import Evaluation
 from ..models import adapter_base, export_model
 from ..runs import RunDirectory, written_whole
 from ..tasks import load_task
+from ..tasks.sources import on_hub
 from .chat import as_prompt
 
 TINY = "The workshop's tiny Qwen2-architecture model (a million parameters)"
@@ -74,20 +75,23 @@ def model_card(run: RunDirectory) -> str:
     Without an eval.json the card reports no metrics.
     """
     config = run.config()
-    task, from_hub = load_task(config.task), config.task.source == "hub"
+    task, source = load_task(config.task), config.task.source
+    named = on_hub(source)
+    hub_id = task.hub_id if source == "hub" else named and named["id"]
     stage = run.path.name if run.path.name in config.stages else config.stages[-1]
     stages = config.stages[: config.stages.index(stage) + 1]
     name = config.recipe if config.recipe.endswith(stage) else f"{config.recipe}-{stage}"
     tiny, base_on_hub = config.model.name == "tiny", config.model.name.count("/") == 1
-    data = {"hub": task.hub_id, "synthetic": SYNTHETIC.get(task.name)}.get(config.task.source, "a local dataset")
+    data = hub_id or (SYNTHETIC.get(task.name) if source == "synthetic" else "a local dataset")  # no local paths
     evaluation = Evaluation.load(run.evaluation_path) if run.evaluation_path.exists() else None
+    kind = hub_id or ("synthetic" if source == "synthetic" else "local")
     results = evaluation and [EvalResult(
-        task_type="text-generation", dataset_type=data if from_hub else config.task.source, dataset_name=data,
+        task_type="text-generation", dataset_type=kind, dataset_name=data,
         dataset_split="test", metric_type="accuracy", metric_value=round(evaluation.accuracy, 4))]
     metadata = ModelCardData(
         language="en", library_name="transformers", pipeline_tag="text-generation", tags=["trl", stage, task.name],
         license="mit" if tiny else None,  # otherwise the base model's, which its page names
-        base_model=config.model.name if base_on_hub else None, datasets=data if from_hub else None,
+        base_model=config.model.name if base_on_hub else None, datasets=hub_id,
         model_name=name, eval_results=results)
     card = ModelCard.from_template(
         metadata,

@@ -41,8 +41,8 @@ def read_source(source: str) -> dict[str, Located]:
         return {"train": read_file(path)}
     if path.is_dir():
         return {split: read_file(file) for split in ("train", "test") if (file := split_file(path, split))}
-    found = HUB_ID.fullmatch(source)
-    if found is None or path.suffix in SUFFIXES:
+    found = on_hub(source)
+    if found is None:
         raise WorkshopError(
             f"source={source!r} is neither 'synthetic' nor 'hub', and there is no file {path}: give the path of a "
             ".jsonl, .csv or .parquet file, of a folder with train.jsonl and test.jsonl, or OWNER/NAME of a dataset on "
@@ -51,6 +51,12 @@ def read_source(source: str) -> dict[str, Located]:
     tests = [name for name in TEST_NAMES if name in splits]
     named = {"train": "train", **({"test": tests[0]} if tests else {})}
     return {split: hub_rows(found["id"], name, splits[name]) for split, name in named.items() if name in splits}
+
+
+def on_hub(source: str) -> re.Match | None:
+    """Return the parts `id` and `config` of a source that names a dataset on the Hub, or None for a path."""
+    path = Path(source)
+    return None if path.suffix in SUFFIXES or path.exists() else HUB_ID.fullmatch(source)
 
 
 def split_file(folder: Path, split: str) -> Path | None:

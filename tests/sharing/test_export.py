@@ -120,6 +120,17 @@ def test_a_card_names_the_base_on_the_hub_and_no_local_path(tmp_path):
     assert "secret-place" not in model_card(run) and "my-model, fine-tuned" in model_card(run)
 
 
+@pytest.mark.parametrize("source, data, listed", [
+    ("secret-place/mine.jsonl", "a local dataset", None), ("me/my-data:small", "me/my-data", "me/my-data")])
+def test_a_card_names_data_on_the_hub_and_no_local_path(run, source, data, listed):
+    run.config_path.write_text(configuration.with_overrides(run.config(), {"task.source": source}).to_yaml())
+    evaluation().save(run.evaluation_path)
+    card = model_card(run)
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert "secret-place" not in card and f"fine-tuned by SFT and then GRPO on {data}." in card
+    assert metadata.get("datasets") == listed
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """Stand in for huggingface_hub.HfApi."""
