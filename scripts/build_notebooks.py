@@ -57,7 +57,7 @@ FOLDED = "<details>\n<summary>{}</summary>\n\n{}\n\n</details>"
 COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in Jupyter; in Colab
 CONTENTS = "# The notebooks, learner edition\n\nThe solutions and everything else are in [notebooks](../README.md).\n\n"
 GO_ON = """\
-#@title Go on with ours: run this cell if you are stuck (an answer of yours that has passed its check stays)
+#@title Go on with ours, if you are stuck (an answer that has passed its check stays)
 from lab_utils.teaching import checks
 
 if not checks.{check}.passed_by(globals().get("{answer}")):
@@ -138,9 +138,9 @@ def build(source: Path, learner: bool = False) -> str:
     """Return a source file's notebook, as .ipynb text: its complete edition, or its learner edition.
 
     Cell ids come from the cells' content, so that a change to one cell changes only that cell in the generated file.
-    Raises SourceError for a solution marker without its partner, and for hints that are not two.
+    Raises SourceError for a solution marker without its partner, and for an exercise without its two hints.
     """
-    cells, seen, exercise = [], set(), []
+    cells, seen, exercise, hinted = [], set(), [], False
 
     def add(cell: NotebookNode, text: str, metadata: dict) -> None:
         identity = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
@@ -168,16 +168,19 @@ def build(source: Path, learner: bool = False) -> str:
             folded = folded_hints(cell, source.name)
             if learner:
                 folded.append(FOLDED.format("Solution", f"```python\n{solutions(exercise)}\n```"))
-            text = "\n".join(folded)
+            text, hinted = "\n".join(folded), True
         check = CHECK.search(cell.source) if cell.cell_type == "code" else None
         if check and text.splitlines()[-1].startswith("checks."):
             text += ";"  # so that Jupyter does not show the True or False that it returns
         add(cell, text, {"tags": tags} if tags else {})
         if exercise and check:
+            if not hinted:
+                raise SourceError(f"{source.name}: the exercise of {check[1]} has no hints: add a Markdown cell with "
+                                  'the tag "hints" before the check.')
             if learner:
                 cell = go_on(exercise, check)
                 add(cell, cell.source, cell.metadata)
-            exercise = []
+            exercise, hinted = [], False
     notebook = new_notebook(cells=cells, metadata=METADATA)
     nbformat.validate(notebook)
     return nbformat.writes(notebook) + "\n"

@@ -71,10 +71,9 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            from_step = f"resumes after step {state.global_step} of" if state.global_step else "will take"
-            saves = f"; it saves a checkpoint every {args.save_steps:g}" if args.save_strategy == "steps" else ""
-            tqdm.write(f"{self.description} {from_step} {state.max_steps} steps{saves}. "
-                       "The bar shows the time used < the time left.")
+            done = f", resumes after {state.global_step}" if state.global_step else ""
+            saves = f", a checkpoint every {args.save_steps:g}" if args.save_strategy == "steps" else ""
+            tqdm.write(f"{self.description}: {state.max_steps} steps{saves}{done}. On the bar: time used < time left.")
             self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc=self.description,
                                     unit="step", mininterval=0.5)
 

@@ -216,10 +216,13 @@ def test_a_collapsed_cell_after_the_check_goes_on_with_the_solution_if_the_answe
 
 
 @pytest.mark.parametrize("hints", ["# 1. One.", "# Text.\n# 1. One.\n# 2. Two.", "# 1. One.\n# 2. Two.\n# 3. Three."])
-def test_hints_are_two(folder, hints):
+def test_an_exercise_has_two_hints(folder, hints):
     begin, end = SOURCE.index("# 1. Think"), SOURCE.index("\n\n# %%\nchecks")
     (folder / "src" / "00_demo.py").write_text(SOURCE[:begin] + hints + SOURCE[end:])
     with pytest.raises(build_notebooks.SourceError, match=r"00_demo\.py: .* list of two"):
+        run_build(folder)
+    (folder / "src" / "00_demo.py").write_text(SOURCE.replace(' tags=["hints"]', ""))
+    with pytest.raises(build_notebooks.SourceError, match="check_advantages has no hints"):
         run_build(folder)
 
 

@@ -174,7 +174,7 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path, 
     assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2]
     assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
     said = capsys.readouterr()
-    assert "SFT will take 2 steps; it saves a checkpoint every" in said.out
+    assert "SFT: 2 steps, a checkpoint every " in said.out
     assert said.out.endswith(f"The run in {run.path} is finished already; nothing was trained. Delete it to train it "
                              "again.\n")
     assert "Tokenizing" not in said.err, "one bar a run"
