@@ -342,5 +342,5 @@ for label, evaluation in warm_up.items():
 # 2. What would the model do if `<|im_end|>` had the label -100?
 # 3. Suppose that every demonstration ended with a correct answer. What would SFT reach, and what would be left for RL?
 #
-# Next: 04 · Policy gradients explains learning from rewards on the smallest example. [06 ·
+# Next: [04 · Policy gradients](04_policy_gradients.ipynb) explains learning from rewards on the smallest example. [06 ·
 # GRPO training](06_grpo_training.ipynb) starts from the model that you have just trained.
