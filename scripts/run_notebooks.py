@@ -58,10 +58,10 @@ figure { margin: 2rem 0; } figcaption, .dim { color: var(--dim); } img { max-wid
 <p>A small language model answers problems, a program scores each response, and training makes the responses with higher
 scores more probable: reinforcement learning. This page shows what that changed in one run of the workshop.</p>
 {% for caption, png in story.items() %}
-<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ png }}"><figcaption>Top: one test problem and the first
-response of the model before and after reinforcement learning. Bottom: how often the model was right while it was
-trained, how many attempts it made per response, and how often each model is right on problems that it was not trained
-on.</figcaption></figure>
+<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ png }}"><figcaption>Top: a test problem and the model's
+first response to it before and after reinforcement learning. It is the first problem that went from wrong to correct,
+with three attempts if there is such a problem. Bottom: how often the model was right while it was trained, how many
+attempts it made per response, and how often each model is right on problems that it was not trained on.</figcaption></figure>
 {% endfor %}
 {% if results %}<h2>Results</h2>
 <table><tr><th>method</th><th>accuracy</th><th>95% interval</th>
@@ -189,6 +189,8 @@ def write_completions(output_dir: Path) -> dict[str, str]:
         from lab_utils.runs import RunDirectory
 
         place = record.parent.relative_to(output_dir)
+        if "checkpoints" in place.parts:  # SageMaker's copy of a run directory
+            continue
         page = report / "completions" / f"{'-'.join(place.parts)}.html"
         try:
             if not page.exists() or page.stat().st_mtime < record.stat().st_mtime:

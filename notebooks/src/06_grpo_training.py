@@ -329,6 +329,16 @@ for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
     print(show_completions(run, step=step, n=2), end="\n\n\n")
 
 # %% [markdown]
+# The completions browser shows the whole group at each recorded step, with every response's advantage. The color of a
+# token shows how the step's update changed its probability: blue means more probable, orange less. Look at what follows
+# a `no`. Which color has `</think>`, and does it have the same color after a `yes`?
+
+# %%
+from lab_utils.figures import browse_completions
+
+browse_completions(run)
+
+# %% [markdown]
 # Check the sums while you read. The reward looks at the answer only, so a response with a wrong sum in its reasoning
 # can still be rewarded. How often does that happen, and do the sums get better or worse with training?
 

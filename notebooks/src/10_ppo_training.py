@@ -255,6 +255,16 @@ plot_training({"PPO": run}, figures / "10_critic.png", metrics=shown)
 # %% [markdown]
 # ## What it expects, token by token
 #
+# The completions browser colors each token by the value that the critic gave just before it, during training. Move the
+# slider from the first recorded step, where the critic expects nothing, to the last. Then color by advantage: which
+# tokens surprised the critic?
+
+# %%
+from lab_utils.figures import browse_completions
+
+browse_completions(run)
+
+# %% [markdown]
 # The cell takes test problems, samples responses from the trained model, and asks the critic before each token what it
 # expects. The grey line is the critic before training. The cell picks the first correct and the first wrong response
 # that have at least two attempts and are short enough to draw.
