@@ -61,7 +61,8 @@ scores more probable: reinforcement learning. This page shows what that changed 
 <figure><img alt="{{ caption }}" src="data:image/png;base64,{{ png }}"><figcaption>Top: a test problem and the model's
 first response to it before and after reinforcement learning. It is the first problem that went from wrong to correct,
 with three attempts if there is such a problem. Bottom: how often the model was right while it was trained, how many
-attempts it made per response, and how often each model is right on problems that it was not trained on.</figcaption></figure>
+attempts it made per response, and how often each model is right on problems that it was not trained on.</figcaption>
+</figure>
 {% endfor %}
 {% if results %}<h2>Results</h2>
 <table><tr><th>method</th><th>accuracy</th><th>95% interval</th>
