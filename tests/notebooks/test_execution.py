@@ -39,6 +39,8 @@ def test_the_notebook_runs_at_tier_smoke(smoke, notebook):
     folder, console = smoke
     status = json.loads((folder / "report" / "status.json").read_text())
     assert status[notebook.stem]["status"] == "ok", console
+    executed = (folder / "report" / notebook.name).read_text(encoding="utf-8")
+    assert '"Not yet: ' not in executed, "a check rejects the workshop's own solution"
 
 
 @pytest.mark.notebook
