@@ -3,9 +3,9 @@
     python scripts/build_tiny_model.py --output-dir lab_utils/models/tiny-qwen2
 
 It learns to calculate with two numbers up to 100, to try and check Countdown attempts, and to solve templated word
-problems, as plain text. It never sees a chat template, the tags <think> and <answer>, a search longer than those of the
-SFT warm-up, or a problem of a test split. Two CPU cores take about 20 minutes. The same seed gives the same model with
-the same machine, number of threads and library versions.
+problems, as plain text. It never sees a prompt or a response in the chat format, a search longer than those of the SFT
+warm-up, or a problem of a test split. It uses one thread and takes about 25 minutes. The same seed gives the same model
+with the same machine and library versions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lab_utils.tasks.expressions import evaluate
 
 WHOLE_TOKENS = [" + ", " - ", " * ", " / ", " = ", ", ", "<think>", "</think>", "<answer>", "</answer>", "<reasoning>",
                 "</reasoning>"]
+ROLES = ["system", "user", "assistant"]  # of the chat template
 # Qwen's own pre-tokenizer: transformers applies it to every "qwen2" checkpoint, so the BPE must be trained under it.
 QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
                 r"\s+(?!\S)|\s+")
@@ -38,12 +39,14 @@ QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?
 DOCUMENTS = 200_000
 ROW_LENGTH = 256  # tokens
 BATCH_SIZE = 24  # rows in a step
-STEPS = 2300
+STEPS = 1900
 LEARNING_RATE = 3e-3
 LINES = 8  # in the longest list
 # Countdown and word problems are what the warm-up demonstrates, in its proportions, but as plain text. Lists and checks
-# make long texts sound (the eighth sum as correct as the first) without showing a search: that is left to RL.
-MIX = {"countdown": 0.44, "ways": 0.12, "check": 0.06, "words": 0.3, "sums": 0.08}
+# make long texts sound (the eighth sum as correct as the first) without showing a search: that is left to RL. Markup
+# makes tags and turn marks known tokens: a warm-up that had to move them far would damage the sums on the way.
+MIX = {"countdown": 0.42, "ways": 0.12, "check": 0.06, "words": 0.26, "sums": 0.1, "markup": 0.04}
+WORDS = "red blue apples pencils a the how many in each box of price total left then makes row".split()
 
 
 def countdown_document(rng: random.Random) -> str:
@@ -81,6 +84,20 @@ def word_problem_document(rng: random.Random) -> str:
     return task.prompt(row) + task.demonstration(row)
 
 
+def markup_document(rng: random.Random) -> str:
+    """Return lines with a number, a sum or some words in tags or turn marks, none of them a prompt or a response."""
+    lines = []
+    for _ in range(rng.randint(3, LINES)):
+        a, b = rng.randint(1, 50), rng.randint(1, 50)
+        content = rng.choice([str(a), f"{a} + {b} = {a + b}", " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))])
+        if rng.random() < 0.4:
+            lines.append(f"<|im_start|>{rng.choice(ROLES)}\n{content}<|im_end|>")
+        else:
+            tag, gap = rng.choice(["think", "answer", "reasoning"]), rng.choice(["", "", "\n"])
+            lines.append(f"<{tag}>{gap}{content}{gap}</{tag}>")
+    return "\n".join(lines)
+
+
 def two_number_facts() -> list[str]:
     """Return every a + b, a - b, a * b, a / b over 1..100 whose result is a whole number in 1..100."""
     facts = []
@@ -94,10 +111,11 @@ def two_number_facts() -> list[str]:
 
 
 def make_documents(rng: random.Random, count: int) -> list[str]:
-    """Mix Countdown, lists, checks, word problems and arithmetic drills."""
+    """Mix Countdown, lists, checks, word problems, arithmetic drills and markup."""
     facts = two_number_facts()
     makers = {"countdown": countdown_document, "ways": ways_document, "check": check_document,
-              "words": word_problem_document, "sums": lambda rng: "\n".join(rng.sample(facts, LINES))}
+              "words": word_problem_document, "sums": lambda rng: "\n".join(rng.sample(facts, LINES)),
+              "markup": markup_document}
     chosen = rng.choices([makers[name] for name in MIX], weights=MIX.values(), k=count)
     return [make(rng) for make in tqdm(chosen, desc="documents", mininterval=5)]
 
@@ -113,10 +131,9 @@ def build_tokenizer(documents: list[str]) -> Qwen2Tokenizer:
     tasks = [load_task("countdown"), *(load_task("gsm8k", name) for name in ("reasoning", "think", "hash"))]
     row = {"question": "", "nums": [1, 2, 3], "target": 6}
     prompts = [message["content"] for task in tasks for message in task.prompt(row)]
-    roles = ["system", "user", "assistant"]  # of the chat template
     trainer = trainers.BpeTrainer(vocab_size=1024, min_frequency=20, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(documents + (prompts + roles) * 200, trainer)
+    bpe.train_from_iterator(documents + (prompts + ROLES) * 200, trainer)
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
                                unk_token=None, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
@@ -155,10 +172,12 @@ def train(model: Qwen2ForCausalLM, rows: torch.Tensor, seed: int) -> None:
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) trains the matrices inside the layers, AdamW everything else.
     """
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed_tokens" in name]
+    embeddings = [model.get_input_embeddings().weight]  # also the head's
+    norms_and_biases = [p for p in model.parameters() if p.ndim != 2]
     optimizers = [
         torch.optim.Muon(inside, lr=LEARNING_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.AdamW([{"params": embeddings, "weight_decay": 0.1},
+                           {"params": norms_and_biases, "weight_decay": 0.0}], lr=LEARNING_RATE, betas=(0.9, 0.98)),
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
@@ -199,6 +218,7 @@ def main() -> None:
     options = parser.parse_args()
 
     started = time.perf_counter()
+    torch.set_num_threads(1)  # so that the model does not depend on the number of cores
     documents = make_documents(random.Random(options.seed), DOCUMENTS)
     tokenizer = build_tokenizer(documents[:20_000])
     torch.manual_seed(options.seed)
