@@ -5,7 +5,7 @@ import torch
 
 from lab_utils import WorkshopError
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
-from lab_utils.sampling.local import Completion, apply_top_p, draw, sample, sample_token_ids
+from lab_utils.sampling.local import Completion, apply_top_p, draw, prompt_ids, sample, sample_token_ids
 from lab_utils.tasks import load_task
 
 pytestmark = pytest.mark.component
@@ -23,14 +23,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Return chat prompts of different lengths: word problems, the first two of them the same."""
-    rows = load_task("gsm8k").dataset("test", 6)["prompt"]
+    """Return plain prompts, to which the base model writes answers of different lengths; the first two are the same."""
+    rows = [prompt for name in ("gsm8k", "countdown") for prompt in load_task(name, "plain").dataset("test", 3)["prompt"]]
     return [rows[0], *rows]
 
 
 def encode(tokenizer, prompts):
-    return [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-            for prompt in prompts]
+    return [prompt_ids(tokenizer, prompt) for prompt in prompts]
 
 
 def test_greedy_output_equals_generate(model, tokenizer, prompts):
