@@ -4,8 +4,8 @@
 
 It learns to calculate with two numbers up to 100, to try and check Countdown attempts, and to solve templated word
 problems, as plain text. It never sees a prompt or a response in the chat format, a search longer than those of the SFT
-warm-up, or a problem of a test split. It uses one thread, and took 31 minutes on a busy machine. The same seed gives the same model
-with the same machine and library versions.
+warm-up, or a problem of a test split. It uses one thread, and took 31 minutes on a busy machine. The same seed gives
+the same model with the same machine and library versions.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def model():
 @pytest.fixture(scope="module")
 def prompts():
     """Return plain prompts, to which the base model writes answers of different lengths; the first two are the same."""
-    rows = [prompt for name in ("gsm8k", "countdown") for prompt in load_task(name, "plain").dataset("test", 3)["prompt"]]
-    return [rows[0], *rows]
+    words, countdown = (load_task(name, "plain").dataset("test", 3)["prompt"] for name in ("gsm8k", "countdown"))
+    return [words[0], *words, *countdown]
 
 
 def encode(tokenizer, prompts):
