@@ -167,9 +167,9 @@ print("-" * 60)
 print("in the format:", task.has_format(answer.text), "· correct:", task.is_correct(answer.text, row))
 
 # %% [markdown]
-# That was the tiny model. (A GPU tier asks a full-size chat model, which knows what to do.) It tries and checks, often
-# with numbers that are not in the question. Even where it ends with a correct expression, the judge finds no answer,
-# because there are no tags: it has never seen a tag, nor a chat.
+# That was the tiny model. (A GPU tier asks a full-size chat model, which knows what to do.) It writes a sum or a few
+# words that have nothing to do with the question. It has seen the tags and the marks of a chat, but only around random
+# lines, never a question in them. The judge finds no answer.
 #
 # It was trained on plain text: a question, a line break, attempts, an expression. Ask it that way. You will see
 # attempts with the given numbers, each with `yes` or `no` (is this the target?), and an expression on the last line.

@@ -438,7 +438,8 @@ print(*try_own_code(mine, task, list(task.dataset("train", 4, mine.task.source))
 # compare and nothing to learn. So before a run, sample some groups and score them. The next cell does that with the
 # base model of notebook 00, and with the demonstrations that the model imitates in notebook 03.
 #
-# On tier `cpu` you will see zeros for the base model: it has never seen a tag. That is a *dead* reward.
+# On tier `cpu` you will see zeros for the base model: it has never seen an answer in tags. That is a *dead*
+# reward.
 
 # %%
 from lab_utils.models import load_model, load_tokenizer

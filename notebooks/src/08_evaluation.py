@@ -35,7 +35,7 @@ task = load_task(config.task.name, config.task.response_format)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 sources = {"base": config.model.name, "SFT": finished_run(config, runs, "sft")}
-in_plain_text = ["base"] if config.model.name == "tiny" else []  # it has never seen a chat
+in_plain_text = ["base"] if config.model.name == "tiny" else []  # it has never seen a question in a chat
 sources["GRPO"] = finished_run(config, runs, "grpo")
 print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources)}.")
 

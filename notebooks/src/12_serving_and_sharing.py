@@ -159,7 +159,8 @@ print(f"yours and PEFT's:       differ by {(yours - merged).abs().max():.1e} at 
 # Ask the model before and after training. Each answer becomes a line of a JSONL file: query, model, reasoning, answer
 # and the whole response. Other tools can read that format.
 #
-# Both models are asked in the chat format, which the base model has never seen; notebook 08 also asks it in plain text.
+# Both models are asked in the chat format, in which the base model has never seen a question; notebook 08 also asks it
+# in plain text.
 # The completions are sampled at the temperature of the evaluation, at which the model was trained. At temperature 0
 # only the likeliest token counts, and the tiny model can repeat one attempt until it is cut off.
 
