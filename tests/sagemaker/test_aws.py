@@ -122,7 +122,7 @@ def test_your_own_recipe_travels_as_a_file(tmp_path):
     assert request["TrainingJobName"].startswith("rl-workshop-you-my-recipe-")
     assert request["HyperParameters"]["recipe"] == "my_recipe"
     [copy] = (tmp_path / "recorded").rglob("recipes/my_recipe.yaml")
-    assert copy.read_text() == own.read_text()
+    assert yaml.safe_load(copy.read_text()) == yaml.safe_load(own.read_text())
 
 
 @pytest.mark.parametrize(("entry_point", "files", "command"), [

@@ -233,7 +233,7 @@ def test_two_ranks_by_torchrun(recorded, tmp_path):
     """Training with several ranks is in test_machines.py."""
     request, folder = changed(recorded, tmp_path, processes=2)
     (script,) = folder.rglob("scripts/train.py")
-    script.write_text("import os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])")
+    script.write_text("import os\nos.write(1, 'rank {RANK} of {WORLD_SIZE}\\n'.format_map(os.environ).encode())")  # at once
     run = emulation.start(request, folder, tmp_path / "ml").wait(300)
     assert run.exit_status == 0, run.log[-3000:]
     assert "torchrun --standalone --nproc-per-node=2 scripts/train.py" in run.log
