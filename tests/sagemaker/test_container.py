@@ -233,7 +233,8 @@ def test_two_ranks_by_torchrun(recorded, tmp_path):
     """Training with several ranks is in test_machines.py."""
     request, folder = changed(recorded, tmp_path, processes=2)
     (script,) = folder.rglob("scripts/train.py")
-    script.write_text("import os\nos.write(1, 'rank {RANK} of {WORLD_SIZE}\\n'.format_map(os.environ).encode())")  # at once
+    line = "'rank {RANK} of {WORLD_SIZE}\\n'.format_map(os.environ)"
+    script.write_text(f"import os\nos.write(1, {line}.encode())")  # at once, so that the ranks' lines do not mix
     run = emulation.start(request, folder, tmp_path / "ml").wait(300)
     assert run.exit_status == 0, run.log[-3000:]
     assert "torchrun --standalone --nproc-per-node=2 scripts/train.py" in run.log
