@@ -296,7 +296,7 @@ from lab_utils.teaching.inspection import expect
 
 if config.model.name == "tiny":
     strict, forgiven, plain_share = (sum(answers) / len(answers) for answers in right.values())
-    expect(config, "strict accuracy is zero: the base model knows no tags", strict == 0)
+    expect(config, "strict accuracy is zero: the base model does not know the format", strict == 0)
     expect(config, "asked in plain text it is often correct and often wrong: there is room to learn",
            0.1 < plain_share < 0.8)
     expect(config, "the chat disturbs it: plain text beats the chat with its format forgiven", plain_share > forgiven)
