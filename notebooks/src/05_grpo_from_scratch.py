@@ -6,8 +6,8 @@
 # > **You will learn** to write GRPO: advantages, log-probabilities, the clipped loss, KL, averaging, one training step;
 # > to train a model with your own code; to see that TRL's `GRPOTrainer` computes the same numbers, and the same run.
 # >
-# > **Time** the machine: 1 minute on a CPU · you: 100 minutes · **Needs** nothing else (it uses the tiny model on every
-# > machine)
+# > **Time** the machine: 2 minutes on a CPU · you: 100 minutes · **Needs** nothing else (it uses the tiny model on
+# > every machine)
 
 # %% tags=["setup"]
 # The builder writes this cell: notebooks/src/setup_cell.py.

@@ -6,7 +6,7 @@
 # > **You will learn** to train with TRL's GRPOTrainer; to read reward, length, entropy and the groups without a
 # > signal during the run; to say what exactly the model has learned; what changes on a GPU with vLLM.
 # >
-# > **Time** the machine: 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9
+# > **Time** the machine: 2 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9
 # > hours (T4) · you: 50 minutes · **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained
 # > here)
 

@@ -6,7 +6,7 @@
 # > **You will learn** how a reward can rise while accuracy falls; to find the hole by reading the responses that earn
 # > most, and by asking what each habit earns; to close it, and to show that it is closed.
 # >
-# > **Time** the machine: 3 minutes on a CPU, an hour on a GPU · you: 50 minutes · **Needs** nothing else: it trains its
+# > **Time** the machine: 4 minutes on a CPU, an hour on a GPU · you: 50 minutes · **Needs** nothing else: it trains its
 # > own start model on word problems
 
 # %% tags=["setup"]

@@ -6,7 +6,7 @@
 # > **You will learn** to compare base, SFT and GRPO honestly: strict and lenient accuracy, pass@k, intervals, paired
 # > tests, and the controls that a claim needs.
 # >
-# > **Time** the machine: 4 minutes on a CPU, 30 on a GPU · you: 50 minutes · **Needs** notebooks 03 and 06 in the same
+# > **Time** the machine: 2 minutes on a CPU, 30 on a GPU · you: 50 minutes · **Needs** notebooks 03 and 06 in the same
 # > OUTPUT_DIR (what is missing is trained first)
 
 # %% tags=["setup"]

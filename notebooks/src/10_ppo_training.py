@@ -6,7 +6,7 @@
 # > **You will learn** to compute generalized advantages by hand; what a critic is and whether yours is any good; to
 # > train with PPO; to compare it with GRPO without claiming more than the runs show.
 # >
-# > **Time** the machine: 3 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 3 to 19 minutes (H200) or 0.4 to 2.6
+# > **Time** the machine: 2 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 3 to 19 minutes (H200) or 0.4 to 2.6
 # > hours (T4) · you: 60 minutes · **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained
 # > here); 06 and 08 for the comparison with GRPO
 

@@ -7,7 +7,7 @@
 # > checkpoints, metrics from the log, the cost before the launch, evaluation as a processing job. Without an AWS
 # > account the job runs here, in an emulated container.
 # >
-# > **Time** the machine: 3 minutes on a CPU (as a job on AWS, 10 minutes more to start) · you: 45 minutes · **Needs**
+# > **Time** the machine: 2 minutes on a CPU (as a job on AWS, 10 minutes more to start) · you: 45 minutes · **Needs**
 # > notebook 03 in the same OUTPUT_DIR. If its model is missing, it is trained here, in 2 minutes on a CPU;
 # > `scripts/fast_forward.py --notebook 3` copies a finished one in seconds.
 
