@@ -143,7 +143,7 @@ checks.check_solves(solves)
 from lab_utils.models import load_model, load_tokenizer
 from lab_utils.tasks import load_task, visible
 
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 problems = task.dataset("test", min(256, config.task.test_limit or 256), config.task.source)
 model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
 print(f"The model has {model.num_parameters():,} parameters.\n")
@@ -175,7 +175,7 @@ print("in the format:", task.has_format(answer.text), "· correct:", task.is_cor
 # attempts with the given numbers, each with `yes` or `no` (is this the target?), and an expression on the last line.
 
 # %%
-plain = load_task(config.task.name, "plain")  # the same problems, asked without a chat
+plain = load_task(config.task, "plain")  # the same problems, asked without a chat
 (answer,) = sample(model, tokenizer, [plain.prompt(row)], max_new_tokens=longest, seed=SEED)[0]
 print(visible(plain.prompt(row) + answer.text))
 print("-" * 60)

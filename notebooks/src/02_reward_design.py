@@ -428,7 +428,7 @@ for name, weight in mine.rewards.items():
 from lab_utils.rewards.own import try_own_code
 from lab_utils.tasks import load_task
 
-task = load_task(mine.task.name, mine.task.response_format)
+task = load_task(mine.task)
 print(*try_own_code(mine, task, list(task.dataset("train", 4, mine.task.source))), sep="\n")
 
 # %% [markdown]
@@ -447,7 +447,7 @@ from lab_utils.sampling.local import sample
 from lab_utils.tasks import visible
 
 config = load(RECIPE, HARDWARE)
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 problems = task.dataset("train", 16 if config.hardware == "smoke" else 64, config.task.source)
 model, tokenizer = load_model(config.model.name, config.model), load_tokenizer(config.model.name)
 longest = 128 if config.model.name == "tiny" else config.evaluation.max_new_tokens

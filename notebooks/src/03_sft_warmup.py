@@ -27,7 +27,7 @@ from lab_utils.tasks import load_task
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 check_machine(config)
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 train_rows = task.dataset("train", limit=500 if config.hardware != "smoke" else 64, source=config.task.source)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
@@ -235,7 +235,7 @@ format_results(results_table(warm_up)).T
 # place where the answer goes.
 
 # %%
-plain = load_task(config.task.name, "plain")
+plain = load_task(config.task, "plain")
 in_plain_text = evaluate(
     load_model(config.model.name, config.model), tokenizer, plain,
     plain.dataset("test", len(test_rows), config.task.source), temperature=1.0, seed=SEED,

@@ -31,7 +31,7 @@ from lab_utils.training.stages import start_model
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 check_machine(config)
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 start = start_model(config, runs, "grpo")  # notebook 03's model, trained now if it is missing

@@ -28,7 +28,7 @@ from lab_utils.training.stages import start_model
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 check_machine(config)
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 warm_up = start_model(config, runs, "grpo")  # for the tiny model a supervised warm-up, trained now if it is missing

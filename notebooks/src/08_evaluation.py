@@ -31,7 +31,7 @@ config = load(RECIPE, HARDWARE, {"seed": SEED})
 if config.hardware == "cpu":  # fewer questions than in the recipe, so that the notebook takes minutes
     config = load(RECIPE, "cpu", {"seed": SEED, "task.test_limit": 200})
 check_machine(config)
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 sources = {"base": config.model.name, "SFT": finished_run(config, runs, "sft")}

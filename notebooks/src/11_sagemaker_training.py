@@ -44,7 +44,7 @@ from lab_utils.tasks import load_task
 from lab_utils.training.stages import start_model
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 stage = config.stages[-1]
 start_folder = None  # on AWS the job trains all stages; here it starts from notebook 03's model
 if not LAUNCH and len(config.stages) > 1:

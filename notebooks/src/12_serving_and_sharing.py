@@ -30,7 +30,7 @@ from lab_utils.training.stages import finished_run
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
 check_machine(config)
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 run = finished_run(config, Path(OUTPUT_DIR) / task.name, config.stages[-1])
 print(f"The trained model is in {run.model_dir}.")
 

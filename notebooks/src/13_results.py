@@ -28,7 +28,7 @@ from lab_utils.runs import RunDirectory
 from lab_utils.tasks import load_task
 
 config = load(RECIPE, HARDWARE, {"seed": SEED})
-task = load_task(config.task.name, config.task.response_format)
+task = load_task(config.task)
 runs = Path(OUTPUT_DIR) / task.name
 figures = Path(OUTPUT_DIR) / "figures"
 folders = {"SFT": "sft", "GRPO": "grpo", "PPO": "ppo", "random reward": "grpo-random", "extra SFT": "sft-extra"}
