@@ -14,6 +14,7 @@ from lab_utils.tasks import answers, completion_text, load_task
 from lab_utils.tasks.countdown import is_solution
 from lab_utils.tasks.expressions import ExpressionError, evaluate, numbers_used
 from lab_utils.teaching import checks, grpo_math
+from lab_utils.teaching.checks.ppo_training import _gae as gae
 from lab_utils.teaching.checks.runner import Case, Check, SelfCheck, Wrong, close_tensor
 from lab_utils.teaching.diagnosis import PROBLEMS
 from lab_utils.training.ppo import generalized_advantages
@@ -222,15 +223,6 @@ def train_step(model, reference, optimizer, batch):
 def share_without_signal(rewards, size, same=lambda group: max(group) == min(group)):
     groups = [rewards[start : start + size] for start in range(0, len(rewards), size)]
     return sum(map(same, groups)) / len(groups)
-
-
-def gae(rewards, values, gamma, lam):
-    advantages, next_value, next_advantage = [], 0.0, 0.0
-    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
-        next_advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
-        next_value = value
-        advantages.insert(0, next_advantage)
-    return advantages
 
 
 def gae_of_the_trainer(rewards, values, gamma, lam):
