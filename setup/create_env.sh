@@ -79,9 +79,9 @@ if [ -n "$torch_found" ] && [ "torch==${torch_found%%+*}" != "$torch_pin" ]; the
 say "$("$python" --version) in $prefix, GPU: $gpu"
 
 # Learners work in copies, which git ignores. A copy that exists stays as it is.
-mkdir -p notebooks/work
+mkdir -p notebooks/mine
 for notebook in notebooks/exercises/*; do
-    copy=notebooks/work/$(basename "$notebook")
+    copy=notebooks/mine/$(basename "$notebook")
     if [ ! -e "$copy" ]; then cp "$notebook" "$copy"; fi
 done
 

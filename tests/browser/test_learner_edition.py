@@ -120,10 +120,10 @@ def tab(tmp_path) -> Iterator[Page]:
 @pytest.fixture
 def page(tmp_path, tab) -> Iterator[Page]:
     """Open a copy of the learner edition, as set-up makes it, at tier smoke."""
-    (tmp_path / "workshop" / "notebooks" / "work").mkdir(parents=True)
+    (tmp_path / "workshop" / "notebooks" / "mine").mkdir(parents=True)
     (tmp_path / "workshop" / "lab_utils").symlink_to(REPOSITORY / "lab_utils")
     edition = (REPOSITORY / "notebooks" / "exercises" / f"{NAME}.ipynb").read_text(encoding="utf-8")
-    copy = tmp_path / "workshop" / "notebooks" / "work" / f"{NAME}.ipynb"
+    copy = tmp_path / "workshop" / "notebooks" / "mine" / f"{NAME}.ipynb"
     copy.write_text(edition.replace('HARDWARE = \\"cpu\\"', 'HARDWARE = \\"smoke\\"'), encoding="utf-8")
     settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -142,7 +142,7 @@ def page(tmp_path, tab) -> Iterator[Page]:
         wait(lambda: "is running at" in (tmp_path / "lab.log").read_text(), "JupyterLab")
         tab.call("Page.enable")
         tab.call("Page.addScriptToEvaluateOnNewDocument", source=HELPERS)
-        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/notebooks/work/{NAME}.ipynb?token={TOKEN}")
+        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/notebooks/mine/{NAME}.ipynb?token={TOKEN}")
         wait(lambda: tab.js("cells().length"), "notebook")
         tab.js("jupyterapp.shell.activateById(panel().id)")
         wait(lambda: tab.js("panel().sessionContext.session?.kernel?.status == 'idle'"), "kernel")
