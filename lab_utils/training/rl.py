@@ -368,7 +368,8 @@ class WriteCompletions(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % steps_per_rollout(args) == 0:
+        # the last step of a run may lie within a rollout; a run killed after its checkpoint does not take it again
+        if state.global_step % steps_per_rollout(args) == 0 or control.should_save:
             self.trainer.write_completions()
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -347,6 +347,20 @@ def test_an_interrupted_run_resumes_to_the_same_metrics(tmp_path, changes):
         assert all(torch.allclose(weight, other[name], atol=1e-6) for name, weight in one.items()), file
 
 
+@pytest.mark.component
+def test_a_run_killed_after_the_checkpoint_of_its_last_step_keeps_the_completions_of_a_rollout_in_progress(tmp_path):
+    class KillAfterSave(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 6:  # the last, in the middle of the second rollout's updates
+                raise KeyboardInterrupt
+
+    config = ppo_config(**{"ppo.max_steps": 6})
+    with pytest.raises(KeyboardInterrupt):
+        ppo.train(config, tmp_path / "run", reward_funcs=[digits_reward], callbacks=[KillAfterSave()])
+    run = ppo.train(config, tmp_path / "run", reward_funcs=[digits_reward], resume=True)
+    assert set(run.completions()["step"]) == {1, 5}
+
+
 def test_checkpoints_are_written_between_rollouts():
     class Run:
         checkpoints_dir = "somewhere"
