@@ -94,12 +94,12 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -> 
         ax.text(1.02, height - overshoot, label, transform=ax.transAxes, color=color, va="center", fontweight="bold")
 
 
-TRAILING = "trailing mean over a tenth of the curve"  # what `smooth` draws, for axis labels
+TRAILING = "trailing mean over a tenth of the curve, 3 points or more"  # what `smooth` draws, for axis labels
 
 
 def smooth(values: pd.Series) -> pd.Series:
-    """Return the trailing moving average over about a tenth of the points: no point knows what came after it."""
-    return values.rolling(len(values) // 20 * 2 + 1, min_periods=1).mean()
+    """Return the trailing mean over a tenth of the points, 3 at least: no point knows what came after it."""
+    return values.rolling(max(3, len(values) // 10), min_periods=1).mean()
 
 
 def tidy_axes(ax: Axes, whole_x: bool = True) -> None:
