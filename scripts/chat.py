@@ -5,7 +5,7 @@
     python scripts/chat.py outputs/countdown-grpo/grpo --server http://127.0.0.1:8000     # started by scripts/serve.py
     python scripts/chat.py Qwen/Qwen2.5-0.5B-Instruct --recipe gsm8k-grpo --multi-turn   # or a model folder, an adapter
 
-For Countdown type the numbers and, last, the target: 3 7 25 46. Every answer is appended to a JSON Lines file: query,
+For Countdown type the numbers and, last, the target: 9 14 20 25. Every answer is appended to a JSON Lines file: query,
 model, reasoning, answer and the whole response.
 """
 

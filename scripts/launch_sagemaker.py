@@ -5,7 +5,7 @@
     python scripts/launch_sagemaker.py train --recipe countdown-grpo --hardware cpu --wait --output-dir outputs/cloud
     python scripts/launch_sagemaker.py evaluate --recipe countdown-grpo --hardware a10g --job TRAINING_JOB --wait
     python scripts/launch_sagemaker.py deploy --job TRAINING_JOB --wait
-    python scripts/launch_sagemaker.py invoke ENDPOINT --recipe countdown-grpo --question "3 7 25 46"
+    python scripts/launch_sagemaker.py invoke ENDPOINT --recipe countdown-grpo --question "9 14 20 25"
     python scripts/launch_sagemaker.py status [JOB]
     python scripts/launch_sagemaker.py delete NAME
 

@@ -34,7 +34,7 @@ def as_prompt(task: Task, query: str) -> list[dict[str, str]]:
                                 "answer.") from None
     *nums, target = numbers_in(query)
     if len(nums) < 2:
-        raise QuestionError(f"{query!r}: type at least two numbers and then the target, such as: 3 7 25 46")
+        raise QuestionError(f"{query!r}: type at least two numbers and then the target, such as: 9 14 20 25")
     return task.prompt({"nums": nums, "target": target})
 
 

@@ -26,7 +26,7 @@ FORMATS = {"think": "`<think>…</think><answer>…</answer>`", "hash": "of a wo
            "reasoning": "`<reasoning>…</reasoning><answer>…</answer>`"}
 
 
-EXAMPLES = {"countdown": "3 7 25 46", "gsm8k": "Anna has 3 pens and buys 4 more. How many pens does she have now?"}
+EXAMPLES = {"countdown": "9 14 20 25", "gsm8k": "Anna has 3 pens and buys 4 more. How many pens does she have now?"}
 
 
 class ExportError(WorkshopError):

@@ -1,6 +1,6 @@
 """Countdown: combine some numbers, each exactly once, with + - * / to reach a target.
 
-A row: {"nums": [3, 7, 25], "target": 46}. A correct answer: <answer>(7 * 3) + 25</answer>.
+A row: {"nums": [9, 14, 20], "target": 25}. A correct answer: <answer>(14 + 20) - 9</answer>.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Countdown(Task):
     def check_row(self, row: Row) -> Row:
         nums, target = row["nums"], row["target"]
         if not isinstance(nums, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in nums):
-            raise RowError(f"nums={nums!r} is not a list of whole numbers: write it like [3, 7, 25].")
+            raise RowError(f"nums={nums!r} is not a list of whole numbers: write it like [9, 14, 20].")
         if not 2 <= len(nums) <= 6 or min(nums) < 1:
             raise RowError(f"nums={nums!r} does not fit: give two to six numbers of at least 1.")
         if not isinstance(target, int) or isinstance(target, bool):

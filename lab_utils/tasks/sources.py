@@ -127,7 +127,7 @@ def _whole_number(text: str) -> int:
 def read_csv(path: Path) -> Iterator[tuple[str, Row | RowError]]:
     """Read a table with a header line, separated by commas, semicolons or tabs.
 
-    The cells of a column become whole numbers, or lists such as [3, 7, 25], if all of them can; otherwise they stay
+    The cells of a column become whole numbers, or lists such as [9, 14, 20], if all of them can; otherwise they stay
     text.
     """
     try:

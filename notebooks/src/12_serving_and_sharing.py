@@ -174,7 +174,7 @@ models = {"base": config.model.name, "trained": run.model_dir}
 loaded = {label: (load_model(name, config.model), load_tokenizer(name)) for label, name in models.items()}
 how = {"temperature": config.evaluation.temperature, "max_new_tokens": config.evaluation.max_new_tokens, "seed": SEED}
 word_problem = "Anna has 3 pens and buys 4 more. How many pens does she have now?"
-queries = ["3 7 25 46", "5 9 20 34", "1 8 12 96"] if task.name == "countdown" else [word_problem]
+queries = ["9 14 20 25", "20 16 22 26", "1 8 12 96"] if task.name == "countdown" else [word_problem]
 chat_file = Path(OUTPUT_DIR) / "chat" / f"{config.recipe}.jsonl"
 for query in queries:
     prompt = as_prompt(task, query)
@@ -367,7 +367,7 @@ print(result.stdout or result.stderr)
 #
 # ```bash
 # python scripts/launch_sagemaker.py deploy --job YOUR-JOB --wait
-# python scripts/launch_sagemaker.py invoke YOUR-ENDPOINT --recipe countdown-grpo --question "3 7 25 46"
+# python scripts/launch_sagemaker.py invoke YOUR-ENDPOINT --recipe countdown-grpo --question "9 14 20 25"
 # python scripts/launch_sagemaker.py delete YOUR-ENDPOINT
 # python scripts/launch_sagemaker.py status
 # ```
