@@ -19,8 +19,8 @@ from lab_utils import WorkshopError, exit_status
 from lab_utils import config as configuration
 from lab_utils.config import RunConfig
 from lab_utils.config.schema import Stage
-from lab_utils.evaluation import evaluate_run, format_results, results_table
-from lab_utils.figures import plot_accuracy_bars, plot_attempts, plot_pass_at_k
+from lab_utils.evaluation import evaluate_run, format_results, results_table, rewards_table
+from lab_utils.figures import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_rewards
 from lab_utils.runs import RunDirectory
 
 
@@ -92,10 +92,15 @@ def main(argv: list[str] | None = None) -> None:
             evaluations[label].save(folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}.json")
     table = results_table(evaluations)
     print(f"\n{format_results(table).to_string()}")
+    has_rewards = all(evaluation.has_rewards for evaluation in evaluations.values())
+    if has_rewards:
+        print(f"\nMean of each reward × its weight:\n{rewards_table(evaluations).to_string()}")
     if folder:
         table.to_csv(folder / "results.csv")
         plot_accuracy_bars(evaluations, folder / "accuracy.png")
         plot_attempts(evaluations, folder / "attempts.png")
+        if has_rewards:
+            plot_rewards(evaluations, folder / "rewards.png")
         if config.evaluation.num_samples > 1:
             plot_pass_at_k(evaluations, folder / "pass_at_k.png")
 

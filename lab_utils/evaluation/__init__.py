@@ -1,7 +1,7 @@
 """Evaluation: ask a model every question several times, judge its answers, compare models on the same questions."""
 
 from .asking import evaluate, evaluate_run, judge
-from .results import Evaluation, format_results, results_table
+from .results import Evaluation, format_results, results_table, rewards_table
 from .statistics import (
     McNemar,
     PairedDifference,

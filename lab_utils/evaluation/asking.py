@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from trl.import_utils import is_vllm_available
 
 from .. import WorkshopError
-from ..config import RunConfig
+from ..config import RunConfig, short_name
 from ..models import load_model, load_tokenizer
+from ..rewards.own import reward_values
 from ..runs import RunDirectory, model_of, progress_bar
 from ..sampling import vllm as vllm_sampling
 from ..sampling.local import Completion, sample
@@ -31,6 +33,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     sampler: Callable[..., list[list[Completion]]] = sample,
+    config: RunConfig | None = None,
 ) -> Evaluation:
     """Ask the model every question of `dataset` (rows of `task.dataset`) and judge the answers with the task.
 
@@ -39,6 +42,7 @@ def evaluate(
         temperature: 0 for greedy decoding, which needs only one sample.
         batch_size: completions sampled at once.
         sampler: `sampling.local.sample`, or `sampling.vllm.sample` with a vLLM engine as the model.
+        config: a run's configuration; the values of its rewards are kept for every completion.
 
     Raises:
         WorkshopError: several samples at temperature 0, or no questions.
@@ -59,7 +63,7 @@ def evaluate(
             completions += sampler(model, tokenizer, prompts, num_samples=num_samples, max_new_tokens=max_new_tokens,
                                    temperature=temperature, top_p=top_p, seed=seed + start, batch_size=batch_size)
             bar.update(len(prompts))
-    return judge(task, rows, completions, settings)
+    return judge(task, rows, completions, settings, config)
 
 
 def judge(
@@ -67,8 +71,9 @@ def judge(
     rows: Sequence[dict[str, Any]],
     completions: Sequence[Sequence[Completion]],
     settings: dict[str, Any] | None = None,
+    config: RunConfig | None = None,
 ) -> Evaluation:
-    """Judge completions (a list per row) from any source."""
+    """Judge completions (a list per row) from any source; with the configuration of a run, also by its rewards."""
     examples = []
     for row, samples in zip(rows, completions, strict=True):
         judged = [
@@ -86,7 +91,24 @@ def judge(
         ]
         examples.append({"question": task.question(row), "prompt": row["prompt"], "gold": task.gold(row),
                          "completions": judged})
-    return Evaluation(examples, settings or {})
+    evaluation = Evaluation(examples, settings or {})
+    if config is not None and config.rewards:
+        try:
+            _add_reward_values(evaluation, config, rows, completions)
+        except WorkshopError as error:  # sampling took minutes: keep everything else
+            warnings.warn(f"The evaluation has no values of the rewards. {error}", stacklevel=2)
+    return evaluation
+
+
+def _add_reward_values(evaluation: Evaluation, config: RunConfig, rows: Sequence[dict[str, Any]],
+                       completions: Sequence[Sequence[Completion]]) -> None:
+    pairs = [(row, one) for row, samples in zip(rows, completions, strict=True) for one in samples]
+    values = reward_values(config, [row for row, _ in pairs], [one.text for _, one in pairs],
+                           [one.token_ids for _, one in pairs])
+    judged = [one for example in evaluation.examples for one in example["completions"]]
+    for one, *each in zip(judged, *values.values(), strict=True):
+        one["rewards"] = dict(zip(values, each, strict=True))
+    evaluation.settings["rewards"] = {short_name(name): weight for name, weight in config.rewards.items()}
 
 
 def evaluate_run(source: RunDirectory | str | Path, config: RunConfig, *, plain_text: bool = False) -> Evaluation:
@@ -106,12 +128,13 @@ def evaluate_run(source: RunDirectory | str | Path, config: RunConfig, *, plain_
     if settings.use_vllm and is_vllm_available():
         with vllm_sampling.vllm_engine(model, config.model) as engine:
             evaluation = evaluate(engine, tokenizer, task, dataset, batch_size=len(dataset) * settings.num_samples,
-                                  sampler=vllm_sampling.sample, **how)
+                                  sampler=vllm_sampling.sample, config=config, **how)
     else:
         if settings.use_vllm:
             print("evaluation.use_vllm = True, but vLLM is not installed: transformers samples, which is slower.")
         policy = load_model(model, config.model)
-        evaluation = evaluate(policy, tokenizer, task, dataset, batch_size=settings.batch_size, **how)
+        evaluation = evaluate(policy, tokenizer, task, dataset, batch_size=settings.batch_size, config=config,
+                              **how)
     if model != str(source):
         evaluation.save(RunDirectory(source).evaluation_path)
     return evaluation

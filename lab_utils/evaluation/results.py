@@ -26,8 +26,9 @@ class Evaluation:
     """Every answer of a model to a set of questions, and the numbers computed from them.
 
     examples: one dictionary per question: question, prompt, gold and `completions`, a list of dictionaries with
-        text, extracted, correct (strict), correct_lenient, has_format, finished, num_tokens, attempts.
-    settings: how the completions were sampled.
+        text, extracted, correct (strict), correct_lenient, has_format, finished, num_tokens, attempts, and `rewards`,
+        the value of each reward function (missing in files of earlier versions).
+    settings: how the completions were sampled, and the weights of the rewards.
     """
 
     examples: list[dict[str, Any]]
@@ -125,9 +126,31 @@ class Evaluation:
         correct = [[c["correct"] for c in example["completions"]] for example in self.examples]
         return {k: float(np.mean([maj_at_k(a, c, k) for a, c in zip(answers, correct, strict=True)])) for k in self.ks}
 
+    @property
+    def has_rewards(self) -> bool:
+        return "rewards" in self.settings
+
+    def contributions(self) -> dict[str, np.ndarray]:
+        """Return value × weight of each reward function for every completion, shape (questions, num_samples).
+
+        The last entry, "total", is their sum: what training would pay.
+
+        Raises:
+            WorkshopError: the evaluation has no values of rewards.
+        """
+        if not self.has_rewards:
+            raise WorkshopError("This evaluation has no values of the rewards (an earlier version wrote none): delete "
+                                "its eval.json and evaluate again.")
+        parts = {name: weight * np.array([[one["rewards"][name] for one in example["completions"]]
+                                          for example in self.examples])
+                 for name, weight in self.settings["rewards"].items()}
+        return parts | {"total": sum(parts.values())}
+
     def summary(self) -> dict[str, Any]:
         """Return the numbers of the evaluation as in eval.json."""
-        return {
+        rewards = {"rewards": {name: float(part.mean()) for name, part in self.contributions().items()}} \
+            if self.has_rewards else {}
+        return rewards | {
             "questions": len(self.examples),
             "num_samples": self.num_samples,
             "accuracy": self.accuracy,
@@ -215,13 +238,46 @@ def results_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
             "attempts": evaluation.mean_attempts,
         }
         if evaluation is not first:
-            if [e["question"] for e in evaluation.examples] != [e["question"] for e in first.examples]:
-                raise WorkshopError(f"{label!r} and {first_label!r} were not asked the same questions: evaluate both "
-                                    "with the same task, source and test_limit.")
+            _check_questions(first_label, first, label, evaluation)
             paired = paired_bootstrap(first.per_problem, evaluation.per_problem)
             row |= dict(zip(("difference", "difference_low", "difference_high", "p_value"), paired, strict=True))
         rows.append(row)
     return pd.DataFrame(rows).set_index("model")
+
+
+def _check_questions(first_label: str, first: Evaluation, label: str, evaluation: Evaluation) -> None:
+    if [e["question"] for e in evaluation.examples] != [e["question"] for e in first.examples]:
+        raise WorkshopError(f"{label!r} and {first_label!r} were not asked the same questions: evaluate both "
+                            "with the same task, source and test_limit.")
+
+
+def rewards_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
+    """Split the mean reward of models on the same questions into the parts of its reward functions, as text.
+
+    Returns:
+        A row per reward function and one for the total, their sum. The columns are each model's mean of value × weight
+        and its paired difference from the first model, with the 95% interval.
+
+    Raises:
+        WorkshopError: an evaluation has no values, or the evaluations differ in their rewards or in their questions.
+    """
+    first_label, first = next(iter(evaluations.items()))
+    before = first.contributions()
+    weights = first.settings["rewards"]
+    table = pd.DataFrame({"weight": [*(f"{weight:g}" for weight in weights.values()), ""]}, index=list(before))
+    for label, evaluation in evaluations.items():
+        after = evaluation.contributions()
+        if evaluation.settings["rewards"] != weights:
+            raise WorkshopError(f"{label!r} and {first_label!r} were scored by different rewards: evaluate both with "
+                                "the same recipe.")
+        table[label] = [f"{part.mean():.3f}" for part in after.values()]
+        if evaluation is not first:
+            _check_questions(first_label, first, label, evaluation)
+            gains = [paired_bootstrap(before[name].mean(axis=1), after[name].mean(axis=1)) for name in before]
+            table[f"{label} − {first_label}"] = [
+                f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]".replace("-0.000", "+0.000")
+                for gain in gains]
+    return table
 
 
 def format_results(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from .evaluation import (
     plot_pass_at_k,
     plot_problem_accuracy,
     plot_rates,
+    plot_rewards,
     plot_story,
 )
 from .lessons import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..evaluation import Evaluation
 from ..tasks import visible
-from .style import INK, OTHER_COLORS, colors, finish, label_ends, percent_axis
+from .style import INK, OTHER_COLORS, colors, finish, label_ends, panels, percent_axis
 from .training import Runs, draw_metric, metrics_of, x_label
 
 
@@ -144,6 +145,43 @@ def plot_rates(evaluations: Mapping[str, Evaluation], path: str | Path | None = 
     percent_axis(ax)
     label_ends(ax, ends, gap=0.14)
     return finish(figure, path)
+
+
+def plot_rewards(evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:
+    """Draw what the mean reward of each model is made of, then a histogram of each reward and of their weighted sum.
+
+    Raises:
+        WorkshopError: an evaluation has no values of rewards.
+    """
+    parts = {label: evaluation.contributions() for label, evaluation in evaluations.items()}
+    names = list(next(iter(parts.values())))
+    figure, (left, *others) = panels(1 + len(names), 2, 7.2, 3.9)
+    for index, model in enumerate(parts.values()):
+        heights, middles = {True: 0.0, False: 0.0}, []  # penalties are stacked below zero
+        for name, color in zip(names[:-1], itertools.cycle(OTHER_COLORS), strict=False):
+            mean = model[name].mean()
+            left.bar(index, mean, 0.6, bottom=heights[mean >= 0], color=color)
+            middles.append((heights[mean >= 0] + mean / 2, _reward_label(name), color))
+            heights[mean >= 0] += mean
+        left.hlines(model["total"].mean(), index - 0.38, index + 0.38, color=INK, linewidth=2)
+    left.axhline(0, color=INK, linewidth=1)
+    left.set_xticks(range(len(parts)), list(parts))
+    left.set(title="What the reward is made of", ylabel="mean per response", xlabel="line: the total")
+    label_ends(left, middles, gap=0.09)
+    for ax, name in zip(others, names, strict=True):
+        values = [model[name].ravel() for model in parts.values()]
+        ax.hist(values, bins=12, weights=[np.full(len(v), 1 / len(v)) for v in values], color=colors(list(parts)))
+        ax.set(title=_reward_label(name).capitalize(), ylabel="% of responses", xlabel="value × weight")
+        percent_axis(ax)
+    for index, (label, color) in enumerate(zip(parts, colors(list(parts)), strict=True)):
+        others[-1].text(0.5, 0.92 - 0.12 * index, label, transform=others[-1].transAxes, color=color, ha="center",
+                        fontweight="bold")
+    figure.supxlabel(sizes(evaluations), fontsize=14, color=INK)
+    return finish(figure, path)
+
+
+def _reward_label(name: str) -> str:
+    return name.removesuffix("_reward").replace("_", " ")
 
 
 def plot_story(runs: Runs, evaluations: Mapping[str, Evaluation], path: str | Path | None = None) -> Figure:

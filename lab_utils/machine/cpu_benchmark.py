@@ -38,11 +38,12 @@ from ..config import RunConfig, with_overrides
 from ..evaluation import evaluate
 from ..figures.style import OTHER_COLORS, finish, panels
 from ..models import end_token_ids, load_model, load_tokenizer
+from ..rewards.own import rewards_of
 from ..runs import RunDirectory, write_atomically
 from ..tasks import load_task
 from ..teaching.grpo_math import group_advantages, grpo_loss, token_logps
 from ..training import grpo
-from ..training.rl import filter_long_prompts, rewards_of
+from ..training.rl import filter_long_prompts
 from ..training.stages import finished_run
 from .step_times import machine, random_model, spread, table
 

@@ -1,7 +1,8 @@
-"""Rewards and tasks of the user's own: load them by reference, and try them before anything is trained."""
+"""The rewards of a run, the user's own among them: load them, score completions, try own code before training."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import WorkshopError, rewards
-from ..config import RunConfig, is_own, own_code
-from ..tasks import Row, Task
+from ..config import RunConfig, is_own, own_code, short_name
+from ..tasks import Row, Task, load_task
 from .combine import RewardFunction, check_values
 
 LONGEST_SECONDS = 20.0  # for all sample completions together; a rollout calls a reward as often, or more often
@@ -29,6 +30,56 @@ def load_reward(name: str) -> RewardFunction:
 def arguments_for(function: Callable, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the `known` values, such as the longest completion, that a function has a parameter for."""
     return {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
+
+
+def rewards_of(config: RunConfig, own: Sequence[Callable] | None, max_length: int, task: Task) -> list[Callable]:
+    """Return the reward functions of a run: `own`, or those that the configuration names.
+
+    A reward with a parameter `max_length`, which scales with length, gets the run's longest completion, and one with a
+    parameter `task` the task. An exception in a reward becomes a WorkshopError that names the function.
+    """
+
+    def named(function: Callable) -> Callable:
+        known = arguments_for(function, {"max_length": max_length, "task": task})
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            try:
+                values = function(*args, **{**known, **kwargs})
+            except Exception as error:
+                raise own_error(f"The reward function {function.__name__!r}", error, kwargs) from error
+            if not isinstance(values, list | tuple) or len(values) != len(kwargs["completions"]):
+                check_values(f"The reward function {function.__name__!r}", values, len(kwargs["completions"]))
+            return values
+        return call
+
+    return list(map(named, own or map(load_reward, config.rewards)))
+
+
+def call_arguments(rows: Sequence[Row], texts: Sequence[str], tokens: Sequence[list[int]]) -> dict[str, Any]:
+    """Return the arguments with which TRL's trainer calls a reward function, for one completion per row."""
+    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
+    return columns | {
+        "prompts": [row["prompt"] for row in rows],
+        "completions": [[{"role": "assistant", "content": text}] for text in texts], "completion_ids": list(tokens),
+        "trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+
+
+def reward_values(config: RunConfig, rows: Sequence[Row], texts: Sequence[str],
+                  tokens: Sequence[list[int]]) -> dict[str, list[float]]:
+    """Return what each reward of a run gives to each completion, by the name under which training logs the reward.
+
+    Raises:
+        WorkshopError: a reward raises, or does not return one finite number per completion.
+    """
+    longest = (config.ppo if "ppo" in config.stages else config.grpo).max_completion_length
+    arguments = call_arguments(rows, texts, tokens)
+    values = {}
+    for name, function in zip(config.rewards, rewards_of(config, None, longest, load_task(config.task)), strict=True):
+        found = function(**arguments)
+        check_values(f"The reward function {short_name(name)!r}", found, len(texts))
+        values[short_name(name)] = list(map(float, found))
+    return values
 
 
 def try_own_code(config: RunConfig, task: Task, rows: Sequence[Row]) -> list[str]:
@@ -51,16 +102,12 @@ def try_own_code(config: RunConfig, task: Task, rows: Sequence[Row]) -> list[str
     lines = []
     if task.own:
         lines.append(_try_task(task, config.task.name, demonstrations, texts, answered))
-    completions = [[{"role": "assistant", "content": text}] for text in texts]
-    columns = {name: [row.get(name) for row in answered] for name in rows[0] if name != "prompt"}
-    columns |= {"prompts": [row["prompt"] for row in answered], "completion_ids": [[1] * (len(t) // 4) for t in texts],
-                "trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}  # TRL passes these
+    arguments = call_arguments(answered, texts, [[1] * (len(text) // 4) for text in texts])
     for name in filter(is_own, config.rewards):
         function, where = load_reward(name), readable(name)
         known = {"max_length": config.grpo.max_completion_length, "task": task}
         started = time.perf_counter()
-        values = _called(where, lambda f=function, k=known: f(completions=completions,
-                                                            **{**arguments_for(f, k), **columns}), columns)
+        values = _called(where, lambda f=function, k=known: f(**{**arguments_for(f, k), **arguments}), arguments)
         each = (time.perf_counter() - started) / len(texts)
         check_values(where, values, len(texts))
         same = " They are all equal: if they stay so, nothing is learned from it. Is `completion_text` missing?" \

@@ -36,8 +36,7 @@ from trl import GRPOConfig, GRPOTrainer
 from .. import TrainingStopped, WorkshopError
 from ..config import ConfigError, PPOSettings, RLSettings, RunConfig
 from ..models import adapter_base, load_model, load_tokenizer, lora_config, on_gpu
-from ..rewards.combine import check_values
-from ..rewards.own import arguments_for, load_reward, own_error
+from ..rewards.own import rewards_of
 from ..runs import (
     MetricsCallback,
     PrintMetricsCallback,
@@ -107,7 +106,7 @@ def steps_per_rollout(arguments: GRPOConfig) -> int:
     return math.lcm(micro_batches, arguments.gradient_accumulation_steps) // arguments.gradient_accumulation_steps
 
 
-# --- Start model, dataset, rewards -----------------------------------------------------------------------------------
+# --- Start model, dataset --------------------------------------------------------------------------------------------
 
 
 def check_start(start: str | Path, config: RunConfig) -> None:
@@ -144,30 +143,6 @@ def train_in_float32(model: PreTrainedModel | PeftModel) -> None:
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-
-
-def rewards_of(config: RunConfig, own: Sequence[Callable] | None, max_length: int, task: Task) -> list[Callable]:
-    """Return the reward functions of a run: `own`, or those that the configuration names.
-
-    A reward with a parameter `max_length`, which scales with length, gets the run's longest completion, and one with a
-    parameter `task` the task. An exception in a reward becomes a WorkshopError that names the function.
-    """
-
-    def named(function: Callable) -> Callable:
-        known = arguments_for(function, {"max_length": max_length, "task": task})
-
-        @functools.wraps(function)
-        def call(*args, **kwargs):
-            try:
-                values = function(*args, **{**known, **kwargs})
-            except Exception as error:
-                raise own_error(f"The reward function {function.__name__!r}", error, kwargs) from error
-            if not isinstance(values, list | tuple) or len(values) != len(kwargs["completions"]):
-                check_values(f"The reward function {function.__name__!r}", values, len(kwargs["completions"]))
-            return values
-        return call
-
-    return list(map(named, own or map(load_reward, config.rewards)))
 
 
 def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:

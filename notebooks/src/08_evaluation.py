@@ -301,6 +301,27 @@ for part in parts["SFT"]:
 # try. (A full-size model writes no such marks, so all of its correct answers stand in the second line. It would need
 # another sign of a first attempt.)
 #
+# ## What would the reward have paid?
+#
+# Training saw nothing but rewards. The evaluation has computed them too, for every response: the value of each reward
+# function of the recipe, and their weighted sum. Before you look at the table: which part of the reward can still grow
+# after the warm-up, and by how much?
+
+# %%
+from lab_utils.evaluation import rewards_table
+from lab_utils.figures import plot_rewards
+
+rewards_table({"SFT": before, "GRPO": after})
+
+# %%
+plot_rewards({"SFT": before, "GRPO": after}, figures / "08_rewards.png")
+
+# %% [markdown]
+# A mean of 0.4 can be many responses that earn 0.4, or some that earn 1 and others that earn 0. The histograms tell
+# which. Compare the table with the accuracy above. The part for the correct answer rises exactly as the accuracy does,
+# because reward and evaluation use the same definition. The part for the format has been near its maximum since the
+# warm-up. A gain in another part, without one in accuracy, would be a hole in the reward (notebook 07).
+#
 # ## Was it the reward?
 #
 # A difference after training does not prove that the *reward* made it. Perhaps any training would have helped: longer

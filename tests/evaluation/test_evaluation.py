@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from lab_utils import WorkshopError
+from lab_utils import WorkshopError, config
 from lab_utils.evaluation import (
     Evaluation,
     bootstrap_interval,
@@ -19,6 +19,7 @@ from lab_utils.evaluation import (
     paired_bootstrap,
     pass_at_k,
     results_table,
+    rewards_table,
     wilson_interval,
 )
 from lab_utils.models import load_model, load_tokenizer
@@ -263,3 +264,65 @@ def test_evaluate_gives_the_same_answers_again():
     assert first.examples == evaluate(model, tokenizer, TASK, ROWS, seed=1, **settings).examples
     assert first.examples != evaluate(model, tokenizer, TASK, ROWS, seed=2, **settings).examples
     assert first.settings["max_new_tokens"] == 12 and first.num_samples == 2
+
+
+# --- Rewards ---------------------------------------------------------------------------------------------------------
+
+CONFIG = config.load("countdown-grpo", "cpu")
+
+
+def scored(first, second, config=CONFIG):
+    return judge(TASK, ROWS, [list(map(completion, first)), list(map(completion, second))], {}, config)
+
+
+def test_an_evaluation_keeps_the_value_of_every_reward(tmp_path):
+    both = scored([GOOD, WRONG], [UNTAGGED, CUT])
+    assert both.examples[0]["completions"][0]["rewards"] == {"format_reward": 1.0, "equation_reward": 1.0}
+    both.save(tmp_path / "eval.json")
+    parts = Evaluation.load(tmp_path / "eval.json").contributions()
+    assert {name: part.tolist() for name, part in parts.items()} == {
+        "format_reward": [[0.1, 0.1], [0.0, 0.0]], "equation_reward": [[1.0, 0.0], [0.0, 0.0]],
+        "total": [[1.1, 0.1], [0.0, 0.0]]}
+    assert both.summary()["rewards"] == {"format_reward": 0.05, "equation_reward": 0.25, "total": pytest.approx(0.3)}
+    assert both.accuracy == 0.25, "the reward for correctness and the accuracy are one definition"
+
+
+def test_an_evaluation_without_values_loads_and_says_how_to_get_them(evaluation, tmp_path):
+    evaluation.save(tmp_path / "eval.json")
+    old = Evaluation.load(tmp_path / "eval.json")
+    assert "rewards" not in old.summary()
+    with pytest.raises(WorkshopError, match="no values of the rewards.*evaluate again"):
+        rewards_table({"SFT": old})
+
+
+def test_rewards_table_splits_the_gain_into_its_parts():
+    before, after = scored([GOOD, WRONG], [WRONG, UNTAGGED]), scored([GOOD, GOOD], [GOOD, WRONG])
+    table = rewards_table({"SFT": before, "GRPO": after})
+    assert table.loc[["format_reward", "equation_reward", "total"], "GRPO"].tolist() == ["0.100", "0.750", "0.850"]
+    assert table.loc["total", "SFT"] == "0.325" and table.loc["format_reward", "weight"] == "0.1"
+    assert table.loc["equation_reward", "GRPO − SFT"] == "+0.500 [+0.500, +0.500]"
+    other = scored([GOOD] * 2, [GOOD] * 2, config.load("countdown-grpo", "cpu", {"rewards.format_reward": 0.2}))
+    with pytest.raises(WorkshopError, match="'GRPO' and 'SFT' were scored by different rewards"):
+        rewards_table({"SFT": before, "GRPO": other})
+
+
+OWN_REWARDS = """
+def columns_and_tokens(completions, prompts, nums, completion_ids, max_length, task, **columns):
+    assert completions[0][-1]["role"] == "assistant" and prompts[0][-1]["role"] == "user" and task.name == "countdown"
+    return [len(numbers) + len(ids) / max_length for numbers, ids in zip(nums, completion_ids)]
+
+
+def broken(completions, **columns):
+    return [1 / (len(completion[-1]["content"]) - 30) for completion in completions]
+"""
+
+
+def test_own_rewards_are_called_as_in_training_and_a_broken_one_costs_only_the_values(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_REWARDS)
+    own = {name: config.load("countdown-grpo", "cpu", {"rewards": {f"{tmp_path / 'mine.py'}:{name}": 2.0}})
+           for name in ("columns_and_tokens", "broken")}
+    parts = scored([GOOD], [CUT], own["columns_and_tokens"]).contributions()
+    assert parts["columns_and_tokens"].tolist() == pytest.approx(np.full((2, 1), 2 * (3 + 10 / 192)))
+    with pytest.warns(UserWarning, match="no values of the rewards.*'broken'.*ZeroDivisionError"):
+        kept = scored([GOOD], ["x" * 30], own["broken"])
+    assert kept.accuracy == 0.5 and not kept.has_rewards

@@ -37,11 +37,13 @@ def make_evaluation(share, seed):
     rng = np.random.default_rng(seed)
     answers = [
         [{"text": "", "extracted": "1", "correct": bool(c), "correct_lenient": True, "has_format": True,
-          "finished": True, "num_tokens": int(10 + 5 * c), "attempts": int(1 + c)} for c in rng.random(4) < share]
+          "finished": True, "num_tokens": int(10 + 5 * c), "attempts": int(1 + c),
+          "rewards": {"format_reward": 1.0, "equation_reward": float(c), "length_penalty": -0.5}}
+         for c in rng.random(4) < share]
         for _ in range(20)
     ]
     examples = [{"question": str(i), "prompt": [], "gold": "1", "completions": c} for i, c in enumerate(answers)]
-    return Evaluation(examples)
+    return Evaluation(examples, {"rewards": {"format_reward": 0.1, "equation_reward": 1.0, "length_penalty": 0.2}})
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,15 @@ def test_attempts_and_lengths_are_shares_of_all_responses(evaluations, name):
     for ax, evaluation in zip(figure.axes, evaluations.values(), strict=True):
         every, correct = heights(ax)[:len(ax.patches) // 2], heights(ax)[len(ax.patches) // 2:]
         assert sum(every) == pytest.approx(1.0) and sum(correct) == pytest.approx(evaluation.accuracy)
+
+
+def test_rewards_are_stacked_up_to_the_total_and_their_histograms_count_all_responses(evaluations):
+    figure = figures.plot_rewards(evaluations)
+    assert titles(figure) == ["What the reward is made of", "Format", "Equation", "Length penalty", "Total"]
+    assert heights(figure.axes[0])[3:6] == pytest.approx([0.1, evaluations["SFT"].accuracy, -0.1])
+    assert [bar.get_y() for bar in figure.axes[0].patches[3:6]] == pytest.approx([0.0, 0.1, 0.0])  # penalties: down
+    for ax in figure.axes[1:5]:
+        assert sum(heights(ax)) == pytest.approx(len(evaluations))  # 100% for each model
 
 
 def test_problem_accuracy_counts_questions_by_their_correct_answers(evaluations):

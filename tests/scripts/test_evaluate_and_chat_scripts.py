@@ -1,6 +1,7 @@
 """scripts/evaluate.py and scripts/chat.py: what they ask, write and refuse."""
 
 import json
+import re
 import shutil
 
 import chat as chat_script
@@ -48,10 +49,13 @@ def test_evaluate_compares_models_and_writes_everything(run, tmp_path, capsys):
     assert Evaluation.load(run.evaluation_path).summary() == json.loads((results / "GRPO.json").read_text())["summary"]
     saved = Evaluation.load(run.evaluation_path)
     assert saved.num_samples == 2 and len(saved.examples) == 5
-    written = {"base.json", "GRPO.json", "results.csv", "accuracy.png", "attempts.png", "pass_at_k.png"}
+    written = {"base.json", "GRPO.json", "results.csv", "accuracy.png", "attempts.png", "rewards.png",
+               "pass_at_k.png"}
     assert {path.name for path in results.iterdir()} == written
     # the same model, the same questions and the same seed: the same answers
-    assert "+0.0 [+0.0, +0.0]" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "+0.0 [+0.0, +0.0]" in printed
+    assert re.search(r"equation_reward +1 +\d\.\d{3} +\d\.\d{3} +\+0\.000 \[\+0\.000, \+0\.000\]", printed)
 
 
 def test_plain_text_is_for_models_that_are_evaluated(capsys):
