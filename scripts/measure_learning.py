@@ -102,10 +102,10 @@ def generated_tokens(run: RunDirectory) -> pd.Series:
 
 
 class StopAtTokens(TrainerCallback):
-    """Ends training after the rollout that comes closest to a number of generated tokens. Needs logging_steps = 1."""
+    """Ends training after the rollout that comes closest to the tokens of the run `other`. Needs logging_steps = 1."""
 
-    def __init__(self, budget: float):
-        self.budget, self.generated, self.last = budget, 0.0, 0.0
+    def __init__(self, other: RunDirectory):
+        self.budget, self.generated, self.last = generated_tokens(other).iloc[-1], 0.0, 0.0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "completions/mean_length" in logs:  # the first step of a rollout
@@ -115,14 +115,14 @@ class StopAtTokens(TrainerCallback):
             control.should_training_stop = True
 
 
-def with_equal_tokens(config: RunConfig, path: Path, stage: str, start: Path, other: RunDirectory) -> RunDirectory:
+def with_equal_tokens(config: RunConfig, path: Path, stage: str, start: Path, other: RunDirectory,
+                      stop: type[StopAtTokens] = StopAtTokens) -> RunDirectory:
     """Return the run in `path`, which generates as many tokens as the run `other`; train it if it is not finished."""
     run = RunDirectory(path)
     config = with_overrides(config, {f"{stage}.max_steps": 10 * getattr(config, stage).max_steps})  # the budget ends it
     if not finished(run, stage, config):
-        budget = generated_tokens(other).iloc[-1]
         shutil.rmtree(run.path, ignore_errors=True)  # the tokens before an interruption would not be counted
-        TRAIN[stage](config, run.path, model=start, callbacks=[StopAtTokens(budget)])
+        TRAIN[stage](config, run.path, model=start, callbacks=[stop(other)])
     return run
 
 

@@ -147,6 +147,7 @@ class GRPOSettings(RLSettings):
     epsilon_high: Positive | None = None  # upper clip if it differs from epsilon (DAPO's clip-higher)
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    importance_sampling_level: Literal["token", "sequence"] = "token"  # one ratio per what (GSPO)
     mask_truncated_completions: bool = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -70,6 +70,27 @@ def plot_pass_at_k(evaluations: Mapping[str, Evaluation], path: str | Path | Non
     ax.margins(x=0.02)
     percent_axis(ax)
     label_ends(ax, ends, gap=0.075)
+    return finish(figure, path)
+
+
+def plot_differences(rows: Sequence[Mapping], default: str, path: str | Path | None = None) -> Figure:
+    """Draw how far each variant's accuracy is from the default's: the mean over seeds with its interval, and each seed.
+
+    Args:
+        rows: one mapping per variant, as scripts/compare_variants.py writes them: variant, difference, low, high and
+            seeds (one difference each). Rows without a difference, such as the default's own, are left out.
+    """
+    rows = [row for row in rows if "difference" in row][::-1]
+    figure, ax = plt.subplots(figsize=(10, 1.6 + 0.55 * len(rows)))
+    for height, row in enumerate(rows):
+        ax.hlines(height, 100 * row["low"], 100 * row["high"], color=OTHER_COLORS[0], linewidth=3)
+        ax.plot(100 * row["difference"], height, "o", color=OTHER_COLORS[0], markersize=10)
+        ax.plot([100 * value for value in row["seeds"]], [height] * len(row["seeds"]), "|", color=INK, markersize=14)
+    ax.axvline(0, color=INK, linestyle="--", linewidth=1.5)
+    ax.set_yticks(range(len(rows)), [row["variant"] for row in rows])
+    ax.grid(axis="x")
+    ax.set(title=f"Accuracy minus that of {default}", ylim=(-0.6, len(rows) - 0.4),
+           xlabel="percentage points\npoint and line: mean of the seeds, 95% interval by problem; marks: each seed")
     return finish(figure, path)
 
 

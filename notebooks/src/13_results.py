@@ -236,6 +236,58 @@ for label, evaluation in evaluations.items():
 # number of problems replaces a second seed: the interval covers the choice of problems only.
 
 # %% [markdown]
+# ## Variants of GRPO, one change at a time
+#
+# Papers after GRPO change one or two of its parts. Does it matter here? One command trains the default and its variants
+# from the same start model, with the same prompts and on the same number of generated tokens. Its results come with the
+# workshop. This makes them again:
+#
+# ```bash
+# python scripts/compare_variants.py --seeds 0 1 2 --set task.test_limit=200 --output-dir runs/variants
+# cp runs/variants/variants.json notebooks/recorded/
+# ```
+#
+# The default averages the loss over tokens, as DAPO does. It divides advantages by the standard deviation of the group,
+# has a KL term, and makes one optimizer step per rollout. Every variant changes only the settings that are listed here:
+
+# %%
+path = Path("notebooks/recorded/variants.json")
+variants = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+if not variants:
+    print(f"{path} is missing: the two commands above make it.")
+for name, changes in variants.get("variants", {}).items():
+    print(f"{name + ':':<24}", ", ".join(f"{key.removeprefix('grpo.')} {value}" for key, value in changes.items()))
+pd.DataFrame(variants["table"]).set_index("variant") if variants else None
+
+# %%
+from lab_utils.figures import plot_differences
+
+plot_differences(variants["summaries"], "the default", figures / "13_variants.png") if variants else None
+
+# %% [markdown]
+# Here are the same comparisons as sentences, written by your function:
+
+# %%
+for row in variants.get("summaries", []):
+    if "difference" in row:
+        print(conclude(f"{row['variant']} compared with GRPO", row["difference"], row["low"], row["high"],
+                       variants["problems"], len(variants["seeds"])))
+
+# %% [markdown]
+# - `no scaling` and `leave-one-out` are nearly the same run. Leave-one-out advantages are G / (G − 1) times those with
+#   the mean of all (notebook 04), and Adam hardly notices a constant factor: only the KL term weighs a little less.
+#   What separates these two rows is mostly chance. Compare the other differences with it.
+# - With one step per rollout the probability ratio is 1, and nothing can be clipped: see `clipped`. Clip-higher and
+#   GSPO therefore use every rollout twice. Their effect is the column `− 2 passes`, not the one before it.
+# - `no signal` is the share of groups with equal rewards. DAPO's dynamic sampling would replace them. TRL does not have
+#   it, so it was not measured.
+#
+# **What this does not show.** It is one model of about a million parameters, one task, a few steps and three seeds. The
+# learning rate, the KL coefficient and the rest were tuned for the default. No variant got its own. The intervals
+# cover the choice of problems; the seeds are shown beside them. Of twenty such intervals one excludes 0 by chance, even
+# if no change matters. Equal tokens are not equal updates: two passes make twice as many. And the changes were made for
+# long responses and thousands of steps. What they repair hardly occurs in a run as short as this one.
+#
 # ## What you should see, and what it means if you don't
 
 # %%
