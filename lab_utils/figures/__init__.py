@@ -8,6 +8,7 @@ from .completions import browse_completions
 from .evaluation import (
     plot_accuracy_bars,
     plot_attempts,
+    plot_cost,
     plot_differences,
     plot_pass_at_k,
     plot_problem_accuracy,

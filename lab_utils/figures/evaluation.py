@@ -94,6 +94,31 @@ def plot_differences(rows: Sequence[Mapping], default: str, path: str | Path | N
     return finish(figure, path)
 
 
+def plot_cost(
+    methods: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | Path | None = None
+) -> Figure:
+    """Draw accuracy against the tokens that an answer costs, a curve or a single point per method.
+
+    Args:
+        methods: {label: (tokens per answer, shares correct)}, both of equal length.
+    """
+    figure, ax = plt.subplots(figsize=(10, 5.5))
+    ends = []
+    for (label, (tokens, accuracies)), color in zip(methods.items(), colors(list(methods)), strict=True):
+        single = len(tokens) == 1
+        ax.plot(tokens, accuracies, color=color, marker="D" if single else "o", markersize=11 if single else 7)
+        ends.append((accuracies[-1], f"◆ {label}" if single else label, color))
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.minorticks_off()
+    ax.set(title="What a correct answer costs", xlabel="tokens per answer (all samples together)")
+    ax.set_ylabel("% of questions")
+    ax.set_ylim(0, 1)
+    percent_axis(ax)
+    label_ends(ax, ends, gap=0.075)
+    return finish(figure, path)
+
+
 def plot_attempts(
     evaluations: Mapping[str, Evaluation], path: str | Path | None = None, name: str = "attempts"
 ) -> Figure:

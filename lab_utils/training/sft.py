@@ -43,14 +43,15 @@ class ContinueTokenCount(TrainerCallback):
 
 
 def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None = None, resume: bool = False,
-          callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
-    """Fine-tune on the task's demonstrations.
+          callbacks: Sequence[TrainerCallback] = (), examples: Dataset | None = None) -> RunDirectory:
+    """Fine-tune on the task's demonstrations, or on other examples.
 
     Args:
         config: the run's configuration; this stage reads `task`, `model` and `sft`.
         output_dir: the run directory to write.
         model: the start model, `config.model.name` when None.
         resume: continue from the run directory's last checkpoint.
+        examples: imitate these instead, such as a model's own correct completions; columns as in `demonstrations`.
 
     Returns:
         The run directory; the trained model (an adapter with LoRA) is in its `model` folder.
@@ -59,8 +60,9 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     arguments = sft_arguments(config, run)
     if resume and is_finished(run, arguments, config, "sft"):
         return run
-    task = load_task(config.task)
-    dataset = task.dataset("train", config.task.train_limit, config.task.source)
+    if examples is None:
+        task = load_task(config.task)
+        examples = demonstrations(task, task.dataset("train", config.task.train_limit, config.task.source))
     tokenizer = load_tokenizer(start)
     if END_OF_TURN in tokenizer.get_vocab():  # otherwise a turn ends with the tokenizer's own end token
         arguments.eos_token = END_OF_TURN
@@ -69,7 +71,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
         trainer = SFTTrainer(
             model=policy,
             args=arguments,
-            train_dataset=demonstrations(task, dataset),
+            train_dataset=examples,
             processing_class=tokenizer,
             peft_config=new_adapter(policy, config),
             callbacks=list(callbacks),

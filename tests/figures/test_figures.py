@@ -193,3 +193,10 @@ def test_side_by_side_every_curve_is_in_view():
     for ax in figure.axes[:len(runs)]:
         low, high = ax.get_ylim()
         assert all(low < min(line.get_ydata()) and max(line.get_ydata()) < high for line in ax.lines)
+
+
+def test_cost_is_a_curve_or_a_diamond():
+    methods = {"vote": ([30, 60, 120], [0.2, 0.3, 0.35]), "GRPO": ([64], [0.6])}
+    curve, point = figures.plot_cost(methods).axes[0].lines
+    assert list(curve.get_xdata()) == [30, 60, 120] and list(curve.get_ydata()) == [0.2, 0.3, 0.35]
+    assert (point.get_marker(), point.get_color()) == ("D", figures.METHOD_COLORS["grpo"])

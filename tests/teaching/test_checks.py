@@ -1,5 +1,7 @@
 """The self-checks of the notebooks, and what a learner sees: solutions pass, typical mistakes get their hint."""
 
+import collections
+import itertools
 import math
 import re
 import statistics
@@ -11,6 +13,7 @@ from lab_utils import REPOSITORY, rewards
 from lab_utils.evaluation import pass_at_k
 from lab_utils.runs import RunDirectory
 from lab_utils.tasks import answers, completion_text, load_task
+from lab_utils.tasks.answers import parse_number
 from lab_utils.tasks.countdown import is_solution
 from lab_utils.tasks.expressions import ExpressionError, evaluate, numbers_used
 from lab_utils.teaching import checks, grpo_math
@@ -291,6 +294,29 @@ def problems_needed(difference, low, high, problems):
     return None if difference == 0 else math.ceil(problems * ((high - low) / (2 * difference)) ** 2)
 
 
+def best_of_n(scores, correct, n):
+    draws = list(itertools.combinations(zip(scores, correct, strict=True), n))
+    return sum(max(draw)[1] for draw in draws) / len(draws)
+
+
+def vote(answers):
+    names = {}  # a number, or a text that is none -> its first spelling
+    keys = [parse_number(answer) if parse_number(answer) is not None else answer for answer in answers]
+    for key, answer in zip(keys, answers, strict=True):
+        names.setdefault(key, answer)
+    winners = collections.Counter(key for key in keys if key is not None).most_common(1)
+    return names[winners[0][0]] if winners else None
+
+
+def make_pairs(texts, correct, most):
+    pairs, groups = [], {True: [], False: []}
+    for text, flag in zip(texts, correct, strict=True):
+        groups[flag] += [text] if text not in groups[flag] else []
+    while groups[True] and groups[False] and len(pairs) < most:
+        pairs.append((groups[True].pop(0), groups[False].pop(0)))
+    return pairs
+
+
 SOLUTIONS = {
     "check_solves": [lambda text, nums, target: is_solution(text, {"nums": nums, "target": target})],
     "check_verdict": [verdict()],
@@ -333,6 +359,9 @@ SOLUTIONS = {
     "check_merge_lora": [merge_lora],
     "check_responses_at_once": [responses_at_once],
     "check_problems_needed": [problems_needed],
+    "check_vote": [vote],
+    "check_best_of_n": [best_of_n],
+    "check_make_pairs": [make_pairs],
     "check_conclude": [
         conclude,
         lambda *facts: conclude(*facts).replace("not shown to", "Not shown better:"),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import KILLED, run_copy
+from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -311,6 +312,15 @@ def test_fewer_demonstrations_than_the_tier_has_when_the_task_is_limited(tmp_pat
     with pytest.raises(ZeroDivisionError):
         sft.train(configuration.load("countdown-grpo", "smoke", {"task.train_limit": 5}), tmp_path / "sft")
     assert asked == [5], "the smoke tier has 64"
+
+
+def test_other_examples_replace_the_demonstrations(tmp_path):
+    example = {"prompt": [{"role": "user", "content": "3 7"}],
+               "completion": [{"role": "assistant", "content": "7 - 3"}]}
+    config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 1})
+    metrics = sft.train(config, tmp_path / "sft", examples=Dataset.from_list([example])).metrics()
+    chat = load_tokenizer("tiny").apply_chat_template([*example["prompt"], *example["completion"]], tokenize=False)
+    assert metrics["num_tokens"].tolist() == [len(load_tokenizer("tiny")(chat)["input_ids"])]
 
 
 def raises(completions, **columns):

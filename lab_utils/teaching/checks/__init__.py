@@ -30,3 +30,4 @@ from .sagemaker_training import check_billed_minutes, check_logged_values
 from .serving_and_sharing import check_merge_lora, check_responses_at_once
 from .sft_warmup import check_completion_loss, check_live_share
 from .start_here import check_solves, check_verdict
+from .what_else import check_best_of_n, check_make_pairs, check_vote
