@@ -27,5 +27,6 @@ from .lessons import (
     plot_token_values,
     plot_value_changes,
 )
+from .search import plot_search
 from .style import INK, METHOD_COLORS, OTHER_COLORS
 from .training import plot_against_tokens, plot_log, plot_reward_components, plot_sft, plot_training

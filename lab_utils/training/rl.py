@@ -472,12 +472,16 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     return run
 
 
+class TrainingDiverged(WorkshopError):
+    """Training has led to weights that are not finite."""
+
+
 def check_weights(model: torch.nn.Module) -> None:
-    """Raise WorkshopError if trained weights have values that are not finite: no model is saved then."""
+    """Raise TrainingDiverged if trained weights have values that are not finite: no model is saved then."""
     for name, weight in model.named_parameters():
         if weight.requires_grad and not weight.isfinite().all():
-            raise WorkshopError(f"Training diverged: {name} has values that are NaN or infinite, so no model is saved. "
-                                "Train again in another directory with a lower learning rate.")
+            raise TrainingDiverged(f"Training diverged: {name} has values that are NaN or infinite, so no model is "
+                                   "saved. Train again in another directory with a lower learning rate.")
 
 
 def save_model(trainer: Trainer, run: RunDirectory) -> None:
