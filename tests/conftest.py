@@ -1,5 +1,6 @@
 """Settings for every test: no network, no prompts, one thread. A test without a marker is a unit test."""
 
+import gc
 import os
 import shutil
 
@@ -16,10 +17,16 @@ TIERS = ("unit", "component", "notebook", "slow")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests without a tier as `unit`. Put files with slower tests first, so that two workers finish together."""
     slow = {item.path for item in items if any(item.get_closest_marker(tier) for tier in TIERS[1:])}
-    items.sort(key=lambda item: item.path not in slow)
+    notebooks = {item.path for item in items if item.get_closest_marker("notebook")}  # the longest of all
+    items.sort(key=lambda item: (item.path not in notebooks, item.path not in slow))
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker("unit")
+
+
+def pytest_collection_finish() -> None:
+    """Leave the imported packages out of garbage collections, which take a quarter of a run of three steps."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from commands import COMMANDS, KILLED, contents, differences, run, written
 
-KILLS = int(os.environ.get("FAULTS_KILLS", "40"))
+KILLS = int(os.environ.get("FAULTS_KILLS", "12"))
 SEED = int(os.environ.get("FAULTS_SEED", random.randrange(10**6)))
 
 

@@ -8,6 +8,7 @@ import sys
 
 import launch_sagemaker as script
 import pytest
+import train as train_script
 from account import BUCKET, REGION, ROLE
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
@@ -43,14 +44,14 @@ def job_of(out: str) -> str:
 
 
 @pytest.mark.component
-def test_the_metric_definitions_extract_every_metric_of_a_real_log(tmp_path):
+def test_the_metric_definitions_extract_every_metric_of_a_real_log(tmp_path, capsys):
     """All three stages train; each definition finds in the log the numbers that metrics.jsonl has."""
     settings = ["grpo.max_completion_length=40", "ppo.max_completion_length=40", "grpo.beta=0.01",
                 "tracking.tensorboard=false", "tracking.print_metrics=true"]
-    command = [sys.executable, "scripts/train.py", "--recipe", "countdown-grpo", "--hardware", "smoke",
-               "--stages", "sft,grpo,ppo", "--output-dir", str(tmp_path / "run")]
-    command += [argument for setting in settings for argument in ("--set", setting)]
-    log = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    arguments = ["--recipe", "countdown-grpo", "--hardware", "smoke", "--stages", "sft,grpo,ppo",
+                 "--output-dir", str(tmp_path / "run")]
+    train_script.main([*arguments, *(argument for setting in settings for argument in ("--set", setting))])
+    log = capsys.readouterr().out
     for stage in ("sft", "grpo", "ppo"):
         config = configuration.load("countdown-grpo", "smoke", [f"stages=[{stage}]", *settings])
         definitions = metric_definitions(config)
