@@ -430,7 +430,7 @@ from lab_utils.sampling.local import sample_token_ids
 from lab_utils.tasks import load_task
 
 config = load(RECIPE, HARDWARE)
-STEPS, PROBLEMS, GROUP = (15 if config.hardware != "smoke" else 2), 8, 8
+STEPS, PROBLEMS, GROUP = (12 if config.hardware != "smoke" else 2), 8, 8
 task, tokenizer, model = load_task("countdown", "plain"), load_tokenizer("tiny"), load_model("tiny")
 problems = task.dataset("train", STEPS * PROBLEMS)
 
@@ -621,7 +621,7 @@ print(table.to_string(index=False, float_format="{:+.7f}".format, formatters=for
 # %% [markdown]
 # ## Your run, and TRL's
 #
-# Now train, for 15 steps of 64 completions, from the base model. Write down your guess first: will the completions
+# Now train, for 12 steps of 64 completions, from the base model. Write down your guess first: will the completions
 # become longer or shorter? This takes about half a minute, and then as long again for TRL.
 
 # %%
