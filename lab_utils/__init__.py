@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 # value twice as long, and a tenth longer on an idle machine. Not waiting at all would cost a third there.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-# Importing torch, transformers and TRL makes 600,000 objects. The nine full garbage collections on the way take a seventh
-# of the time and find hardly anything. Full collections are left to code that asks for them, as training does.
+# Importing torch, transformers and TRL makes 600,000 objects. The nine full garbage collections on the way take a
+# seventh of the time and find hardly anything. Full collections are left to code that asks for them, as training does.
 gc.set_threshold(*gc.get_threshold()[:2], 1000)
 
 # Notebooks show warnings in red. In these two there is nothing to do: progress bars are text on purpose, and a faster

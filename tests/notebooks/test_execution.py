@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from run_notebooks import write_index
+from run_notebooks import main, write_index
 
-from lab_utils import REPOSITORY
+from lab_utils import REPOSITORY, exit_status
 from lab_utils.config import load
 from lab_utils.runs import RunDirectory
 
@@ -20,6 +20,17 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 def run_notebooks(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "scripts/run_notebooks.py", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Run the runner in this process, which has imported its packages; return its status and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run_notebooks.py", *arguments])
+        return exit_status(main), "".join(capsys.readouterr())
+
+    return run
 
 
 # The workshop's notebooks
@@ -80,7 +91,7 @@ results = {"GRPO <b>": {"accuracy": 0.61, "interval": [0.57, 0.65], "questions":
 
 
 @pytest.mark.component
-def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
+def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path, run_here):
     formula = r"# A formula $\frac{r - \mu}{\sigma}$ and \$72"
     (tmp_path / "00_prepare.ipynb").write_text(notebook(PREPARE, markdown=formula))
     progress = "import sys\nfor share in ('10%', '100%'):\n    sys.stderr.write(chr(13) + share)"
@@ -89,13 +100,13 @@ def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
     (tmp_path / "04_later.ipynb").write_text(notebook("print('never')"))
     out = tmp_path / "out"
     options = ("--notebooks", str(tmp_path), "--output-dir", str(out), "--hardware", "smoke")
-    result = run_notebooks(*options, "--seed", "7")
+    exit_code, console = run_here(*options, "--seed", "7")
 
-    assert result.returncode == 1
-    assert re.search(r"^\[2/4\] 01_read: ok after \d+ s, \d+ s in all$", result.stdout, re.M)
-    assert "02_fails failed in cell" in result.stdout
-    assert "return part / 0" in result.stdout and "ZeroDivisionError" in result.stdout
-    assert "[4/4]" not in result.stdout
+    assert exit_code == 1
+    assert re.search(r"^\[2/4\] 01_read: ok after \d+ s, \d+ s in all$", console, re.M)
+    assert "02_fails failed in cell" in console
+    assert "return part / 0" in console and "ZeroDivisionError" in console
+    assert "[4/4]" not in console
     assert (out / "seen.txt").read_text() == "smoke 7"
 
     status = json.loads((out / "report" / "status.json").read_text())
@@ -110,8 +121,8 @@ def test_notebooks_share_a_folder_and_a_failing_cell_is_shown(tmp_path):
 
     # Fixed, the rest runs in the same folder.
     (tmp_path / "02_fails.ipynb").write_text(notebook("x = 1"))
-    rest = run_notebooks(*options, "--only", "2,04")
-    assert rest.returncode == 0, rest.stdout
+    rest, console = run_here(*options, "--only", "2,04")
+    assert rest == 0, console
     status = json.loads((out / "report" / "status.json").read_text())
     assert {entry["status"] for entry in status.values()} == {"ok"} and len(status) == 4
 
@@ -178,16 +189,16 @@ def test_the_first_page_begins_with_the_story_and_links_to_what_models_wrote(tmp
 
 
 @pytest.mark.component
-def test_a_kernel_that_dies_is_reported(tmp_path):
+def test_a_kernel_that_dies_is_reported(tmp_path, run_here):
     (tmp_path / "00_dies.ipynb").write_text(notebook("import os", "os._exit(9)"))
-    result = run_notebooks("--notebooks", str(tmp_path), "--output-dir", str(tmp_path / "out"))
-    assert result.returncode == 1
-    assert "because memory ran out" in result.stdout and "Traceback" not in result.stdout
+    exit_code, console = run_here("--notebooks", str(tmp_path), "--output-dir", str(tmp_path / "out"))
+    assert exit_code == 1
+    assert "because memory ran out" in console and "Traceback" not in console
 
 
-@pytest.mark.component
-def test_an_unknown_number_is_an_error(tmp_path):
+def test_an_unknown_number_is_an_error(tmp_path, run_here):
     (tmp_path / "00_first.ipynb").write_text(notebook())
-    result = run_notebooks("--notebooks", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--only", "00,17")
-    assert result.returncode == 2
-    assert "no notebook has the number 17: choose from 00" in result.stdout and not (tmp_path / "out").exists()
+    options = ("--notebooks", str(tmp_path), "--output-dir", str(tmp_path / "out"))
+    exit_code, console = run_here(*options, "--only", "00,17")
+    assert exit_code == 2
+    assert "no notebook has the number 17: choose from 00" in console and not (tmp_path / "out").exists()
