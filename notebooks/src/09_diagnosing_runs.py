@@ -560,7 +560,7 @@ else:
 # | | here | Qwen2.5-0.5B and larger |
 # |---|---|---|
 # | steps until you see it | 3 to 24, of 256 completions | tens to hundreds, of 64 or fewer: smooth more |
-# | learning rate | 9e-5, all weights | about 1e-6 for all weights, 1e-5 to 3e-5 with LoRA |
+# | learning rate | 1e-4, all weights | about 1e-6 for all weights, 1e-5 to 3e-5 with LoRA |
 # | cut off at the first step | hardly any | 57% of Qwen2.5-0.5B-Instruct's GSM8K answers at 256 tokens |
 # | groups without a signal | few, of 16 | of 8, at 90% accuracy: 43% if all problems are equally hard, else more |
 # | KL, entropy, gradient norm | as above | different in every recipe: compare with your last good run |
