@@ -59,7 +59,8 @@ def variants(config: RunConfig) -> dict[str, dict[str, Any]]:
         "overlong filtering": {"grpo.mask_truncated_completions": True},  # DAPO, section 3.4
         TWO_PASSES: two_passes,
         "2 passes, clip-higher": {**two_passes, "grpo.epsilon_high": 0.28},  # DAPO, section 3.1
-        # GSPO (arXiv 2507.18071): the ratio of section 4.1, the clipping range of section 5.1, the KL of the default
+        # GSPO (arXiv 2507.18071): the ratio of section 4.1, the clipping range of section 5.1. The KL term stays, but
+        # TRL's correction of it is exact only for ratios of tokens.
         "2 passes, GSPO": {**two_passes, "grpo.importance_sampling_level": "sequence", "grpo.loss_type": "grpo",
                            "grpo.epsilon": 3e-4, "grpo.epsilon_high": 4e-4},
     }

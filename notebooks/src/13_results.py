@@ -274,11 +274,14 @@ for row in variants.get("summaries", []):
                        variants["problems"], len(variants["seeds"])))
 
 # %% [markdown]
-# - `no scaling` and `leave-one-out` are nearly the same run. Leave-one-out advantages are G / (G − 1) times those with
-#   the mean of all (notebook 04), and Adam hardly notices a constant factor: only the KL term weighs a little less.
-#   What separates these two rows is mostly chance. Compare the other differences with it.
+# - `no scaling`, `leave-one-out` and `Dr. GRPO` are nearly the same run. Leave-one-out advantages are G / (G − 1) times
+#   those with the mean of all (notebook 04). Dr. GRPO divides the loss by a constant and not by the number of tokens.
+#   Adam hardly notices such factors. What separates these three rows is mostly chance, although all begin with the same
+#   samples. Do not read anything into a smaller difference in another row.
 # - With one step per rollout the probability ratio is 1, and nothing can be clipped: see `clipped`. Clip-higher and
-#   GSPO therefore use every rollout twice. Their effect is the column `− 2 passes`, not the one before it.
+#   GSPO therefore use every rollout twice. Their effect is the column `− 2 passes`, not the one before it. GSPO has the
+#   clipping range of its paper, which is for a large model and small steps. If it clips most responses here, their
+#   second pass is left with little more than the KL term, whose correction (notebook 05) is exact only per token.
 # - `no signal` is the share of groups with equal rewards. DAPO's dynamic sampling would replace them. TRL does not have
 #   it, so it was not measured.
 #
