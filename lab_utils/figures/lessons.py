@@ -115,7 +115,7 @@ def plot_panel(run: RunDirectory, healthy: RunDirectory, metric: str, path: str 
     figure, ax = plt.subplots(figsize=(9, 4.2))
     draw_panel(ax, run, healthy, metric)
     ax.set_title(f"Run {run.path.name}: {ax.get_title(loc='left')}   (grey: healthy)")
-    ax.set_xlabel(x_label(metrics_of({"healthy": healthy, "run": run})), fontsize=12)
+    ax.set_xlabel(x_label(metrics_of({"healthy": healthy, "run": run}), metrics=[metric]), fontsize=12)
     return finish(figure, path)
 
 
@@ -141,7 +141,7 @@ def plot_side_by_side(
     axes[0].set_ylim(-0.03 * top, 1.03 * top)  # of all panels, with room for a curve that stays at 0
     title, unit = METRICS[metric]
     figure.suptitle(f"{title}, {unit}   (grey: healthy)", x=0.01, ha="left", fontweight="bold", color=INK)
-    figure.supxlabel(x_label(metrics_of({"healthy": healthy, **runs})), fontsize=14, color=INK)
+    figure.supxlabel(x_label(metrics_of({"healthy": healthy, **runs}), metrics=[metric]), fontsize=14, color=INK)
     return finish(figure, path)
 
 

@@ -94,16 +94,16 @@ def draw_functions(
     label_ends(ax, ends, label_gap)
 
 
-def x_label(groups: Frames, x: str = "step") -> str:
-    """Return the label of the x axis, which also explains the thin and the thick lines."""
+def x_label(groups: Frames, x: str = "step", metrics: Sequence[str] = ("accuracy",)) -> str:
+    """Return the label of the x axis, which also explains the lines, and the points if the accuracy is drawn."""
     seeds = max(len(frames) for frames in groups.values())
     thin, of = ("one seed", f"mean of {seeds} seeds, as a ") if seeds > 1 else ("as logged", "")
     lines = f"thin: {thin}, thick: {of}{TRAILING}"
-    probed = [frame["probe/problems"].max() for frames in groups.values() for frame in frames
-              if "probe/problems" in frame]
-    if probed:
+    probes = [frame for frames in groups.values() for frame in frames if "probe/accuracy" in frame]
+    probed = [frame["probe/problems"].max() for frame in probes if "probe/problems" in frame]
+    if "accuracy" in metrics and probed:
         lines += f"\npoints: the same {max(probed):.0f} held-out problems, 95% interval"
-    elif any("probe/accuracy" in frame for frames in groups.values() for frame in frames):
+    elif "accuracy" in metrics and probes:
         lines += "\npoints: the same held-out problems"
     return f"{'training step' if x == 'step' else 'minutes of training'}\n{lines}"
 
@@ -127,7 +127,7 @@ def plot_training(
     for index, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         in_last_column = index % columns == columns - 1
         draw_metric(ax, groups, metric, x, label_gap=0.11 if in_last_column else None)
-    figure.supxlabel(x_label(groups, x), fontsize=14, color=INK)
+    figure.supxlabel(x_label(groups, x, metrics), fontsize=14, color=INK)
     return finish(figure, path)
 
 
@@ -136,7 +136,7 @@ def plot_sft(run: RunDirectory, path: str | Path | None = None) -> Figure:
     groups = metrics_of({"SFT": run})
     figure, ax = plt.subplots(figsize=(9, 5))
     draw_metric(ax, groups, "loss")
-    ax.set_xlabel(x_label(groups))
+    ax.set_xlabel(x_label(groups, metrics=["loss"]))
     return finish(figure, path)
 
 

@@ -107,7 +107,8 @@ PROBLEMS = {
         lambda m, healthy: not _has_signal(m) and begin(m, "accuracy") > 0.85,
     ),
     "random reward": Problem(
-        "the groups have a signal, but the reward stays flat and does not follow the accuracy",
+        "the groups have a signal, but correct responses earn no more than wrong ones (read some), "
+        "so the reward stays flat and does not follow the accuracy",
         ("frac_reward_zero_std", "reward", "accuracy"),
         lambda m, healthy: _has_signal(m)
         and abs(m["reward"].corr(m["accuracy"])) < 0.3

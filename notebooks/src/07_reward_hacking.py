@@ -313,7 +313,7 @@ habits.round(2)
 # %%
 closed_pay = [rewards.correctness_reward, short_and_right_reward, *FORMAT]
 closed = grpo.train(settings(20), runs / "grpo-closed", model=honest.model_dir, resume=True, reward_funcs=closed_pay)
-both = {"shorter": paid_for_short, "if right": closed}
+both = {"shorter": paid_for_short, "closed": closed}
 plot_training(both, figures / "07_hacked_and_closed.png",
               metrics=("reward", "accuracy", "completions/mean_length", "attempts"))
 
@@ -327,22 +327,22 @@ plot_training(both, figures / "07_hacked_and_closed.png",
 # ## Hold it out
 #
 # The curves show training problems. The final measurement needs held-out problems, which no model was trained on. All
-# models answer them, and you compare the models in pairs (notebook 08 explains the intervals).
+# models answer them, and you compare the models in pairs. The columns that matter here are the accuracy, the tokens,
+# and the difference from the first row (notebook 08 explains the intervals and the other columns).
 
 # %%
 from lab_utils.evaluation import evaluate_run, format_results, paired_bootstrap, results_table
 
-models = {"GRPO": honest, "shorter": paid_for_short, "shorter, if right": closed}
+models = {"GRPO": honest, "shorter": paid_for_short, "closed": closed}
 evaluations = {label: evaluate_run(run, settings(20)) for label, run in models.items()}
 format_results(results_table(evaluations))
 
 # %%
 hacked, repaired = (paired_bootstrap(evaluations["GRPO"].per_problem, evaluations[label].per_problem)
-                  for label in ("shorter", "shorter, if right"))
-between = paired_bootstrap(evaluations["shorter"].per_problem, evaluations["shorter, if right"].per_problem)
-for label, d in (("shorter − GRPO", hacked), ("shorter if right − GRPO", repaired),
-                 ("shorter if right − shorter", between)):
-    print(f"{label:<26} {100 * d.difference:+6.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+                  for label in ("shorter", "closed"))
+between = paired_bootstrap(evaluations["shorter"].per_problem, evaluations["closed"].per_problem)
+for label, d in (("shorter − GRPO", hacked), ("closed − GRPO", repaired), ("closed − shorter", between)):
+    print(f"{label:<16} {100 * d.difference:+6.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't

@@ -44,7 +44,7 @@ print(f"Task {task.name}, tier {config.hardware}. To compare: {', '.join(sources
 #
 # **Strict**: the correct answer inside the answer tags (or after `####`, if the format ends that way). This is
 # `task.is_correct`, the one definition that the reward uses, too. It does not ask for the rest of the format: a
-# response with a correct answer but without its thoughts in `<think>` is correct, and the column `in_format` counts the
+# response with a correct answer but without its thoughts in `<think>` is correct, and the column *in format* counts the
 # correct responses that have the whole format. **Lenient** also accepts an answer without tags in one more place: the
 # expression on the last line, or the last number of a word problem. It does not find an answer that stands elsewhere. A
 # model can gain a lot of strict accuracy without solving one more problem, just by learning where to put its answers.
@@ -129,6 +129,10 @@ for n in (10, 50, 250, 500, 1319):
 # Each model answers the same test problems several times. None of these problems is in the training data, not even
 # with its numbers in another order. The base model of tier `cpu` is asked in plain text, as it was trained. Saved
 # results are read, not made again; what is missing takes less than a minute for each model on a CPU.
+#
+# In the table, *format* is the share of responses in the whole format, correct or not, and *truncated* of those that
+# were cut off at the token limit. *Tokens* and *attempts* are means per response. The difference is in percentage
+# points from SFT, with a 95% interval; *p* is how often chance alone would give one as large.
 
 # %%
 from lab_utils.evaluation import Evaluation, evaluate_run, format_results, results_table
@@ -375,9 +379,9 @@ from lab_utils.figures import plot_training
 plot_training({"GRPO": sources["GRPO"], "random reward": coin}, figures / "08_control.png")
 
 # %% [markdown]
-# It starts *above* GRPO's and stays there. A coin pays half of all responses, whatever they say, so its reward is about
-# 0.5 plus the part for the format. GRPO's reward pays only the responses that are correct. The height of a reward says
-# nothing about learning, and rewards of different functions cannot be compared. Accuracy can.
+# It starts *above* GRPO's and stays about where it started. A coin pays half of all responses, whatever they say, so
+# its reward is about 0.5 plus the part for the format. GRPO's reward pays only the responses that are correct. The
+# height of a reward says nothing about learning, and rewards of different functions cannot be compared. Accuracy can.
 
 # %%
 checkpoint = sources["GRPO"].checkpoints_dir / f"checkpoint-{steps}"  # GPU tiers keep only the best and the last

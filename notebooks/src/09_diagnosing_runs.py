@@ -141,7 +141,7 @@ from lab_utils.models import load_tokenizer
 tokenizer = load_tokenizer("tiny")
 rows = healthy.completions()
 rows = rows[rows["completion"].str.endswith("</answer>")].copy()
-rows["attempts"] = rows["completion"].str.count("\n") + 1
+rows["attempts"] = rows["completion"].str.count(r"\b(?:yes|no)\b")
 rows["tokens"] = [len(ids) + 1 for ids in tokenizer(list(rows["completion"]))["input_ids"]]  # and the end token
 print(rows.groupby("attempts").agg(responses=("tokens", "size"), correct=("correct", "sum"),
                                    shortest=("tokens", "min"), longest=("tokens", "max")))
@@ -344,6 +344,7 @@ diagnosis = {
     "I": "",
 }
 # YOUR CODE HERE
+# (or write the names into the dictionary above, instead of each "")
 # >>> solution
 diagnosis |= {
     "B": "learning rate too high",
@@ -447,6 +448,9 @@ print(f"\nfirst gradient, per weight: {per_weight:.1e}, so Adam's first step is 
 # and slowly, `[0.00, 0.01, 0.02, 0.03]`, gives 0.007.
 
 # %%
+import math
+
+
 def scatter(curve):
     """Return the standard deviation of a curve's noise, estimated from the differences between neighboring steps."""
     # YOUR CODE HERE

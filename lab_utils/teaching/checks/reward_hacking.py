@@ -41,7 +41,8 @@ check_share_to_right = Check("{} audits.", [
 GUESS = "<reasoning>\nThe answer is 72.\n</reasoning>\n<answer>\n72\n</answer>"
 WORKED = "<reasoning>\n48 / 2 = 24\n48 + 24 = 72\n</reasoning>\n<answer>\n72\n</answer>"
 check_short_and_right_reward = Check(OK, with_messages([
-    scored(GUESS, 2.4, "Correct and short: 4.0 * (1 - 16 / 40).", answer="72", tokens=16, limit=40),
+    scored(GUESS, 2.4, "Correct and short: 4.0 * (1 - 16 / 40). Ask task.is_correct: a completion never equals its "
+           "gold answer.", answer="72", tokens=16, limit=40),
     scored(GUESS, 0.0, "Short and wrong: this is the hole. Ask task.is_correct.", answer="71", tokens=16, limit=40),
     scored(WORKED, 1.0, "Correct but longer: less, 4.0 * (1 - 30 / 40).", answer="72", tokens=30, limit=40),
     scored(WORKED, 0.0, "At the limit the bonus is 0.", answer="72", tokens=40, limit=40),
