@@ -39,7 +39,8 @@ class CompletionsPage:
         return (
             '<style>[data-jp-theme-light="false"] .completions-browser { color-scheme: dark; }</style>'
             '<iframe class="completions-browser" title="Completions browser" sandbox="allow-scripts" '
-            f'style="width: 100%; box-sizing: border-box; height: 680px; border: 1px solid #888" srcdoc="{html.escape(self.page)}"></iframe>'
+            'style="width: 100%; box-sizing: border-box; height: 680px; border: 1px solid #888" '
+            f'srcdoc="{html.escape(self.page)}"></iframe>'
         )
 
 
