@@ -8,6 +8,8 @@ from .callbacks import (
     parse_metrics_line,
     progress_bar,
     report_to,
+    send_completions,
+    wandb_run_finished,
 )
 from .directory import (
     TIMING_COLUMNS,

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -143,9 +144,9 @@ def parse_metrics_line(line: str) -> tuple[str, dict[str, float]] | None:
 def report_to(config: RunConfig, run: RunDirectory) -> list[str]:
     """Return the Trainer's `report_to`, and prepare each tracker so that it never asks for anything.
 
-    TensorBoard writes to the run directory (`tensorboard --logdir OUTPUT_DIR`). A key in WANDB_API_KEY, or WANDB_MODE
-    "online", turns Weights & Biases on if no setting says otherwise. Without a key it records offline (send the run
-    later with `wandb sync`).
+    Both write to the run directory (`tensorboard --logdir OUTPUT_DIR`). A key in WANDB_API_KEY, or WANDB_MODE "online",
+    turns Weights & Biases on if no setting says otherwise. Without a key it records offline (send the run later with
+    `wandb sync`).
     """
     trackers = []
     if config.tracking.tensorboard:
@@ -157,5 +158,28 @@ def report_to(config: RunConfig, run: RunDirectory) -> list[str]:
         if not key and mode != "disabled":
             os.environ["WANDB_MODE"] = "offline"
         os.environ.setdefault("WANDB_PROJECT", "rl-workshop")
+        os.environ["WANDB_DIR"] = str(run.path)
         trackers.append("wandb")
     return trackers
+
+
+def send_completions(rows: Sequence[dict[str, Any]]) -> None:
+    """Log recorded completions of one step to the current run of Weights & Biases, as a table."""
+    import wandb
+
+    plain = [{name: value for name, value in row.items() if name not in ("rewards", "tokens")} | row["rewards"]
+             for row in rows]
+    table = wandb.Table(columns=list(plain[0]), data=[list(row.values()) for row in plain], allow_mixed_types=True)
+    wandb.log({"completions": table, "train/global_step": rows[0]["step"]})
+
+
+@contextlib.contextmanager
+def wandb_run_finished(trackers: Sequence[str]) -> Iterator[None]:
+    """End the run of Weights & Biases together with the `with` block: the next stage of this process has its own."""
+    try:
+        yield
+    finally:
+        if "wandb" in trackers:
+            import wandb
+
+            wandb.finish()

@@ -44,6 +44,8 @@ from ..runs import (
     RunDirectory,
     RunDirectoryError,
     report_to,
+    send_completions,
+    wandb_run_finished,
     written_whole,
 )
 from ..sampling.local import prompt_ids, rollout, sample
@@ -269,6 +271,8 @@ class RLTrainer(GRPOTrainer):
                 numbers = {name: list(map(_three_digits, x[i][mask].tolist())) for name, x in by_token.items()}
                 row["tokens"] = {"text": text, **numbers}
             self.run.append_completions(rows)
+            if "wandb" in self.args.report_to:
+                send_completions(rows)
         self.unwritten.clear()
 
     @torch.no_grad()
@@ -443,7 +447,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     rollout_steps = steps_per_rollout(trainer.args) if isinstance(trainer.args, GRPOConfig) else 1
     stop = StopOnSIGTERM(every=math.lcm(rollout_steps, int(trainer.args.logging_steps)))
     trainer.add_callback(stop)
-    with run.locked(), closing(progress):
+    with run.locked(), closing(progress), wandb_run_finished(trainer.args.report_to):
         RunDirectory.create(config, run.path, resume)
         checkpoint = run.last_checkpoint() if resume else None
         with stop.listening():

@@ -4,7 +4,8 @@
 # <!-- badges -->
 #
 # > **You will learn** to train with TRL's GRPOTrainer; to read reward, length, entropy and the groups without a
-# > signal during the run; to say what exactly the model has learned; what changes on a GPU with vLLM.
+# > signal during the run; to say what exactly the model has learned; what changes on a GPU with vLLM; to run a whole
+# > recipe, and to track it with W&B.
 # >
 # > **Time** the machine: 2 minutes on a CPU; on a GPU, by `scripts/estimate.py`, 8 to 49 minutes (H200) or 1.4 to 9
 # > hours (T4) · you: 50 minutes · **Needs** notebook 03 in the same OUTPUT_DIR (if its model is missing, it is trained
@@ -296,9 +297,16 @@ plot_training({"GRPO": run}, figures / "06_health.png", metrics=drawn)
 # - **Responses cut off** reached the maximum length, nearly always without an answer. Watch this curve when responses
 #   grow. A limit that is too low punishes searching, and a model that never stops wastes all of its tokens.
 #
-# `metrics.csv` has more, such as **grad_norm**. It should stay within one order of magnitude. If it spikes while the
-# reward falls, lower the learning rate.
-#
+# The table has every metric that was logged, at a quarter of the run and at the end. Which rows say that the model has
+# learned, and which only that time has passed? **grad_norm** should stay within one order of magnitude. If it spikes
+# while the reward falls, lower the learning rate.
+
+# %%
+from lab_utils.teaching.metrics import metrics_table
+
+metrics_table(run)
+
+# %% [markdown]
 # One more number is special here. The **clip ratio** is the share of tokens whose probability ratio has left 1 ± ε:
 
 # %%
@@ -422,6 +430,49 @@ pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 # python scripts/train.py --recipe countdown-grpo --hardware a100 --set grpo.beta=0.001 --output-dir outputs/mine
 # ```
 #
+# ## A whole recipe, tracked by Weights & Biases
+#
+# `finished_run` trains a stage of a recipe and every stage before it, in the directories that `scripts/train.py` writes
+# too. Here it runs `reasoning-sft-grpo`: SFT on responses with `<think>` tags, then GRPO with the five weighted rewards
+# of notebook 02. The changes keep only a few steps, so that the cell takes less than a minute: it shows the way, not
+# the gain. Without them it takes about as long as notebooks 03 and 06 together.
+#
+# The run is also recorded for Weights & Biases. With `WANDB_MODE=offline` nothing is sent. A key in the variable
+# `WANDB_API_KEY` turns W&B on by itself, for every run, and is written into no file.
+
+# %%
+import os
+
+from lab_utils.evaluation import evaluate_run, rewards_table
+from lab_utils.training.stages import finished_run
+
+os.environ["WANDB_MODE"] = "offline"
+few = {"task.test_limit": 25, "tracking.wandb": True, "seed": SEED}
+if config.hardware != "smoke":
+    few |= {"sft.max_steps": 40, "grpo.max_steps": 3, "grpo.log_completions_steps": 1}
+if config.hardware == "cpu":
+    few |= {"grpo.per_device_train_batch_size": 64, "grpo.probe_rollouts": 0, "evaluation.num_samples": 4}
+recipe = load("reasoning-sft-grpo", config.hardware, few)
+stages = {stage.upper(): finished_run(recipe, Path(OUTPUT_DIR) / "reasoning", stage) for stage in recipe.stages}
+
+# %%
+rewards_table({label: evaluate_run(stage, recipe) for label, stage in stages.items()})  # on 25 problems: no conclusion
+
+# %% [markdown]
+# W&B has the metrics of the table above as curves, and the recorded completions as a table with a slider for the step.
+# `wandb sync` sends the folder later. You will see the files, and the last table as W&B will show it.
+
+# %%
+import json
+
+folder = stages["GRPO"].path / "wandb"
+tables = sorted(folder.rglob("*.table.json"))
+print(*(f"{path.relative_to(folder)}" for path in sorted(folder.rglob("*")) if path.is_file()), sep="\n")
+print(f"\nTo send it: wandb sync {folder}/offline-run-*")
+table = json.loads(tables[-1].read_text(encoding="utf-8"))
+pd.DataFrame(table["data"], columns=table["columns"]).head(4)
+
+# %% [markdown]
 # ## Summary
 # - A step samples groups, scores them, compares within each group, and updates once. The reward is the only teacher.
 # - The model gives up less often because going on pays. Its responses become longer, and accuracy rises.

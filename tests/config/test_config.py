@@ -94,6 +94,7 @@ def test_a_cpu_tier_trains_sft_first_unless_stages_are_requested():
         ("gsm8k-sft-ppo", {  # the QLoRA example
             "model.name": "Qwen/Qwen2.5-0.5B", "model.load_in_4bit": True, "model.dtype": "bfloat16",
             "model.lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            "sft.num_train_epochs": 3.0, "sft.per_device_train_batch_size": 4, "ppo.per_device_train_batch_size": 4,
             "sft.gradient_checkpointing": True, "task.response_format": "hash",
             "rewards": {"numeric_match_reward": 1.0},
         }),
@@ -103,7 +104,9 @@ def test_a_cpu_tier_trains_sft_first_unless_stages_are_requested():
             "sft.max_length": 1024, "sft.num_train_epochs": 1.0, "sft.per_device_train_batch_size": 4,
             "sft.gradient_accumulation_steps": 4, "sft.learning_rate": 2e-5, "grpo.learning_rate": 1e-6,
             "grpo.num_iterations": 3, "grpo.num_generations": 2, "grpo.beta": 0.1, "grpo.max_prompt_length": 512,
-            "grpo.max_completion_length": 512, "task.response_format": "think",
+            "grpo.max_completion_length": 512, "grpo.num_train_epochs": 1.0, "grpo.per_device_train_batch_size": 4,
+            "grpo.gradient_accumulation_steps": 4, "grpo.logging_steps": 10, "grpo.save_steps": 50,
+            "sft.logging_steps": 10, "sft.save_steps": 50, "task.response_format": "think",
             "rewards": {"cosine_scaled_accuracy_reward": 0.5, "format_reward": 0.1, "reasoning_reward": 0.15,
                         "conciseness_reward": 0.05, "repetition_penalty_reward": 0.2},
         }),

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from lab_utils import WorkshopError
+from lab_utils import REPOSITORY, WorkshopError, exit_status, rewards
 from lab_utils.config import ConfigError, load, read_config
+from lab_utils.rewards import __main__ as rewards_command
 from lab_utils.rewards import own
 from lab_utils.rewards.own import try_own_code
 from lab_utils.runs import RunDirectory
@@ -198,3 +199,49 @@ def test_own_files_travel_with_a_sagemaker_job(folder, tmp_path):
     here = TrainingJob(recipe="countdown-grpo", hardware="cpu", role="r", bucket="b", region="us-east-1",
                        overrides=(f"rewards.{folder}/my_rewards.py:brevity=1",))
     assert "names a file on this machine: write the settings into your own recipe file" in "\n".join(job_problems(here))
+
+
+# --- python -m lab_utils.rewards -------------------------------------------------------------------------------------
+
+
+def test_the_command_runs_the_examples_of_every_reward(capsys):
+    assert exit_status(lambda: rewards_command.main([])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1].rstrip(":") for line in lines} == set(rewards.__all__) - {"CORRECTNESS"}
+    assert all(line.startswith("ok ") for line in lines)
+
+
+FUNCTIONS_WITH_EXAMPLES = '''
+from lab_utils.rewards import int_reward
+
+
+def good(completions, **columns):
+    """
+    >>> good(["a"])
+    [1.0]
+    """
+    return [1.0 for _ in completions]
+
+
+def bad(completions, **columns):
+    """
+    >>> bad(["a"])
+    [1.0]
+    """
+    return []
+'''
+
+
+def test_the_command_names_what_fails_in_a_file_of_ones_own(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(FUNCTIONS_WITH_EXAMPLES)
+    assert exit_status(lambda: rewards_command.main([str(file)])) == 2
+    told = capsys.readouterr()
+    assert "ok          good: 1 examples" in told.out and "FAILED      bad: 1 examples" in told.out
+    assert "int_reward" not in told.out and "1 of 2 examples fail: correct" in told.err
+    assert exit_status(lambda: rewards_command.main([str(tmp_path / "missing.py")])) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_example_of_the_recipe_of_ones_own_passes(capsys):
+    assert exit_status(lambda: rewards_command.main([str(REPOSITORY / "examples/own/my_rewards.py")])) == 0

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from lab_utils import config as configuration
 from lab_utils.models import load_model
 from lab_utils.runs import TIMING_COLUMNS, RunDirectory
+from lab_utils.teaching.metrics import meaning
 from lab_utils.training import ppo, rl, shared_prompt
 from lab_utils.training.ppo import (
     Critic,
@@ -308,6 +309,7 @@ def test_model_loads_without_its_critic_and_with_it(tmp_path, changes, recwarn):
     for name in ("explained_variance", "explained_variance/lambda_1", "values/mean", "returns/mean", "advantages/mean",
                  "advantages/std", "kl"):
         assert metrics[name].notna().tolist() == [True, False, False, False], name  # once per rollout
+    assert [name for name in metrics if name != "step" and not meaning(name)] == []
     model, start = load_model(run.model_dir), load_model("tiny")
     assert any(not torch.equal(weight, start.state_dict()[name]) for name, weight in model.state_dict().items())
     if "model.lora" not in changes:

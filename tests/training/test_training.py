@@ -1,5 +1,7 @@
 """SFT and GRPO on the tiny model: a run directory as designed, SIGKILL and resume, LoRA, rewards that misbehave."""
 
+import importlib
+import json
 import os
 import shutil
 import signal
@@ -22,6 +24,7 @@ from lab_utils.config import ConfigError
 from lab_utils.models import adapter_base, load_model, load_tokenizer
 from lab_utils.runs import TIMING_COLUMNS, RunDirectory, RunDirectoryError
 from lab_utils.tasks import completion_text
+from lab_utils.teaching.metrics import meaning
 from lab_utils.training import grpo, sft
 from lab_utils.training.stages import TRAIN
 from lab_utils.training.stopping import StopAfter, TrainingInterrupted
@@ -73,6 +76,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert list(metrics["step"]) == [1, 2]
     assert {"reward", "rewards/equation_reward/mean", "accuracy", "attempts", "completions/mean_length", "entropy",
             "completions/clipped_ratio", "frac_reward_zero_std", "learning_rate", "grad_norm"} <= set(metrics.columns)
+    assert [name for name in metrics if name != "step" and not meaning(name)] == []
     completions = run.completions()
     assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward",
                                          "rewards", "advantage", "tokens"]
@@ -84,6 +88,24 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
                                                            tokenizer.convert_tokens_to_ids("<|endoftext|>")})
     with pytest.raises(RunDirectoryError, match="not empty"):
         grpo.train(config, tmp_path / "run")
+
+
+def test_wandb_gets_metrics_and_tables_of_completions_and_no_file_gets_the_key(tmp_path, monkeypatch):
+    key = "0123456789" * 4
+    for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", "offline"), ("WANDB_DIR", ""), ("WANDB_PROJECT", "w")):
+        monkeypatch.setenv(name, value)
+    config = configuration.load("countdown-grpo", "smoke")  # the key alone turns it on
+    run = grpo.train(config, tmp_path / "grpo")
+    tables = [json.loads(path.read_text()) for path in (run.path / "wandb").rglob("*.table.json")]
+    sent = {table["data"][0][0]: pd.DataFrame(table["data"], columns=table["columns"]) for table in tables}
+    for step, recorded in run.completions().groupby("step"):
+        assert sent[step]["completion"].tolist() == recorded["completion"].tolist()
+        assert {"question", "gold", "extracted", "reward", "equation_reward", "advantage"} <= set(sent[step].columns)
+    assert set(sent) == set(run.completions()["step"]) == {1, 2}
+    log, = (run.path / "wandb").rglob("*.wandb")
+    assert b"train/rewards/equation_reward/mean" in log.read_bytes()
+    assert [path for path in run.path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()] == []
+    assert importlib.import_module("wandb").run is None, "the next stage of this process has its own run"
 
 
 MOVES = {"grpo.learning_rate": 1e-2, "grpo.lr_scheduler_type": "constant", "rewards.format_reward": None}
@@ -171,6 +193,7 @@ def test_a_killed_run_of_a_start_adapter_resumes_with_it(tmp_path):
 def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path, capsys):
     config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1})
     run = sft.train(config, tmp_path / "sft")
+    assert [name for name in run.metrics() if name != "step" and not meaning(name)] == []
     written = (run.model_dir / "model.safetensors").stat().st_mtime_ns
     assert sft.train(config, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2]
     assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
