@@ -9,7 +9,7 @@ from .callbacks import (
     progress_bar,
     report_to,
     send_completions,
-    wandb_run_finished,
+    wandb_run,
 )
 from .directory import (
     TIMING_COLUMNS,

@@ -158,7 +158,6 @@ def report_to(config: RunConfig, run: RunDirectory) -> list[str]:
         if not key and mode != "disabled":
             os.environ["WANDB_MODE"] = "offline"
         os.environ.setdefault("WANDB_PROJECT", "rl-workshop")
-        os.environ["WANDB_DIR"] = str(run.path)
         trackers.append("wandb")
     return trackers
 
@@ -174,12 +173,18 @@ def send_completions(rows: Sequence[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def wandb_run_finished(trackers: Sequence[str]) -> Iterator[None]:
-    """End the run of Weights & Biases together with the `with` block: the next stage of this process has its own."""
+def wandb_run(trackers: Sequence[str], run: RunDirectory) -> Iterator[None]:
+    """Record the `with` block as one run of Weights & Biases, in the run directory, if it is among the trackers.
+
+    transformers would start a run itself, in the current directory, and add the next stage of this process to it.
+    """
+    if "wandb" not in trackers:
+        yield
+        return
+    import wandb
+
+    wandb.init(dir=str(run.path), project=os.environ["WANDB_PROJECT"], mode=os.environ.get("WANDB_MODE") or None)
     try:
         yield
     finally:
-        if "wandb" in trackers:
-            import wandb
-
-            wandb.finish()
+        wandb.finish()

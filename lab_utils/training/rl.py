@@ -45,7 +45,7 @@ from ..runs import (
     RunDirectoryError,
     report_to,
     send_completions,
-    wandb_run_finished,
+    wandb_run,
     written_whole,
 )
 from ..sampling.local import prompt_ids, rollout, sample
@@ -447,7 +447,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
     rollout_steps = steps_per_rollout(trainer.args) if isinstance(trainer.args, GRPOConfig) else 1
     stop = StopOnSIGTERM(every=math.lcm(rollout_steps, int(trainer.args.logging_steps)))
     trainer.add_callback(stop)
-    with run.locked(), closing(progress), wandb_run_finished(trainer.args.report_to):
+    with run.locked(), closing(progress):
         RunDirectory.create(config, run.path, resume)
         checkpoint = run.last_checkpoint() if resume else None
         with stop.listening():
@@ -456,8 +456,10 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
                     run.finish_checkpoint(checkpoint)
                 trainer._load_from_checkpoint(str(checkpoint))  # train() would take one more step
             else:
+                trackers = trainer.args.report_to if trainer.args.process_index == 0 else []
                 try:
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                    with wandb_run(trackers, run):
+                        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 except KeyboardInterrupt:
                     raise TrainingInterrupted(description, trainer.state, run.last_checkpoint()) from None
         state = trainer.state

@@ -434,8 +434,8 @@ pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 #
 # `finished_run` trains a stage of a recipe and every stage before it, in the directories that `scripts/train.py` writes
 # too. Here it runs `reasoning-sft-grpo`: SFT on responses with `<think>` tags, then GRPO with the five weighted rewards
-# of notebook 02. The changes keep only a few steps, so that the cell takes less than a minute: it shows the way, not
-# the gain. Without them it takes about as long as notebooks 03 and 06 together.
+# of notebook 02. To save your time `few` keeps only a few steps: the cells show the way, not the gain. Without it they
+# train and evaluate the whole recipe, as `scripts/train.py --recipe reasoning-sft-grpo --evaluate` does.
 #
 # The run is also recorded for Weights & Biases. With `WANDB_MODE=offline` nothing is sent. A key in the variable
 # `WANDB_API_KEY` turns W&B on by itself, for every run, and is written into no file.
