@@ -31,25 +31,27 @@ def plot_search(result: Mapping[str, Any], path: str | Path | None = None) -> Fi
               color=color, markersize=9, markeredgewidth=2, label="pruned, at its last probe")
     best = max(trials, key=lambda trial: trial["accuracy"])
     left.plot(best["trial"], best["accuracy"], "o", color=best_color, markersize=13, label="best of the search")
-    last = len(result["trials"])
-    ticks = {place: place for place in range(0, last, -(-last // 6))}
-    for place, (name, seeds) in enumerate(result["fresh"].items(), last + 1):
+    count = len(result["trials"])
+    gap = max(1.0, count / 6)
+    ticks: dict[float, int | str] = {place: place for place in range(0, count, -(-count // 6))}
+    for number, (name, seeds) in enumerate(result["fresh"].items(), 1):
+        place = count - 1 + number * gap
         shade = best_color if name == f"trial {best['trial']}" else color
         left.plot([place] * len(seeds), seeds, "o", color=shade, markersize=7, alpha=0.6)
-        left.hlines(np.mean(seeds), place - 0.4, place + 0.4, color=shade)
+        left.hlines(np.mean(seeds), place - 0.3 * gap, place + 0.3 * gap, color=shade)
         ticks[place] = f"{name}\nfresh"
-    left.axvline(last, color="#BBBBBB", linewidth=1.5)
+    left.axvline(count - 1 + gap / 2, color="#BBBBBB", linewidth=1.5)
     left.set_xticks(list(ticks), list(ticks.values()))
     left.set(title="In the search, and on fresh seeds", ylabel="% of responses correct",
              xlabel=f"trial, on {result['validation_questions']} validation questions   |   "
                     f"seeds and their mean, on {result['test_questions']} test questions")
     left.set_ylim(bottom=0)
     percent_axis(left)
-    left.legend(fontsize=12, loc="lower left")
+    left.legend(fontsize=12)
     names = list(importance)[::-1]
     right.barh(names, [importance[name] for name in names], color=color)
-    right.set(title="Importance of each setting", xlabel="share of what separates the best trials from all (PED-ANOVA)"
-              if names else "too few completed trials to say")
+    right.set(title="Importance of each setting", xlabel="share of the total (PED-ANOVA)" if names
+              else "too few completed trials to say")
     right.grid(axis="x")
     right.xaxis.set_major_locator(MaxNLocator(5))
     return finish(figure, path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from .. import WorkshopError
+from ..config.errors import did_you_mean
 from .answers import extract_hash_answer, extract_last_number, extract_xml_answer, numbers_match, parse_number
 from .formats import has_reasoning_format, has_think_format
 from .sources import Located, Row, RowError, load_hub_rows, read_source
@@ -217,9 +218,9 @@ class Task:
             dropped["rows that cannot be used"] = report.bad
         elif report.bad:
             more = len(report.bad) - SHOWN_PROBLEMS
+            remedy = " To leave them out: --set task.drop_bad_rows=true" if report.rows else ""
             raise RowError("\n".join([*report.bad[:SHOWN_PROBLEMS], *([f"… and {more} more."] if more > 0 else [])])
-                           + f"\n{len(report.bad)} of {report.total} rows cannot be used. To leave them out: --set "
-                           "task.drop_bad_rows=true")
+                           + f"\n{len(report.bad)} of {report.total} rows cannot be used.{remedy}")
         for what, places in dropped.items():
             if places:
                 warnings.warn(f"{source}: left out {len(places)} {what}, such as {places[0]}", stacklevel=2)
@@ -228,7 +229,8 @@ class Task:
         if not report.rows:
             raise RowError(f"The {split} split of {source} has no rows that can be used: add at least one.")
         try:
-            return Dataset.from_list([{name: row[name] for name in row if name != WHERE} for row in report.rows])
+            names = dict.fromkeys(name for row in report.rows for name in row if name != WHERE)  # a row may lack some
+            return Dataset.from_list([{name: row.get(name) for name in names} for row in report.rows])
         except (ValueError, TypeError, OverflowError) as error:
             raise RowError(f"The rows of {source} do not form a table ({str(error)[:200]}): give a column the same "
                            "type in every row.") from None
@@ -245,6 +247,7 @@ class Task:
                                     "the path of a file, or to OWNER/NAME.")
             return self._checked(load_hub_rows(self.hub_id, self.hub_config, split, limit))
         splits = read_source(source)
+        self._check_column_names(splits, source)
         if split not in splits and Path(source).is_dir():
             raise WorkshopError(f"{source} has no {split}.jsonl, {split}.csv or {split}.parquet: add one of them, or "
                                 "give the path of a single file, of which one row in ten is for tests.")
@@ -254,11 +257,24 @@ class Task:
         else:
             report = reports[split]
             if split == "train":
-                asked = set(map(self.question, reports["test"].rows))
-                report.in_test = [row[WHERE] for row in report.rows if self.question(row) in asked]
-                report.rows = [row for row in report.rows if self.question(row) not in asked]
+                asked = set(map(self._asked, reports["test"].rows))
+                report.in_test = [row[WHERE] for row in report.rows if self._asked(row) in asked]
+                report.rows = [row for row in report.rows if self._asked(row) not in asked]
         report.rows = report.rows[:limit]
         return report
+
+    def _asked(self, row: Row) -> str:
+        """Return the question up to white space: two rows with the same one are not for training and for tests."""
+        return " ".join(self.question(row).split())
+
+    def _check_column_names(self, splits: Mapping[str, Located], source: str) -> None:
+        """Raise WorkshopError if a column that a row may lack, such as `completion`, is mapped to one that all lack."""
+        there = {name: None for rows in splits.values() for _, row in rows if isinstance(row, dict) for name in row}
+        for name, given in self.column_names.items():
+            if there and given not in there and name not in self.columns:
+                raise WorkshopError(f"task.columns.{name} = {given!r}, but no row of {source} has a column {given!r}."
+                                    f"{did_you_mean(given, there)} The columns are {', '.join(map(str, there))[:200]}: "
+                                    "correct the name, or leave it out.")
 
     def _checked(self, located: Located) -> RowReport:
         """Check every row, and give it its prompt."""
@@ -320,7 +336,7 @@ class Task:
         seen, kept = set(), []
         for row in report.rows:
             where, key = row[WHERE], repr({name: row[name] for name in row if name != WHERE})
-            before = first.setdefault(self.question(row), row)
+            before = first.setdefault(self._asked(row), row)
             if self.gold(before) != self.gold(row):
                 report.bad.append(f"{where}: the question of {before[WHERE]} again, with the answer "
                                   f"{visible(self.gold(row)[:60])!r} instead of {visible(self.gold(before)[:60])!r}. "
@@ -336,13 +352,13 @@ class Task:
 
 def hold_out(task: Task, report: RowReport, split: str) -> RowReport:
     """Keep the rows of one split of a dataset that has only one: a tenth of the questions, chosen by hash, is test."""
-    questions = sorted(set(map(task.question, report.rows)), key=lambda text: hashlib.sha256(text.encode()).digest())
+    questions = sorted(set(map(task._asked, report.rows)), key=lambda text: hashlib.sha256(text.encode()).digest())
     if len(questions) < LEAST_TO_SPLIT:
         report.note = (f"{len(questions)} questions are too few to keep some for tests, so training and test split are "
                        "the same: accuracy says nothing about new questions")
         return report
     test = set(questions[: len(questions) // TEST_SHARE])
-    report.rows = [row for row in report.rows if (task.question(row) in test) == (split == "test")]
+    report.rows = [row for row in report.rows if (task._asked(row) in test) == (split == "test")]
     return report
 
 

@@ -83,6 +83,10 @@ def read_file(path: Path) -> Located:
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Row | RowError]]:
     with path.open("rb") as lines:
+        if lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+            raise RowError(f"{path.name} starts with '[', like a JSON list. Write one object per line: "
+                           f"python -c \"import pandas; pandas.read_json('{path.name}').to_json('{path.stem}.jsonl', "
+                           "orient='records', lines=True)\"")
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # the mark that some editors put first
             if line.strip():

@@ -291,6 +291,78 @@ for row in variants.get("summaries", []):
 # if no change matters. Equal tokens are not equal updates: two passes make twice as many. And the changes were made for
 # long responses and thousands of steps. What they repair hardly occurs in a run as short as this one.
 #
+# ## The best of many
+#
+# So far you compared what you had decided to compare. A search for better settings compares many runs and keeps the
+# best, and that needs more care. `scripts/sweep.py` searches with Optuna:
+#
+# - The **search space** says what is tried. `grpo.learning_rate=5e-5..5e-4:log` is a range on a logarithmic scale,
+#   because doubling a small learning rate matters as much as doubling a large one. `grpo.num_generations=4,8,16` are
+#   choices: the rollout keeps its size, so larger groups mean fewer problems per step.
+# - The first trials are random. Later ones come more often from where the better trials were (a *tree-structured Parzen
+#   estimator*, TPE).
+# - **Pruning** saves time. A probe asks the same questions every few steps, and a trial below the median of the other
+#   trials at the same step ends early. The price: a setting that starts slowly and ends well is lost.
+# - No trial sees a test question. **Validation questions**, taken out of the training data, decide which is best.
+#
+# The next cell shows a search that comes with the workshop. This makes it again:
+#
+# ```bash
+# python scripts/sweep.py --recipe countdown-grpo --hardware cpu --output-dir runs/sweep
+# cp runs/sweep/sweep.json notebooks/recorded/
+# ```
+
+# %%
+path = Path("notebooks/recorded/sweep.json")
+sweep = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+if not sweep:
+    print(f"{path} is missing: the two commands above make it.")
+else:
+    pruned = sum(trial["state"] == "pruned" for trial in sweep["trials"])
+    print(f"{sweep['recipe']} at tier {sweep['hardware']}: {len(sweep['trials'])} trials, of which {pruned} were "
+          f"pruned; {sweep['validation_questions']} validation questions. Searched:", *sweep["search"], sep="\n    ")
+trials = pd.json_normalize(sweep.get("trials", [])).rename(columns=lambda name: name.removeprefix("settings."))
+trials.round(3)
+
+# %% [markdown]
+# The left panel shows every trial, then what remains of the best one: it and the default were trained again with *fresh
+# seeds*, which the search had not used, and answered the test questions. Only this second comparison is a result.
+#
+# The right panel shows which settings separate the best trials from the others, within the ranges that were searched. A
+# setting that was searched in a narrow range looks unimportant, and with few trials the order is mostly luck.
+
+# %%
+from lab_utils.figures import plot_search
+
+plot_search(sweep, figures / "13_search.png") if sweep else None
+
+# %%
+for name, seeds in sweep.get("fresh", {}).items():
+    searched = sweep["trials"][0 if name == "default" else sweep["best"]]  # the first has the recipe's own settings
+    print(f"{name:>8}: {searched['accuracy']:.1%} in the search, {sum(seeds) / len(seeds):.1%} with fresh seeds")
+if sweep:
+    print(conclude("The best setting of the search compared with the default",
+                   *(sweep["best_minus_default"][key] for key in ("difference", "low", "high")),
+                   sweep["test_questions"], seeds=len(seeds)))
+
+# %% [markdown]
+# Why does the best of a search promise too much? A trial's value is its quality plus luck, such as that of its seed,
+# and the maximum picks both. Here all settings are *equally good*, and the luck of a trial is as large as the spread
+# between the fresh seeds of the default. The best of them still looks better than it is:
+
+# %%
+import numpy as np
+
+luck = np.std(sweep["fresh"]["default"], ddof=1) if sweep else 0.02
+for number in (1, 4, 12, 50):
+    best = np.random.default_rng(SEED).normal(0, luck, size=(10_000, number)).max(axis=1).mean()
+    print(f"the best of {number:>2} equal settings looks {100 * best:+.1f} points better")
+
+# %% [markdown]
+# This optimism grows with the number of trials, and with the noise of each. A fresh evaluation removes it, and more
+# validation questions make it smaller. It returns as soon as you use the test questions to choose: search again because
+# the test disappointed you, and they have become validation questions.
+#
 # ## What you should see, and what it means if you don't
 
 # %%

@@ -200,3 +200,19 @@ def test_cost_is_a_curve_or_a_diamond():
     curve, point = figures.plot_cost(methods).axes[0].lines
     assert list(curve.get_xdata()) == [30, 60, 120] and list(curve.get_ydata()) == [0.2, 0.3, 0.35]
     assert (point.get_marker(), point.get_color()) == ("D", figures.METHOD_COLORS["grpo"])
+
+
+def test_a_search_shows_every_trial_and_each_fresh_seed():
+    def trial(number, state, accuracy, probe):
+        return {"trial": number, "state": state, "accuracy": accuracy, "probe": {"5": probe}, "settings": {}}
+
+    result = {"trials": [trial(0, "complete", 0.5, 0.4), trial(1, "pruned", None, 0.1), trial(2, "complete", 0.7, 0.6),
+                         {**trial(3, "fail", None, 0), "probe": {}}],
+              "fresh": {"default": [0.5, 0.4], "trial 2": [0.6, 0.5]}, "best": 2, "validation_questions": 200,
+              "test_questions": 500, "importance": {"grpo.beta": 0.9, "grpo.learning_rate": 0.1}}
+    left, right = figures.plot_search(result).axes
+    assert [line.get_ydata().tolist() for line in left.lines[:3]] == [[0.5, 0.7], [0.1], [0.7]]
+    assert [line.get_ydata().tolist() for line in left.lines[3:5]] == [[0.5, 0.4], [0.6, 0.5]]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["grpo.learning_rate", "grpo.beta"]
+    assert [text.get_text() for text in left.get_xticklabels()][-2:] == ["default\nfresh", "trial 2\nfresh"]
+    assert "too few" in figures.plot_search({**result, "importance": {}}).axes[1].get_xlabel()

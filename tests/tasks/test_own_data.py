@@ -73,6 +73,14 @@ def test_a_mapped_column_that_the_task_does_not_know_reaches_the_rewards(tmp_pat
     assert set(rows["difficulty"]) == {"hard"}
 
 
+def test_a_mapped_column_that_no_row_has_is_an_error_although_a_row_may_lack_it(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", [{**row, "steps": "one more"} if i else row for i, row in enumerate(ROWS)])
+    assert "completion" in task_of(columns={**COLUMNS, "completion": "steps"}).dataset("train", source=source)[0]
+    message = problem_of(source, task_of(columns={**COLUMNS, "completion": "step"}))
+    assert "task.columns.completion = 'step', but no row of" in message
+    assert "Did you mean steps? The columns are prompt, solution, steps: correct the name" in message
+
+
 # --- What is imitated ------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +135,18 @@ def test_a_folder_has_both_splits_and_test_questions_leave_the_training_rows(tmp
     assert "has no test.jsonl, test.csv or test.parquet: add one" in problem_of(tmp_path, split="test")
     (tmp_path / "train.csv").write_text("prompt,solution\n")
     assert "has train.jsonl and train.csv: remove or rename" in problem_of(tmp_path)
+
+
+def test_white_space_does_not_make_a_test_question_a_new_one(tmp_path):
+    spaced = [{**row, "prompt": row["prompt"].replace(" ", "  ")} for row in ROWS]
+    source = jsonl(tmp_path / "a.jsonl", [*ROWS, *spaced])
+    splits = [[" ".join(row["question"].split()) for row in task_of().dataset(split, source=source)]
+              for split in ("train", "test")]
+    assert list(map(len, splits)) == [72, 8] and not set(splits[0]) & set(splits[1])
+    jsonl(tmp_path / "train.jsonl", ROWS)
+    jsonl(tmp_path / "test.jsonl", spaced[:3])
+    with pytest.warns(UserWarning, match="left out 3 training rows whose question is in the test split"):
+        assert len(task_of().dataset("train", source=str(tmp_path))) == 37
 
 
 def test_repeated_rows_are_left_out_and_contradictions_are_errors(tmp_path):
@@ -222,6 +242,24 @@ def test_a_broken_table_is_named_by_file_line_and_remedy(tmp_path, content, prob
     path.write_bytes(content)
     message = problem_of(path)
     assert problem in message and len(message) < 600, message
+
+
+def test_columns_with_other_names_are_no_reason_to_leave_out_every_row(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", [{"q": f"{i}?", "a": i} for i in range(40)])
+    message = problem_of(source, task_of(columns={}))
+    assert message.count("task.columns.question=NAME") == 5 and message.endswith("40 of 40 rows cannot be used.")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_list_is_refused_once_with_the_command_that_converts_it(tmp_path, monkeypatch, indent):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.json"
+    path.write_bytes(codecs.BOM_UTF8 * (indent is None) + json.dumps(ROWS, indent=indent).encode())
+    message = problem_of(path)
+    assert message.startswith("mine.json starts with '[', like a JSON list. Write one object per line: python")
+    path.write_text(json.dumps(ROWS))
+    exec(message.partition('python -c "')[2].removesuffix('"'))
+    assert len(task_of().dataset("train", source=str(tmp_path / "mine.jsonl"))) == 36
 
 
 def test_a_broken_parquet_file_is_named(tmp_path):
