@@ -19,6 +19,7 @@ from lab_utils.models import load_tokenizer
 from lab_utils.rewards.own import try_own_code
 from lab_utils.sampling.local import prompt_ids
 from lab_utils.tasks import RowReport, Task, load_task, visible
+from lab_utils.tasks.base import as_dataset
 
 SHOWN = 5  # places and problems of each kind
 
@@ -77,12 +78,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"--- row {number}: the gold answer\n{visible(task.gold(row))}\n")
     for split, report in reports.items():
         print("\n".join(counts(split, report)))
-    if rows:
-        print("\n".join([*lengths(config, task, rows, tokenizer), *try_own_code(config, task, rows[:4])]))
+    if not rows:
+        print("Training would stop here: there is no row to train on.")
+        return 2
+    datasets = [as_dataset(report.rows, config.task.source) for report in reports.values()]
+    print("\n".join([*lengths(config, task, rows, tokenizer), *try_own_code(config, task, list(datasets[0].take(4)))]))
     unusable = any(report.bad for report in reports.values()) and not config.task.drop_bad_rows
     if unusable:
         print("Training would stop here: correct these rows, or leave them out with --set task.drop_bad_rows=true")
-    return 2 if unusable or not rows else 0
+    return 2 if unusable else 0
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ class Task:
             if not isinstance(kept[name], str | int | float):
                 raise RowError(f"{name}={str(kept[name])[:60]!r} is a {type(kept[name]).__name__}: give text or a "
                                "number.")
-            kept[name] = str(kept[name]).strip()
+            whole = isinstance(kept[name], float) and kept[name].is_integer()  # a table with gaps has 42.0 for 42
+            kept[name] = str(int(kept[name]) if whole else kept[name]).strip()
         if self.response_format == "hash" and "answer" in kept and parse_number(kept["answer"]) is None:
             raise RowError(f"answer={kept['answer'][:60]!r} is not a number, as the response format 'hash' needs: "
                            "set task.response_format=think.")
@@ -228,12 +229,7 @@ class Task:
             warnings.warn(f"{source}: {report.note}", stacklevel=2)
         if not report.rows:
             raise RowError(f"The {split} split of {source} has no rows that can be used: add at least one.")
-        try:
-            names = dict.fromkeys(name for row in report.rows for name in row if name != WHERE)  # a row may lack some
-            return Dataset.from_list([{name: row.get(name) for name in names} for row in report.rows])
-        except (ValueError, TypeError, OverflowError) as error:
-            raise RowError(f"The rows of {source} do not form a table ({str(error)[:200]}): give a column the same "
-                           "type in every row.") from None
+        return as_dataset(report.rows, source)
 
     def report(self, split: str, limit: int | None = None, source: str = "synthetic") -> RowReport:
         """Return the rows of a split with their prompts, and what was left out and why; arguments as in `dataset`."""
@@ -290,14 +286,16 @@ class Task:
         if isinstance(row, RowError):
             raise row
         given, row = list(row), self._with_own_names(row)
-        missing = [column for column in self.columns if row.get(column) in (None, "", [])]
+        missing = [column for column in self.columns if is_empty(row.get(column))]
         if missing:
+            theirs = self.column_names.get(missing[0], missing[0])
+            hint = "" if theirs in given else did_you_mean(theirs, given)
             here = f"the data's column {self.column_names[missing[0]]!r}" if missing[0] in self.column_names else \
                 f"the column {missing[0]!r}"
             raise RowError(
                 f"{here} is missing or empty. A {self.name} row needs the columns {', '.join(self.columns)}; this row "
-                f"has {', '.join(map(str, given))[:200] or 'none'}. Fill in the column or remove the row; if it has "
-                f"another name, --set task.columns.{missing[0]}=NAME")
+                f"has {', '.join(map(str, given))[:200] or 'none'}.{hint} Fill in the column or remove the row; "
+                f"if it has another name, --set task.columns.{missing[0]}=NAME")
         for name, value in row.items():
             if isinstance(value, str) and any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in set(value)):
                 raise RowError(f"{name}='{visible(value[:60])}' has control characters, such as NUL: remove them.")
@@ -350,10 +348,27 @@ class Task:
         return report
 
 
+def as_dataset(rows: list[Row], source: str) -> Dataset:
+    """Return rows as a dataset; raise RowError if the values of a column have different types."""
+    names = dict.fromkeys(name for row in rows for name in row if name != WHERE)  # the first may lack some
+    try:
+        return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    except (ValueError, TypeError, OverflowError) as error:
+        mixed = [name for name in names if len({type(row.get(name)) for row in rows} - {type(None)}) > 1]
+        raise RowError(f"The rows of {source} do not form a table, because of {' and '.join(mixed) or 'a column'} "
+                       f"({str(error)[:200]}): give a column the same type in every row.") from None
+
+
+def is_empty(value: object) -> bool:
+    return value in (None, []) or isinstance(value, str) and not value.strip()
+
+
 def hold_out(task: Task, report: RowReport, split: str) -> RowReport:
     """Keep the rows of one split of a dataset that has only one: a tenth of the questions, chosen by hash, is test."""
     questions = sorted(set(map(task._asked, report.rows)), key=lambda text: hashlib.sha256(text.encode()).digest())
     if len(questions) < LEAST_TO_SPLIT:
+        if not questions:
+            return report
         report.note = (f"{len(questions)} questions are too few to keep some for tests, so training and test split are "
                        "the same: accuracy says nothing about new questions")
         return report

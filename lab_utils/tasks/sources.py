@@ -46,7 +46,7 @@ def read_source(source: str) -> dict[str, Located]:
         raise WorkshopError(
             f"source={source!r} is neither 'synthetic' nor 'hub', and there is no file {path}: give the path of a "
             ".jsonl, .csv or .parquet file, of a folder with train.jsonl and test.jsonl, or OWNER/NAME of a dataset on "
-            "the Hub.")
+            "the Hub. A path in a recipe counts from the recipe's folder, with --set from the current one.")
     splits = load_hub(found["id"], found["config"])
     tests = [name for name in TEST_NAMES if name in splits]
     named = {"train": "train", **({"test": tests[0]} if tests else {})}
@@ -152,7 +152,7 @@ def read_csv(path: Path) -> Iterator[tuple[str, Row | RowError]]:
                 names = [cell.strip() for cell in cells]
                 if not all(names) or len(set(names)) < len(names):
                     raise RowError(f"{where}: the header {names} has empty or repeated names. The first line must name "
-                                   "every column once.")
+                                   "every column once (with pandas: to_csv(path, index=False)).")
             elif len(cells) != len(names) and cells:
                 rows.append((where, RowError(f"{where}: {len(cells)} cells, but the header has {len(names)} "
                                              f"({', '.join(names)}). Put text with {separator!r} into double quotes.")))
@@ -182,7 +182,8 @@ def _parsed(cells: list[str]) -> list[Any] | None:
 
 def read_parquet(path: Path) -> Located:
     try:
-        rows = json.loads(pd.read_parquet(path).to_json(orient="records", double_precision=15, date_format="iso"))
+        table = pd.read_parquet(path, dtype_backend="numpy_nullable")  # whole numbers stay whole beside empty cells
+        rows = json.loads(table.to_json(orient="records", double_precision=15, date_format="iso"))
     except (ValueError, NotImplementedError) as error:  # pyarrow's errors
         raise RowError(f"{path.name}: not a Parquet file that can be read ({str(error)[:200]}). Write it again, or "
                        "save it as CSV.") from None

@@ -48,7 +48,7 @@ def test_columns_of_several_types_are_named(tmp_path):
     source = tmp_path / "rows.jsonl"
     row = {"question": "1 + 1?", "answer": "2"}
     source.write_text("".join(json.dumps(row | {"hurried": value}) + "\n" for value in (1, [2])))
-    with pytest.raises(RowError, match="do not form a table .*same type in every row"):
+    with pytest.raises(RowError, match="do not form a table, because of .*same type in every row"):
         load_task("gsm8k").dataset("train", source=str(source))
 
 

@@ -44,6 +44,27 @@ def test_the_preview_counts_what_is_left_out(folder, capsys):
     assert status_of(preview_script, *arguments, "--set", "task.drop_bad_rows=true") == 0
 
 
+def test_the_preview_fails_where_training_would(folder, capsys):
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("completion: solution}", "completion: solution, level: level}"))
+    lines = (folder / "data.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "level": number or "easy"} for number, line in enumerate(lines)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status_of(preview_script, "--recipe", recipe, "--hardware", "cpu") == 2
+    assert "do not form a table, because of level" in capsys.readouterr().err
+    (folder / "data.jsonl").write_text("")
+    assert status_of(preview_script, "--recipe", recipe, "--hardware", "cpu") == 2
+    assert capsys.readouterr().out.endswith("test: 0 of 0 rows are used\nTraining would stop here: there is no row to "
+                                            "train on.\n")
+
+
+def test_a_reward_sees_in_the_preview_the_columns_that_it_gets_in_training(folder, capsys):
+    (folder / "my_rewards.py").write_text("def brevity(completions, level, **columns):\n    return [0.0]\n")
+    assert status_of(preview_script, "--recipe", folder / "recipe.yaml", "--hardware", "cpu") == 2
+    assert "The columns are question, answer, completion, prompts, completions, completion_ids; take" in \
+        capsys.readouterr().err
+
+
 def completion(step, question, text, reward, **more) -> dict:
     return {"step": step, "question": question, "gold": "4", "completion": text, "extracted": text,
             "correct": text == "4", "reward": reward, **more}

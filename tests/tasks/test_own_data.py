@@ -206,6 +206,8 @@ def test_the_task_of_own_questions_has_no_problems_of_its_own():
 @pytest.mark.parametrize("line, problem", [
     ({"prompt": "a?"}, "data's column 'solution' is missing or empty.*this row has prompt.*task.columns.answer=NAME"),
     ({"prompt": "a?", "solution": None}, "column 'solution' is missing or empty"),
+    ({"prompt": " ", "solution": 1}, "column 'prompt' is missing or empty"),
+    ({"prompt": "a?", "solutions": 1}, "this row has prompt, solutions. Did you mean solutions"),
     ({"prompt": ["a?"], "solution": 1}, r"question=\"\['a\?'\]\" is a list: give text or a number"),
     ({"prompt": "a?", "solution": {"value": 1}}, "answer=.* is a dict: give text or a number"),
     ({"prompt": "a\0?", "solution": 1}, r"question='a\\x00\?' has control characters, such as NUL: remove"),
@@ -260,6 +262,15 @@ def test_a_json_list_is_refused_once_with_the_command_that_converts_it(tmp_path,
     path.write_text(json.dumps(ROWS))
     exec(message.partition('python -c "')[2].removesuffix('"'))
     assert len(task_of().dataset("train", source=str(tmp_path / "mine.jsonl"))) == 36
+
+
+def test_whole_numbers_stay_whole_beside_empty_cells(tmp_path):
+    frame = pd.DataFrame({"prompt": [f"{i}?" for i in range(20)], "solution": [None, *range(1, 20)]})
+    for name, types in (("float.parquet", "float64"), ("int.parquet", "Int64")):
+        frame.astype({"solution": types}).to_parquet(tmp_path / name)
+        with pytest.warns(UserWarning, match="left out 1 rows that cannot be used, such as .*, row 1: "):
+            rows = task_of(drop_bad_rows=True).dataset("train", source=str(tmp_path / name))
+        assert [row["answer"] + "?" for row in rows] == rows["question"]
 
 
 def test_a_broken_parquet_file_is_named(tmp_path):
