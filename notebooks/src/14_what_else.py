@@ -306,11 +306,11 @@ from trl import DPOConfig, DPOTrainer
 
 from lab_utils.training.rl import run_trainer, trainer_arguments
 
-short = {"max_steps": 24 if config.hardware == "cpu" else 2, "per_device_train_batch_size": 32, "logging_steps": 2,
+short = {"max_steps": 24 if config.hardware == "cpu" else 2, "per_device_train_batch_size": 24, "logging_steps": 2,
          "lr_scheduler_type": "linear", "save_strategy": "no", "gradient_checkpointing": False, "max_length": None}
 dpo = RunDirectory(runs / "dpo")
 if not dpo.has_model:
-    arguments = DPOConfig(**trainer_arguments(config, dpo), **short, learning_rate=5e-5, beta=0.1)
+    arguments = DPOConfig(**trainer_arguments(config, dpo), **short, learning_rate=7.5e-5, beta=0.1)
     trainer = DPOTrainer(model=load_model(start.model_dir, config.model), args=arguments, train_dataset=pairs,
                          processing_class=tokenizer)
     run_trainer(trainer, config, dpo, resume=True, description="DPO")
@@ -507,11 +507,12 @@ plot_cost({"SFT, checker picks": (asking, [before.pass_at[n] for n in before.ks]
 #
 # ## Three seeds
 #
-# One seed decides nothing. This command repeats the notebook with three of them on more questions, each with a warm-up
-# and a GRPO run of its own, in about half an hour on a CPU:
+# One seed decides nothing. These commands repeat the notebook with three of them on 500 questions, each with a warm-up
+# and a GRPO run of its own, and put the result where the next cell finds it:
 #
 # ```bash
 # python scripts/compare_alternatives.py --seeds 0 1 2 --output-dir runs/what-else
+# cp runs/what-else/what_else.json notebooks/recorded/
 # ```
 
 # %%
@@ -528,7 +529,7 @@ if recorded.exists():
                                       for middle, half in zip(mean, margin, strict=True)]
     print("Difference to the SFT model of the same seed, in points:\n", shown.to_string())
 else:
-    print("Nothing is recorded yet: run the command, and copy its what_else.json to notebooks/recorded.")
+    print("Nothing is recorded yet: run the two commands.")
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
@@ -596,4 +597,4 @@ expect(config, "a forged `yes` beats the correct responses more often than an ho
 #    in imitation?
 # 4. In the reward model's pairs, correct responses end with `yes`. How would you collect pairs that close this hole?
 #
-# Back to [all notebooks](README.md).
+# Variants of GRPO itself are at the end of [13 · Results](13_results.ipynb). Back to [all notebooks](README.md).
