@@ -72,11 +72,11 @@ PROBLEMS = {
         lambda m, healthy: change(m, "reward") > 0.1 and change(m, "accuracy") < 0.02,
     ),
     "KL coefficient too high": Problem(
-        "the groups have a signal, but the KL stays far below that of the healthy run "
+        "the groups have a signal, and the KL leaves 0 but stays far below that of the healthy run "
         "although the gradient norm is higher",
         ("kl", "grad_norm"),
         lambda m, healthy: _has_signal(m)
-        and end(m, "kl") < end(healthy, "kl") / 5
+        and healthy["kl"].max() / 100 < end(m, "kl") < end(healthy, "kl") / 5
         and end(m, "grad_norm") > 1.5 * end(healthy, "grad_norm"),
     ),
     "learning rate too high": Problem(

@@ -40,8 +40,7 @@ print(f"{len(runs)} recorded runs of {settings.recipe} at tier {settings.hardwar
 # ran to the end. One run is a **decoy**: nothing is wrong with it. It only looks bad, because it is noisy. Noise is
 # easily taken for a problem, and every "fix" for it seems to work half of the time.
 #
-# Nothing is trained here. The runs were recorded with earlier base models and 24 steps. This command records them with
-# today's, in about half an hour on a CPU:
+# Nothing is trained here. The runs were recorded with 24 steps each by this command, in about half an hour on a CPU:
 #
 # ```bash
 # python scripts/record_runs.py --output-dir runs/recording

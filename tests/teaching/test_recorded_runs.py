@@ -25,7 +25,8 @@ def test_it_reads_like_any_run_directory(name):
     metrics, completions = run.metrics(), run.completions()
     assert list(metrics["step"]) == list(range(1, record_runs.STEPS + 1))
     assert completions["step"].nunique() >= 6 and completions.groupby("step").size().eq(8).all()
-    assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward"]
+    assert list(completions.columns) == ["step", "question", "gold", "completion", "extracted", "correct", "reward",
+                                         "rewards", "advantage"]
     assert run.environment()["packages"]["trl"]
 
 
