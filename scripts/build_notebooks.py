@@ -55,7 +55,11 @@ HINT = re.compile(r"^\d\. ", re.MULTILINE)
 CHECK = re.compile(r"^checks\.(check_\w+)\((\w+)", re.MULTILINE)
 FOLDED = "<details>\n<summary>{}</summary>\n\n{}\n\n</details>"
 COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in Jupyter; in Colab
-CONTENTS = "# The notebooks, learner edition\n\nThe solutions and everything else are in [notebooks](../README.md).\n\n"
+CONTENTS = """# The notebooks, learner edition
+
+Work in the copies in `notebooks/mine`. [How the exercises and their checks work](../README.md#two-editions)
+
+"""
 GO_ON = """\
 #@title Go on with ours, if you are stuck (an answer that has passed its check stays)
 from lab_utils.teaching import checks

@@ -165,7 +165,7 @@ WAY_ARROWS = [(0, 1, "imitate\ndemonstrations"), (1, 2, "try and\nbe rewarded"),
 def plot_pipeline(path: str | Path | None = None) -> Figure:
     """Draw the way through the workshop: the models above, the loop of reinforcement learning below."""
     figure, ax = plt.subplots(figsize=(14, 6))
-    ax.set(xlim=(0, 14), ylim=(0, 6.2))
+    ax.set(xlim=(0, 14), ylim=(-0.5, 5.8))
     ax.axis("off")
     boxes = [ax.text(x, y, text, ha="center", va="center", fontweight="bold", color=INK,
                      bbox={"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 3})
@@ -176,12 +176,12 @@ def plot_pipeline(path: str | Path | None = None) -> Figure:
         between = {"patchA": boxes[start].get_bbox_patch(), "patchB": boxes[end].get_bbox_patch()}
         ax.annotate("", (x1, y), (x0, y), arrowprops=arrow | between)
         ax.text((x0 + x1) / 2, y + 0.15, text, ha="center", va="bottom", fontsize=13, color=INK)
-    back = {"patchA": boxes[8].get_bbox_patch(), "patchB": boxes[5].get_bbox_patch(),
-            "connectionstyle": "bar,angle=180,fraction=-0.13"}
-    ax.annotate("", WAY_BOXES[5][:2], WAY_BOXES[8][:2], arrowprops=arrow | back)
-    ax.text(8.5, 0.35, "the next step: the updated model answers new problems", ha="center", fontsize=13, color=INK)
-    ax.text(0.4, 5.95, "Then: 09 finds faults · 10 adds a critic (PPO) · 11 trains in the cloud · 12 serves the model",
-            va="center", fontsize=13, color=INK)
+    back = {"patchA": boxes[8].get_bbox_patch(), "patchB": boxes[4].get_bbox_patch(),
+            "connectionstyle": "bar,angle=180,fraction=-0.1"}
+    ax.annotate("", WAY_BOXES[4][:2], WAY_BOXES[8][:2], arrowprops=arrow | back)
+    ax.text(7.0, 0.35, "the next step: the updated model answers new problems", ha="center", fontsize=13, color=INK)
+    ax.text(0.4, -0.35, va="center", fontsize=13, color=INK,
+            s="After 08: 09 finds faults · 10 adds a critic (PPO) · 11 trains in the cloud · 12 serves the model")
     ax.plot([7.1, 7.1, 0.3, 0.3], [4.6, 3.5, 3.5, 3.3], color=METHOD_COLORS["grpo"], linestyle="--", linewidth=2)
     ax.plot([7.1, 13.7, 13.7], [3.5, 3.5, 3.3], color=METHOD_COLORS["grpo"], linestyle="--", linewidth=2)
     ax.text(0.4, 3.15, "inside reinforcement learning", va="center", fontsize=13, color=METHOD_COLORS["grpo"])

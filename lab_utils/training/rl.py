@@ -379,7 +379,7 @@ def train_rl(stage: str, trainer_class: type[RLTrainer], arguments_of: Callable[
     arguments = arguments_of(config, run)
     if resume and is_finished(run, arguments, config, stage):
         return run
-    with out_of_memory_explained(stage), launcher_variables_restored():
+    with stops_explained(stage), launcher_variables_restored():
         trainer = make_trainer(stage, trainer_class, config, arguments, run, start, reward_funcs, callbacks)
         with closing(trainer):
             return run_trainer(trainer, config, run, resume, stage.upper())
@@ -461,7 +461,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, run: RunDirectory, resume: 
                     with wandb_run(trackers, run):
                         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 except KeyboardInterrupt:
-                    raise TrainingInterrupted(description, trainer.state, run.last_checkpoint()) from None
+                    raise TrainingInterrupted.at_step(description, trainer.state, run.last_checkpoint()) from None
         state = trainer.state
         if not stop.stopped or state.global_step == state.max_steps:
             check_weights(trainer.model)
@@ -544,10 +544,15 @@ def is_last(checkpoint: Path, arguments: TrainingArguments) -> bool:
 
 
 @contextmanager
-def out_of_memory_explained(stage: str) -> Iterator[None]:
-    """Raise WorkshopError, with settings that save memory, if memory runs out inside the `with` block."""
+def stops_explained(stage: str) -> Iterator[None]:
+    """Say what to do if memory runs out inside the `with` block, or if the user interrupts it."""
     try:
         yield
+    except TrainingInterrupted:  # during the steps
+        raise
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            f"{stage.upper()} stopped while it prepared or saved something: run it again.") from None
     except (RuntimeError, ValueError) as error:
         words = ("Free memory on device", "can't allocate memory")  # vLLM's words, and torch's for a CPU
         if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in words):

@@ -13,7 +13,7 @@ from ..config import ConfigError, RunConfig
 from ..models import END_OF_TURN, load_model, load_tokenizer
 from ..runs import RunDirectory
 from ..tasks import Task, load_task
-from .rl import is_finished, new_adapter, out_of_memory_explained, run_trainer, start_run, trainer_arguments
+from .rl import is_finished, new_adapter, run_trainer, start_run, stops_explained, trainer_arguments
 
 disable_progress_bars()  # TRL prepares the demonstrations in four quick steps, each with a bar
 
@@ -66,7 +66,7 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     tokenizer = load_tokenizer(start)
     if END_OF_TURN in tokenizer.get_vocab():  # otherwise a turn ends with the tokenizer's own end token
         arguments.eos_token = END_OF_TURN
-    with out_of_memory_explained("sft"):
+    with stops_explained("sft"):
         policy = load_model(start, config.model, train_adapter=True)
         trainer = SFTTrainer(
             model=policy,

@@ -17,12 +17,13 @@ from transformers import TrainerCallback, TrainerState
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """The user interrupted a run. The message says after which step, and from which it resumes."""
+    """The user interrupted a run. The message says where, and what running it again does."""
 
-    def __init__(self, description: str, state: TrainerState, checkpoint: Path | None):
+    @classmethod
+    def at_step(cls, description: str, state: TrainerState, checkpoint: Path | None) -> TrainingInterrupted:
         then = f"to resume from step {checkpoint.name.removeprefix('checkpoint-')}." if checkpoint else (
             "and it starts from step 0, because it had no checkpoint yet.")
-        super().__init__(f"{description} stopped at step {state.global_step} of {state.max_steps}: run it again {then}")
+        return cls(f"{description} stopped at step {state.global_step} of {state.max_steps}: run it again {then}")
 
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows: the message without a traceback."""

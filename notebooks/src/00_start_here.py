@@ -62,7 +62,8 @@ print(f"\nHARDWARE = 'auto' would choose {fitting!r} here ({reason}).")
 #    was rewarded. It sees no examples.
 #
 # The next cell draws the whole way. Read the upper row first: three models, and what leads from one to the next. The
-# lower row is the loop inside reinforcement learning, which repeats for each training step. The numbers are notebooks.
+# lower row is the loop inside reinforcement learning, which repeats for each training step. The numbers
+# name the notebooks.
 
 # %%
 from pathlib import Path
@@ -74,7 +75,7 @@ plot_pipeline(figures / "00_the_way.png")
 
 # %% [markdown]
 # The final figure, in notebook 13, has three panels: correct answers during training, attempts per response during
-# training, and a bar for each of the three stages. You draw the first bar in this notebook.
+# training, and a bar for each of the three stages. In this notebook you measure the first stage.
 #
 # ## The task: Countdown
 #
@@ -261,7 +262,7 @@ for how, asked, texts in (("chat", task, in_chat), ("plain text", plain, in_plai
     print(f"{how:11}", ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()))
 
 # %% [markdown]
-# ## The first bar
+# ## The first stage in a figure
 #
 # The figure has a bar for each way of counting, with its 95% interval. Few problems make wide intervals; notebook 08
 # explains them and asks more problems. You will fill the two dashed places later.

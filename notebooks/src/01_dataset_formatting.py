@@ -200,7 +200,8 @@ plot_loss_mask(tokens, labels, figures / "01_loss_mask.png")
 # A conversation has several turns, and the model must learn every turn of the assistant and no other. Now there is no
 # border between prompt and completion: you get only the tokens. Each turn is `START role NEWLINE ... END NEWLINE`.
 # Return the labels. The assistant's turns get their own tokens, from the first one after the header's line break up to
-# and including `END`. Everything else gets -100. For example, with START = 1, END = 2, NEWLINE = 3, USER = 11 and
+# and including `END`. Everything else gets -100. The last turn may be unfinished: a prompt ends after the header of the
+# assistant's turn. For example, with START = 1, END = 2, NEWLINE = 3, USER = 11 and
 # ASSISTANT = 12:
 #
 # | token | 1 | 11 | 3 | 50 | 2 | 3 | 1 | 12 | 3 | 60 | 61 | 2 | 3 |
@@ -316,8 +317,10 @@ for text in ("$1,000.00", "1,000 clips", "10 00", "1000.1", "banana"):
 # ## Your own data
 #
 # `dataset` loads from three kinds of sources and gives the same columns each time: `"synthetic"`, `"hub"`, or a path of
-# your own (a JSON Lines file, or a folder with `train.jsonl` and `test.jsonl`). Write two rows of your own and load
-# them. You will see the columns that the trainers need.
+# your own (a file of JSON Lines, CSV or Parquet, or a folder with `train` and `test` files). As on the Hub, the
+# `answer` of a row can be a whole solution that ends with `#### N`; loading splits it into `solution` and the number.
+# Write two rows of your own and load them. You will see the columns that the trainers need, and a warning in red,
+# because two rows are too few to keep some for tests.
 
 # %%
 import json

@@ -132,7 +132,17 @@ checks.check_strict_format_reward(strict_format_reward)
 # ## Probe every reward
 #
 # The recipe `gsm8k-grpo` adds up five rewards. Correctness is worth most. The other four are stepping stones: a model
-# that never gets a number right can still learn from them where a number belongs. Before you train with a reward, show
+# that never gets a number right can still learn from them where a number belongs:
+#
+# | reward | pays |
+# |---|---|
+# | `correctness` | 2.0 for the gold number in `<answer>` |
+# | `int` | 0.5 for any whole number in `<answer>` |
+# | `strict_format` | 0.5 for exactly the requested format |
+# | `soft_format` | 0.5 for the four tags in the correct order, whatever is around them |
+# | `xmlcount` | 0.125 for each tag that occurs exactly once, minus 0.001 for each character after the last one |
+#
+# Before you train with a reward, show
 # it texts whose value you know. You will see a row for each text and a column for each reward.
 
 # %%
@@ -438,8 +448,8 @@ print(*try_own_code(mine, task, list(task.dataset("train", 4, mine.task.source))
 # compare and nothing to learn. So before a run, sample some groups and score them. The next cell does that with the
 # base model of notebook 00, and with the demonstrations that the model imitates in notebook 03.
 #
-# On tier `cpu` you will see zeros for the base model: it has never seen an answer in tags. That is a *dead*
-# reward.
+# On tier `cpu` the base model earns almost nothing, because it has never seen an answer in tags. A group whose totals
+# are all equal is a *dead* group.
 
 # %%
 from lab_utils.models import load_model, load_tokenizer

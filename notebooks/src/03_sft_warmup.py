@@ -162,7 +162,7 @@ print(f"whole model:       {trainable:,} of {total:,} numbers are trained ({trai
 del base, adapted, q_proj  # training will need the memory
 
 # %% [markdown]
-# For the workshop's tiny model, r = 16 is not a small update: its own matrices are not much wider than that. The same
+# For the workshop's tiny model, r = 16 is not a small update: its own matrices are only 128 to 448 wide. The same
 # update is tiny next to a model of half a billion parameters. You can count it without downloading the model, from its
 # shape:
 
@@ -214,7 +214,9 @@ plot_sft(run, figures / "03_sft_loss.png")
 # ## Before and after
 #
 # Now sample from the base model, from the checkpoints that the run has kept, and from the final model, on test problems
-# that are in no model's training data.
+# that are in no model's training data. For now read four rows of the table: `accuracy` (correct, with a 95% interval),
+# `format` (responses that have the format), `pass@8` (problems that at least one of eight responses solves) and
+# `attempts` (per response). Notebook 08 explains the others.
 
 # %%
 from lab_utils.evaluation import evaluate, format_results, results_table

@@ -415,7 +415,7 @@ expect(config, "runs with a baseline end higher",
 # - The plateaus of single runs, near 0.5 and 0.75, are two and three solved prompts of four. The last prompt is found
 #   late, because its correct token is hardly ever sampled. Leave-one-out is ahead of the own mean, because its steps
 #   are 8/7 as long.
-# - Without a baseline the runs scatter, and some end near where they began. Every sampled token is pushed up, also a
+# - Without a baseline the runs scatter, and many stay at two solved prompts. Every sampled token is pushed up, also a
 #   wrong one. A policy that is unlucky early makes wrong tokens likely, and then it hardly samples the correct one.
 # - The runs without a baseline do as well: is FORMAT 0? Then only correct tokens are pushed up, and the push is right.
 #   A reward that is 0 for everything unwanted needs a baseline least. Try it.

@@ -708,7 +708,8 @@ def test_a_check_leaves_its_cases_as_they_are(answer_of):
         return None
 
     for _ in range(2):
-        assert "[3, 6, 7], 45) gave None; expected True." in answer_of(checks.check_solves, sorts_in_place)
+        told = answer_of(checks.check_solves, sorts_in_place)
+        assert "[3, 6, 7], 45) gave None; expected True. Is a `return` missing?" in told
 
 
 CELLS = """\

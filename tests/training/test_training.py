@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -190,7 +191,7 @@ def test_a_killed_run_of_a_start_adapter_resumes_with_it(tmp_path):
     assert all(torch.allclose(adapters[0][name], adapters[1][name], atol=1e-5) for name in adapters[0])
 
 
-def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path, capsys):
+def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path, capsys, monkeypatch):
     config = configuration.load("countdown-grpo", "smoke", {"sft.max_steps": 2, "sft.logging_steps": 1})
     run = sft.train(config, tmp_path / "sft")
     assert [name for name in run.metrics() if name != "step" and not meaning(name)] == []
@@ -226,6 +227,9 @@ def test_a_finished_run_is_left_alone_unless_more_steps_are_requested(tmp_path, 
     with pytest.raises(TrainingInterrupted, match="^SFT stopped at step 3 of 4: run it again to resume from step 2.$"):
         sft.train(longer, tmp_path / "sft", resume=True, callbacks=[Interrupt()])
     assert not tqdm._instances, "an open bar would spoil every later one"
+    with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted, match="^SFT stopped while it prepared"):
+        patch.setattr(sft, "demonstrations", Mock(side_effect=KeyboardInterrupt))
+        sft.train(longer, tmp_path / "sft", resume=True)
     assert not run.has_model, "the model of 2 steps must not pass for one of 4"
     assert sft.train(longer, tmp_path / "sft", resume=True).metrics()["step"].tolist() == [1, 2, 3, 4]
     with pytest.raises(RunDirectoryError, match="start model .*model is in .* replaces it"):

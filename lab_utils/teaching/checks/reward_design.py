@@ -32,7 +32,8 @@ OK = "{} calls, with completions as text and as messages."
 MESSAGES = "TRL passes each completion as a list of messages. `completion_text(completion)` gives its text."
 
 check_correctness_reward = Check(OK, with_messages([
-    scored("<answer>72</answer>", 2.0, "The correct number in <answer> tags earns 2.0.", answer="72"),
+    scored("<answer>72</answer>", 2.0, "The correct number in <answer> tags earns 2.0. `answer` is a list: each "
+           "completion belongs to the gold number at its place.", answer="72"),
     scored("<answer>71</answer>", 0.0, "A wrong number earns 0.0.", answer="72"),
     scored("<reasoning>\n9 * 8\n</reasoning>\n<answer>\n72\n</answer>", 2.0, answer="72",
            hint="The answer can be on a line of its own: '.' does not match a line break without re.DOTALL."),
@@ -65,6 +66,7 @@ PARTS: dict[str, Callable[..., Any]] = {
     "int_reward": rewards.int_reward,
     "returns_none": lambda completions, **columns: [1.0, None],
     "returns_nan": lambda completions, **columns: [float("nan"), 1.0],
+    "returns_inf": lambda completions, **columns: [1.0, float("inf")],
     "returns_one_value": lambda completions, **columns: [1.0],
 }
 RIGHT, WRONG = "<answer>72</answer>", "<answer>71</answer>"
@@ -96,6 +98,8 @@ check_weighted_mix = Check("{} mixes; the failing parts are caught.", [
          hint="A part returned None. Do not count it as 0: raise ValueError."),
     Case(["int_reward", "returns_nan"], [1.0, 1.0], [RIGHT, WRONG], gives="ValueError",
          hint="NaN is a float, so it must be looked for: raise ValueError unless math.isfinite(value)."),
+    Case(["int_reward", "returns_inf"], [1.0, 1.0], [RIGHT, WRONG], gives="ValueError",
+         hint="A part returned an infinite value, which is not finite either: test with math.isfinite(value)."),
     Case(["int_reward", "returns_one_value"], [1.0, 1.0], [RIGHT, WRONG], gives="ValueError",
          hint="A part returned one value for two completions: compare the lengths before you add."),
 ], call=pay_by_mix, same=same_pay)

@@ -113,6 +113,8 @@ class Check(SelfCheck):
             for i, case in enumerate(self.cases):
                 if problem := self._problem_of(case, answer):
                     what, hint = problem
+                    if case.gives is not None and all(self._result(one, answer) is None for one in self.cases):
+                        what += " Is a `return` missing?"
                     raise CheckFailed(f"{what}\nHint: {self._typical_hint(answer, i) or hint}")
         return self.ok.format(len(self.cases))
 
