@@ -115,9 +115,10 @@ checks.check_share_without_signal(share_without_signal)
 #
 # *Difficulty: medium · importance: high · about 10 minutes*
 #
-# A model answers 90% of the samples correctly, and groups have 8 completions. You will meet the figure 0.9⁸ + 0.1⁸ =
-# 43% for the groups without a signal. It assumes that all problems are equally hard. They never are. `solve_rates`
-# holds one *p* for each problem. Return the share of groups without a signal that you expect.
+# A model answers 90% of the samples correctly, and groups have 8 completions. Elsewhere you may read that 0.9⁸ +
+# 0.1⁸ = 43% of its groups have no signal. That assumes that all problems are equally hard. They never are.
+# `solve_rates` holds one *p* for each problem. Return the share of groups without a signal that you expect. (Notebook
+# 03 asked for the live groups, which are all others.)
 #
 # By hand, for groups of 2: if both problems have p = 0.5, half of the groups have no signal. If one problem is always
 # solved and the other one never, the mean is 0.5 as well, and *no* group has a signal.
@@ -481,6 +482,8 @@ pd.DataFrame(table["data"], columns=table["columns"]).head(4)
 # - Groups that are entirely correct or entirely wrong teach nothing.
 #
 # ## Questions
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
 # 1. The base model of this run had learned to calculate. What would the curves look like if it had not?
 # 2. You double `num_generations` and halve the number of problems per step. What gets better, what gets worse?
 # 3. Write a reward that also checks the sums. What would you expect it to do to accuracy, and how could it be hacked?
