@@ -60,13 +60,13 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
     arguments = sft_arguments(config, run)
     if resume and is_finished(run, arguments, config, "sft"):
         return run
-    if examples is None:
-        task = load_task(config.task)
-        examples = demonstrations(task, task.dataset("train", config.task.train_limit, config.task.source))
-    tokenizer = load_tokenizer(start)
-    if END_OF_TURN in tokenizer.get_vocab():  # otherwise a turn ends with the tokenizer's own end token
-        arguments.eos_token = END_OF_TURN
     with stops_explained("sft"):
+        if examples is None:
+            task = load_task(config.task)
+            examples = demonstrations(task, task.dataset("train", config.task.train_limit, config.task.source))
+        tokenizer = load_tokenizer(start)
+        if END_OF_TURN in tokenizer.get_vocab():  # otherwise a turn ends with the tokenizer's own end token
+            arguments.eos_token = END_OF_TURN
         policy = load_model(start, config.model, train_adapter=True)
         trainer = SFTTrainer(
             model=policy,
