@@ -391,11 +391,11 @@ for letter, run in runs.items():
 # ## What each run teaches
 #
 # - **Completions cut off.** The symptom fades because the policy adapts to it. The loss in accuracy stays.
-# - **Learning rate too high.** Every curve looks wrong at once, cut-off responses included. Ask what came *first*. The
-#   KL jumps at the second step, before responses are cut off in numbers, so a larger limit would not have helped.
+# - **Learning rate too high.** Every curve looks wrong at once, cut-off responses included. But at the fifth step the
+#   accuracy is 0 and no response is cut off, so a larger limit would not have helped. KL and gradient tell it early.
 # - **Learning rate too low.** The groups have a signal, the gradient norm is healthy, and the KL is 0 to four digits.
 #   1e-6 is TRL's default. It suits training all weights of a model a thousand times as large.
-# - **Nothing to reward.** All advantages are 0, and yet the KL is not. The cell below shows why. Stop such a run.
+# - **Nothing to reward.** All advantages are 0, and the policy stands still. The cell below looks closer.
 # - **Problems too easy.** It has the highest accuracy of all runs from the first step on, and nothing left to learn.
 # - **Hacked reward.** The reward rises all the time, as in the best of runs, and the accuracy does not. The panel with
 #   each reward function shows which of them drives it, and the completions show how: wrong answers that all look the
@@ -408,31 +408,24 @@ for letter, run in runs.items():
 # - **Only noise.** Reward and accuracy jump from step to step, because each step asks very few problems. The trend is
 #   that of the healthy run, and so are KL, entropy and length. Only the number of problems per step differs.
 #
-# ## What moved the policy when nothing was rewarded?
+# ## Can a policy move when nothing is rewarded?
 #
-# All advantages are 0, so the reward gives no gradient at all. What is left in the loss is the KL term.
+# All advantages of run F are 0, so the reward gives no gradient at all. What is left in the loss is the KL term.
 
 # %%
-import math
-
 f = runs["F"].metrics()
-weights = 1e6  # of the tiny model, roughly
-per_weight = f["grad_norm"].iloc[0] / math.sqrt(weights)  # their root mean square
-print(f[["step", "grad_norm", "kl"]].head(5).to_string(index=False))
-print(f"\nfirst gradient, per weight: {per_weight:.1e}, so Adam's first step is {per_weight / (per_weight + 1e-8):.4f} "
-      "of a full one")
+print(f[["step", "learning_rate", "grad_norm", "kl"]].iloc[[0, 1, 6, 12, -1]].to_string(index=False))
 
 # %% [markdown]
-# At the first step policy and reference are equal, so the true gradient of the KL term is 0 as well. The gradient that
-# is logged is rounding: two forward passes of the same weights differ in their last digits. Adam would divide it by its
-# own size, but its denominator also holds ε = 1e-8, per weight, which is far larger. So the first update is a tiny
-# fraction of a step (the last line above).
+# At the first step policy and reference are equal. There the KL term is 0, and so is its gradient: a policy that has
+# not moved is not pulled back. Nothing moves this one, so it stays where it is, to the last digit.
 #
-# A tiny fraction is enough to leave the reference. From the second step on, the **KL term has a gradient of its own**.
-# It is small, but now larger than ε, and Adam divides it by its size: a full step. The step overshoots, the KL jumps,
-# the term pulls back, again with full steps. So the policy is shaken around its start by a term that was meant to keep
-# it there. With `beta` = 0 every gradient would be exactly 0, and nothing would move. (TRL's issue 5588 reports the
-# same for single groups without a signal.)
+# Do not rely on that digit. On other machines, in 16 bits or in other batches, two forward passes of the same weights
+# differ by rounding, and the KL term gets a gradient of rounding errors. Adam divides a gradient by its size, so even a
+# tiny one makes a step, unless it is far smaller than Adam's ε = 1e-8 per weight. After that step the policy *has*
+# left the reference, and the KL term pulls it back with a gradient of its own. So a term that was meant to keep the
+# policy at its start can shake it around there. (TRL's issue 5588 reports the same for single groups without a signal.)
+# With `beta` = 0 every gradient is exactly 0 on any machine. Either way nothing is learned: stop such a run.
 #
 # ## Exercise 2: how noisy is a curve?
 #
