@@ -440,12 +440,11 @@ plot_training(methods, figures / "10_grpo_and_ppo.png", x="minutes")
 # One run of each method decides nothing: another seed may reverse the order. A fair question is: *after the same
 # start, the same prompts in the same order and the same number of generated tokens, which method has learned more?*
 # Tokens are the budget, because at full size most of the time goes into generating them. Three seeds of both methods
-# take half an hour on a CPU, so their results come with the workshop. (They were recorded with an earlier base model,
-# with 36 steps of GRPO and without a KL term in PPO.) This command makes them again, with today's:
+# take half an hour on a CPU, so their results come with the workshop. This command made them:
 #
 # ```bash
 # python scripts/measure_learning.py --recipe countdown-ppo --hardware cpu --seeds 0 1 2 --tokens-of grpo \
-#     --output-dir runs/methods
+#     --set ppo.save_steps=192 --output-dir runs/methods
 # ```
 
 # %%
