@@ -155,9 +155,8 @@ for name, rates in {"all problems at 90%": [0.9] * 10, "nine always solved, one 
 #
 # Write down your guess first: will the responses become longer or shorter? The next cell trains for about two minutes
 # on two CPU cores. The progress bar shows the mean reward, the accuracy on the problems of the step, and the mean
-# length. To watch the same numbers as curves, type this in a
-# terminal in the workshop's folder, with your own OUTPUT_DIR. In Colab, use `%load_ext tensorboard` and `%tensorboard
-# --logdir outputs` in a cell of their own.
+# length. To watch the same numbers as curves, type this in a terminal in the workshop's folder, with your own OUTPUT_DIR.
+# In Colab, use `%load_ext tensorboard` and `%tensorboard --logdir outputs` in a cell of their own.
 #
 # ```bash
 # tensorboard --logdir outputs
@@ -216,8 +215,8 @@ expect(config, "responses have become longer", after["completions/mean_length"] 
 expect(config, "responses make more attempts", after["attempts"] > before["attempts"])
 
 # %% [markdown]
-# Reward and accuracy rise together, steeply at first. The responses become longer, and the model makes more attempts.
-# No reward asked for that: one looks at the answer, the other at the tags.
+# Reward and accuracy rise together: slowly while the learning rate warms up, then steeply. The responses become longer,
+# and the model makes more attempts. No reward asked for that: one looks at the answer, the other at the tags.
 #
 # If you don't see that, check first whether `reward` and `accuracy` diverge. A reward that rises alone is earned by
 # something other than correct answers (notebook 07). If both stay flat, look at the figure of the run's health below.
