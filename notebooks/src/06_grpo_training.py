@@ -155,7 +155,8 @@ for name, rates in {"all problems at 90%": [0.9] * 10, "nine always solved, one 
 #
 # Write down your guess first: will the responses become longer or shorter? The next cell trains for about two minutes
 # on two CPU cores. The progress bar shows the mean reward, the accuracy on the problems of the step, and the mean
-# length. To watch the same numbers as curves, type this in a terminal in the workshop's folder, with your own OUTPUT_DIR.
+# length. To watch the same numbers as curves, type this in a terminal, in the workshop's folder and with your own
+# OUTPUT_DIR.
 # In Colab, use `%load_ext tensorboard` and `%tensorboard --logdir outputs` in a cell of their own.
 #
 # ```bash

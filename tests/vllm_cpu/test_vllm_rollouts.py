@@ -41,8 +41,9 @@ def length(completions, **columns):
 def train(stage, recipe, with_vllm, folder, lora=None, start="tiny"):
     """Train a few steps, at a learning rate that changes the policy a lot at every step, and return the metrics."""
     name = stage.__name__.rpartition(".")[2]
-    settings = {f"{name}.max_steps": STEPS, f"{name}.learning_rate": 1e-3, "tracking.tensorboard": False,
-                "model.lora": lora, "ppo.num_iterations": 1}  # a rollout, and with it a gap, at every step
+    settings = {f"{name}.max_steps": STEPS, f"{name}.learning_rate": 1e-3, f"{name}.warmup_ratio": 0.0,
+                "tracking.tensorboard": False, "model.lora": lora,
+                "ppo.num_iterations": 1}  # a rollout, and with it a gap, at every step
     config = with_vllm(configuration.load(recipe, "smoke", settings), name)
     return stage.train(config, folder / "run", model=start, reward_funcs=[digits, length]).metrics()
 

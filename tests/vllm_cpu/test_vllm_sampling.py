@@ -25,7 +25,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return load_task("countdown").dataset("test", 8)["prompt"]
+    """Ask two tasks, whose answers differ in length, also if the likeliest token is always taken."""
+    return [prompt for name in ("gsm8k", "countdown")
+            for prompt in load_task(name, "plain").dataset("test", 4, "synthetic")["prompt"]]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_logprobs_are_those_of_transformers(engine, model, tokenizer, prompts, t
                                    temperature=temperature)
     lengths = set()
     for prompt, completions in zip(prompts, sampled, strict=True):
-        prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        prompt_ids = local.prompt_ids(tokenizer, prompt)
         for completion in completions:
             ids = torch.tensor([prompt_ids + completion.token_ids])
             with torch.no_grad():
