@@ -45,7 +45,7 @@ ECR = "123456789012.dkr.ecr.{}.amazonaws.com/mine:1"
     ({"keep_alive_minutes": 1440}, "--keep-alive-minutes 1440", "pass 0 to 60"),
     ({"max_run_hours": 0}, "--max-run-hours 0", "more than 0"),
     ({"max_run_hours": 1440}, "--max-run-hours 1440", "at most 672 hours"),
-    ({"recipe": "gsm8k-sft-ppo", "max_run_hours": 0.5}, "too short for a job of about 0.8 to 3.8", "hours 3.8"),
+    ({"recipe": "gsm8k-sft-ppo", "max_run_hours": 0.5}, "too short for a job of about 1.1 to 5.4", "hours 5.4"),
     ({"instances": 0}, "--instances 0 is not allowed", "pass 1 or more"),
     ({"model": "outputs/nothing"}, "neither an S3 URI nor a local folder", "to upload"),
     ({"model": "Qwen/Qwen2.5-0.5B"}, "neither an S3 URI nor a local", "model.name"),

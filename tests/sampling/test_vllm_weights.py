@@ -93,8 +93,8 @@ def bfloat16_config(stage, recipe="countdown-grpo", lora=True):
     """Return a configuration in bfloat16 with vLLM, which the rules of the CPU tiers do not admit."""
     config = configuration.load(recipe, "smoke", {
         "model.lora": {"r": 8, "alpha": 16} if lora else None, "tracking.tensorboard": False,
-        f"{stage}.learning_rate": 1e-3, f"{stage}.max_steps": 3, f"{stage}.save_steps": 1, "ppo.num_iterations": 1,
-        f"{stage}.max_completion_length": 32})
+        f"{stage}.learning_rate": 1e-3, f"{stage}.max_steps": 3, f"{stage}.save_steps": 2, "ppo.num_iterations": 1,
+        f"{stage}.warmup_ratio": 0.0, f"{stage}.max_completion_length": 32})
     settings = getattr(config, stage).model_copy(update={"use_vllm": True, "vllm_enable_sleep_mode": True})
     model = config.model.model_copy(update={"dtype": "bfloat16"})
     return config.model_copy(update={stage: settings, "model": model})
