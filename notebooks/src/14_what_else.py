@@ -556,8 +556,8 @@ expect(config, "a forged `yes` beats the correct responses more often than an ho
 # - The second round adds little or is cut off more often: the first has already removed most of the giving up. A search
 #   that never ends is never kept either, but nothing says how long is too long until it happens in the samples.
 # - DPO is cut off more often than the others: its pairs punish giving up, and no pair shows a search without an end,
-#   because the SFT model writes none. GRPO meets such searches in its own samples, and they earn nothing. Fewer steps or
-#   half the learning rate help; so do pairs from the model that DPO has made.
+#   because the SFT model writes none. GRPO meets such searches in its own samples, and they earn nothing. Try fewer
+#   steps, half the learning rate, or a second round with pairs from the model that DPO has made.
 # - The reward model gets as much as the checker: on *these* samples. The forged responses show what it has not learned.
 #
 # What the table cannot say: that the order is the same for another task or a larger model. Every method's settings were
