@@ -144,7 +144,7 @@ for label, e in asked.items():
 
 # %% [markdown]
 # The last number on each line is how many different answers the samples give. Many answers mean few votes for each.
-# What the checker reaches is the ceiling: a vote cannot choose a correct answer that nobody has given.
+# What the checker reaches is the ceiling: a vote cannot choose a correct answer that is not among the samples.
 #
 # ## Imitate your own correct answers
 #
@@ -451,7 +451,7 @@ print(f"of {len(before.examples)} choices of the reward model {len(failures)} ar
 # Best of eight can only choose among what the model writes, so it suffers from the model's own false `yes`. Best of a
 # thousand would search for them: the more candidates, the more the winner is the one that fools the judge. And
 # reinforcement learning *against* this reward model would produce the forged responses on purpose (notebook 07, now
-# with a hole that nobody wrote). That is why runs with a reward model need a KL term, fresh labels, and people who
+# with a hole that is in no line of code). That is why runs with a reward model need a KL term, fresh labels, and people who
 # read.
 #
 # ## All of them on one page
@@ -573,7 +573,7 @@ expect(config, "a forged `yes` beats the correct responses more often than an ho
 # | a checker for training problems | own correct answers, first | SFT code, stable; shows if there is a signal |
 # | the same, and imitation has stopped helping | GRPO or PPO | fresh samples at every step; wrong ones count, too |
 # | pairs, and no sampling while training | DPO | nearly as simple as SFT; the pairs become old |
-# | pairs, and new responses to judge | a reward model | judges what nobody has labeled; can be hacked |
+# | pairs, and new responses to judge | a reward model | judges responses without labels; can be hacked |
 #
 # They combine: a trained model can be asked eight times as well. And all of them select among what the model can
 # already do. If pass@8 is 0, take easier problems, better demonstrations or another model.
