@@ -451,8 +451,8 @@ print(f"of {len(before.examples)} choices of the reward model {len(failures)} ar
 # Best of eight can only choose among what the model writes, so it suffers from the model's own false `yes`. Best of a
 # thousand would search for them: the more candidates, the more the winner is the one that fools the judge. And
 # reinforcement learning *against* this reward model would produce the forged responses on purpose (notebook 07, now
-# with a hole that is in no line of code). That is why runs with a reward model need a KL term, fresh labels, and people who
-# read.
+# with a hole that is in no line of code). That is why runs with a reward model need a KL term, fresh labels, and
+# people who read.
 #
 # ## All of them on one page
 #
