@@ -443,6 +443,8 @@ expect(config, "extra SFT adds less than half of that", gain["extra SFT"] < gain
 #
 # ## Questions
 #
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
 # 1. A paper reports a gain of a few points on GSM8K, greedy, one run each. What else would you want to know?
 # 2. Why does the bootstrap redraw *questions* and not answers?
 # 3. pass@1 doubles and pass@64 stays the same. Has the model learned anything? For whom does it matter?

@@ -595,6 +595,8 @@ else:
 # - Before you look for a cause, compare with what chance alone would do. A noisy run needs more problems, not a fix.
 #
 # ## Questions
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
 # 1. In three of these runs (B, C and F) most groups have no signal. Which panels tell the three apart? Why would the
 #    fix for one of them harm another?
 # 2. In which of the recorded runs would TensorBoard's reward curve alone have told you that all is well?

@@ -503,6 +503,8 @@ print("the same for pass@8, seed by seed:", ", ".join(f"{gap:+.1f}" for gap in p
 #
 # ## Questions
 #
+# Think first. The answers are in [ANSWERS.md](ANSWERS.md).
+#
 # 1. Your perfect critic gives advantages that are not 0 as long as the policy gives up at random. What are they when
 #    the policy never gives up, and what if it always does? In which of the two cases can it still learn?
 # 2. `num_generations` is still set above. What is it good for in PPO, if no group is compared?

@@ -503,7 +503,9 @@ plot_cost({"SFT, checker picks": (asking, [before.pass_at[n] for n in before.ks]
            **{label: ([e.mean_length], [e.accuracy]) for label, e in points.items()}}, figures / "14_cost.png")
 
 # %% [markdown]
-# Lines: the SFT model asked 1, 2, 4 or 8 times. Diamonds: a trained model asked once.
+# Lines: the SFT model asked 1, 2, 4 or 8 times. Diamonds: a trained model asked once. When answers tie, the vote in the
+# table takes the one that was given first; the line counts the share of correct ones among them. So the two differ a
+# little.
 #
 # ## Three seeds
 #
