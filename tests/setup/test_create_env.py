@@ -1,4 +1,4 @@
-"""What setup/create_env.sh asks pip to install; a recorder replaces pip, so nothing is installed."""
+"""What setup/create_env.sh asks uv and pip to install; a recorder replaces both, so nothing is installed."""
 
 import os
 import subprocess
@@ -11,10 +11,11 @@ from packaging.requirements import Requirement
 from lab_utils import REPOSITORY
 from lab_utils.machine.environment import COLABS_OWN, read_pins
 
-# A Python that records the arguments of pip, pretends to have one version of torch, and works as usual otherwise.
+# A Python that records the arguments of uv and pip, pretends to have a version of torch, and works as usual otherwise.
 PYTHON = """#!/bin/sh
 case "$1 $2" in
-    "-m pip") shift 2; echo "$*" >>"{log}"; exit 0 ;;
+    "-m pip") shift 2; echo "$*" >>"{log}"; [ "$1" != config ] || echo "{pip_config}"; exit 0 ;;
+    "-m uv") shift 2; echo "uv $*" >>"{log}"; exit {uv_status} ;;
     "-m ipykernel") exit 0 ;;
 esac
 case "$2" in
@@ -32,14 +33,16 @@ NVIDIA_SMI = "#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-0)'\n"
 
 @pytest.fixture
 def set_up(tmp_path):
-    """Return a function that runs create_env.sh on a pretended machine: output and pip's arguments, call by call."""
+    """Return a function that runs create_env.sh on a pretended machine: output and their arguments, call by call."""
 
-    def run(torch: str = "", gpu: bool = True, colab: bool = False) -> tuple[str, list[str]]:
+    def run(torch: str = "", gpu: bool = True, colab: bool = False, uv_status: int = 0,
+            pip_config: str = "") -> tuple[str, list[str]]:
         log = tmp_path / "pip.log"
         log.write_text("")
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        python = PYTHON.format(log=log, torch=torch, prefix=tmp_path, real=sys.executable)
+        python = PYTHON.format(log=log, torch=torch, prefix=tmp_path, real=sys.executable, uv_status=uv_status,
+                               pip_config=pip_config)
         smi = NVIDIA_SMI if gpu else "#!/bin/sh\nexit 9\n"
         for name, text in (("python", python), ("python3", python), ("nvidia-smi", smi)):
             (folder / name).write_text(text)
@@ -115,6 +118,18 @@ def test_a_machine_without_a_gpu_gets_the_cpu_build(set_up):
     if sys.platform == "linux":
         assert any("https://download.pytorch.org/whl/cpu torch==" in call for call in calls)
     assert any("-r setup/requirements/cpu.txt" in call for call in calls)
+
+
+def test_uv_installs_and_pip_only_where_uv_cannot(set_up, tmp_path):
+    def installers(**machine):
+        (tmp_path / ".rl-workshop-set-up").unlink(missing_ok=True)
+        calls = set_up(gpu=False, **machine)[1]
+        return [call.split()[0] for call in calls if "-r setup/requirements/cpu.txt" in call]
+
+    assert installers() == ["uv"]
+    assert installers(uv_status=2) == ["uv", "install"]
+    assert installers(pip_config="global.index-url='https://mirror.example/simple'") == ["install"]
+    assert installers(pip_config="global.extra-index-url='https://mirror.example/simple'") == ["uv"]
 
 
 # Without a fake Python: what ends before anything is installed
