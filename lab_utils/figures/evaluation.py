@@ -65,7 +65,7 @@ def plot_pass_at_k(evaluations: Mapping[str, Evaluation], path: str | Path | Non
     ax.minorticks_off()
     ax.set(title="At least one of k responses is correct (pass@k)",
            xlabel=f"k, responses per question\n{sizes(evaluations)}, 95% bands")
-    ax.set_ylabel("% of questions")
+    ax.set_ylabel("% of questions answered correctly")
     ax.set_ylim(0, 1)
     ax.margins(x=0.02)
     percent_axis(ax)
@@ -112,7 +112,7 @@ def plot_cost(
     ax.xaxis.set_major_formatter("{x:.0f}")
     ax.minorticks_off()
     ax.set(title="What a correct answer costs", xlabel="tokens per answer (all samples together)")
-    ax.set_ylabel("% of questions")
+    ax.set_ylabel("% of questions answered correctly")
     ax.set_ylim(0, 1)
     percent_axis(ax)
     label_ends(ax, ends, gap=0.075)

@@ -72,8 +72,8 @@ print(f"GRPO generated {budget:,} tokens in {metrics['step'].max()} steps and {m
 #
 # What would a vote on Countdown be about? Not the *value* of an expression: the target is in the question, so a wrong
 # value can be seen without a vote. Only the expressions themselves can be counted, as text, and `(7 * 6) + 3` and
-# `3 + (7 * 6)` split their votes. A word problem has one number as its answer. Many ways lead to it, while mistakes
-# scatter. That is where a vote is at home. Guess before you measure: how much will it add on either task?
+# `3 + (7 * 6)` split their votes. A word problem has one number as its answer, and many ways lead to it. Guess before
+# you measure: how much will a vote add on either task?
 #
 # ## Exercise 1: the vote
 #
@@ -137,14 +137,23 @@ def by_checker(responses):
     return max(range(len(responses)), key=lambda i: responses[i]["correct"])
 
 
+def votes_each(evaluation, correct):
+    """Return how many votes a different answer gets on average, among the correct answers or among the wrong ones."""
+    cast = [(number, one["extracted"]) for number, example in enumerate(evaluation.examples)
+            for one in example["completions"] if one["extracted"] is not None and one["correct"] == correct]
+    return len(cast) / max(1, len(set(cast)))
+
+
 for label, e in asked.items():
-    different = [len({one["extracted"] for one in example["completions"]} - {None}) for example in e.examples]
     print(f"{label:<22} one answer {e.accuracy:5.1%}, vote of {e.num_samples} {picked(e, by_vote).accuracy:5.1%}, "
-          f"checker {picked(e, by_checker).accuracy:5.1%}; {sum(different) / len(different):.1f} different answers")
+          f"checker {picked(e, by_checker).accuracy:5.1%}; votes for a correct answer {votes_each(e, True):.1f}, "
+          f"for a wrong one {votes_each(e, False):.1f}")
 
 # %% [markdown]
-# The last number on each line is how many different answers the samples give. Many answers mean few votes for each.
-# What the checker reaches is the ceiling: a vote cannot choose a correct answer that is not among the samples.
+# The checker's column is the ceiling: a vote cannot choose a correct answer that is not among the samples. On both
+# tasks mistakes scatter: a wrong answer gets hardly more than one vote. On word problems the correct responses agree,
+# and the vote goes much of the way to the ceiling. On Countdown they split over several expressions. The vote helps
+# there, too, but less: with so few votes a mistake that occurs twice often wins.
 #
 # ## Imitate your own correct answers
 #
@@ -251,21 +260,21 @@ for label, e in {"SFT": asked["SFT on Countdown"], "after round 1": after_1, "af
 # $$L = -\log \sigma\left(\beta \left[\log\frac{\pi(\text{chosen})}{\pi_\text{ref}(\text{chosen})}
 # - \log\frac{\pi(\text{rejected})}{\pi_\text{ref}(\text{rejected})}\right]\right)$$
 #
-# There is no reward model and no sampling during training. β says how much a step away from the reference counts, like
-# the KL coefficient of notebook 06. By hand: at the first step policy and reference are the same, so the bracket is 0
-# and the loss is −log σ(0) = log 2 ≈ 0.693. Look for that number below.
+# Here σ(x) = 1 / (1 + e⁻ˣ), the sigmoid, makes a probability of a difference. There is no reward model and no sampling
+# during training. β says how much a step away from the reference counts, like the KL coefficient of notebook 06. By
+# hand: at the first step policy and reference are the same, so the bracket is 0 and the loss is −log σ(0) = log 2 ≈
+# 0.693. Look for that number below.
 #
 # ## Exercise 2: pairs
 #
 # *Difficulty: medium · importance: high · about 10 minutes*
 #
-# Make the pairs of one problem. `texts` are its responses, and `correct` says which of them are correct. Pair the first
-# different correct text with the first different wrong one, the second with the second, and so on. Use no text twice,
-# and return at most `most` pairs, each `(correct text, wrong text)`.
+# Make the pairs of one problem. `texts` are its responses, and `correct` says which of them are correct. A repeated
+# text counts once, at its first place. Pair the first correct text with the first wrong one, the second with the
+# second, and so on, until one kind is used up. Return at most `most` pairs, each `(correct text, wrong text)`.
 #
-# By hand: `["a", "a", "b", "c"]` with `[True, True, False, False]` gives one pair, `("a", "b")`: there is only one
-# different correct text. A problem with only correct or only wrong responses gives none, like a group without signal in
-# GRPO.
+# By hand: `["a", "a", "b", "c"]` with `[True, True, False, False]` gives one pair, `("a", "b")`. A problem with only
+# correct or only wrong responses gives none, like a group without signal in GRPO.
 
 # %%
 def make_pairs(texts, correct, most):
@@ -299,7 +308,7 @@ print(f"    chosen:   {pairs[0]['chosen'][0]['content']!r}\n    rejected: {pairs
 # Both trainers below are TRL's. If no reference is given, `DPOTrainer` keeps a copy of the start model. The learning
 # rate is lower than GRPO's and than that of imitation. A wrong response shares almost all of its text with correct
 # ones: tags, sums, `no`. What pushes it down pushes these down as well, and a policy that is pushed too far loses its
-# format first.
+# format.
 
 # %%
 from trl import DPOConfig, DPOTrainer
@@ -319,11 +328,12 @@ columns = ["step", "loss", "rewards/accuracies", "rewards/margins", "logps/chose
 dpo.metrics()[columns].iloc[[0, -1]].round(3)
 
 # %% [markdown]
-# `rewards/accuracies` is the share of pairs whose chosen response has gained more than the rejected one, and
-# `rewards/margins` is the bracket of the formula times β. Compare `logps/chosen` at the first and the last step (each
-# line is another batch of pairs, so it is noisy). The loss sees only the *difference*: it also falls when both
-# probabilities fall, the rejected one faster. Imitation can't do that, and GRPO notices, because it samples from the
-# policy while it learns.
+# `rewards/accuracies` is the share of pairs whose chosen response has gained more than the rejected one: 0 before
+# anything has moved. `rewards/margins` is the bracket of the formula times β, and `logps/` are log-probabilities of
+# whole responses. Each line is another batch of pairs, so it is noisy, but one thing is clear: `logps/rejected` has
+# fallen by far more than `logps/chosen` has changed. The loss sees only the *difference*, so it would also fall if both
+# probabilities fell, the rejected one faster. Imitation can't do that, and GRPO would notice, because it samples from
+# the policy while it learns.
 #
 # ## When there is no checker: a reward model
 #
@@ -441,15 +451,17 @@ for example in before.examples:
         honest += [one["score"] > max(right) for one in wrong]
         forged += [score > max(right) for score in lies]
 chosen_by_judge = picked(before, by_reward_model)
-failures = [one for example in chosen_by_judge.examples for one in example["completions"] if not one["correct"]]
+chosen = [example["completions"][0] for example in chosen_by_judge.examples]
+solvable = [any(one["correct"] for one in example["completions"]) for example in before.examples]
+failures = [one for one, can in zip(chosen, solvable, strict=True) if can and not one["correct"]]
 print(f"a wrong response beats every correct one to its question: {sum(honest)} of {len(honest)}; "
       f"after the change of one word: {sum(forged)} of {len(forged)}")
-print(f"of {len(before.examples)} choices of the reward model {len(failures)} are wrong, and "
-      f"{sum('yes' in one['text'] for one in failures)} of these claim `yes`")
+print(f"of {sum(solvable)} questions with a correct response the reward model misses it in {len(failures)}, "
+      f"and {sum('yes' in one['text'] for one in failures)} of these wrong choices claim `yes`")
 
 # %% [markdown]
-# Best of eight can only choose among what the model writes, so it suffers from the model's own false `yes`. Best of a
-# thousand would search for them: the more candidates, the more the winner is the one that fools the judge. And
+# Best of eight can only choose among what the model writes, and the model's own false `yes` is rare. Best of a thousand
+# would search for it: the more candidates, the more the winner is the one that fools the judge. And
 # reinforcement learning *against* this reward model would produce the forged responses on purpose (notebook 07, now
 # with a hole that is in no line of code). That is why runs with a reward model need a KL term, fresh labels, and
 # people who read.
@@ -503,9 +515,9 @@ plot_cost({"SFT, checker picks": (asking, [before.pass_at[n] for n in before.ks]
            **{label: ([e.mean_length], [e.accuracy]) for label, e in points.items()}}, figures / "14_cost.png")
 
 # %% [markdown]
-# Lines: the SFT model asked 1, 2, 4 or 8 times. Diamonds: a trained model asked once. When answers tie, the vote in the
-# table takes the one that was given first; the line counts the share of correct ones among them. So the two differ a
-# little.
+# Lines: the SFT model asked 1, 2, 4 or 8 times. Diamonds: a trained model asked once. Two answers agree or tie, so a
+# vote of two is worth no more than one answer. When answers tie, the vote in the table takes the one that was given
+# first; the line counts the share of correct ones among them. So the two differ a little.
 #
 # ## Three seeds
 #
@@ -557,9 +569,10 @@ expect(config, "a forged `yes` beats the correct responses more often than an ho
 #   imitated, there is nothing to learn. (On this task they differ in not giving up.)
 # - The second round adds little or is cut off more often: the first has already removed most of the giving up. A search
 #   that never ends is never kept either, but nothing says how long is too long until it happens in the samples.
-# - DPO is cut off more often than the others: its pairs punish giving up, and no pair shows a search without an end,
-#   because the SFT model writes none. GRPO meets such searches in its own samples, and they earn nothing. Try fewer
-#   steps, half the learning rate, or a second round with pairs from the model that DPO has made.
+# - DPO is cut off more often than the others, and what is cut off lacks its format, too. DPO's pairs punish giving up,
+#   and no pair shows a search without an end, because the SFT model writes none. GRPO meets such searches in its own
+#   samples, and they earn nothing. Try fewer steps, half the learning rate, or a second round with pairs from the model
+#   that DPO has made.
 # - The reward model gets as much as the checker: on *these* samples. The forged responses show what it has not learned.
 #
 # What the table cannot say: that the order is the same for another task or a larger model. Every method's settings were
@@ -583,7 +596,7 @@ expect(config, "a forged `yes` beats the correct responses more often than an ho
 # ## Summary
 #
 # - Spend tokens at test time or in training: a checker at test time makes best of n equal to pass@n.
-# - A vote needs answers that agree. It is for numbers, not for expressions.
+# - A vote needs correct answers that agree. Numbers do; expressions with the same value need not.
 # - Imitating one's own correct answers is a policy gradient without a baseline, in huge steps. Selection is the signal.
 # - DPO sees differences only, on pairs that do not follow the policy.
 # - A reward model is as good as its pairs, and only near them.

@@ -49,6 +49,10 @@ def _best_of_n(scores, correct, n, chance=lambda below, total, n: math.comb(belo
     return sum(flag * chance(below, len(ranked), n) for below, flag in enumerate(ranked))
 
 
+def _exactly(got, wanted):
+    return close(got, wanted) or abs(got - wanted) < 0.05 and "Close, but not exact: count the draws."
+
+
 check_best_of_n = Check("{} judges.", [
     Case([0.3, 0.1, 0.2], [0, 0, 1], 2, gives=1 / 3,
          hint="Three pairs. The correct response (0.2) has the highest score of only one, that with 0.1."),
@@ -63,12 +67,17 @@ check_best_of_n = Check("{} judges.", [
           "This chooses the response with the *lowest* score. Rank from the lowest to the highest."),
     Wrong(lambda scores, correct, n: 1 - math.comb(len(correct) - sum(correct), n) / math.comb(len(correct), n),
           "This is pass@n, as if the judge knew which response is correct. Use the scores."),
-    Wrong(lambda scores, correct, n: float(max(list(zip(scores, correct, strict=True))[:n])[1]),
-          "You took the first n responses only. Average over all choices of n."),
+    Wrong(lambda scores, correct, n: float(max(zip(scores, correct, strict=True))[1]),
+          "You took the best of all, or of the first n only. Average over all draws of n."),
+    Wrong(lambda scores, correct, n: _best_of_n(scores, correct, n, lambda below, total, n: math.comb(below, n)
+                                                / math.comb(total, n)),
+          "The chosen response is one of the n that are drawn, so only the other n - 1 lie below it."),
+    Wrong(lambda scores, correct, n: sum(flag for _, flag in sorted(zip(scores, correct, strict=True))[-n:]) / n,
+          "That is the share of correct ones among the n highest. The judge sees a random n, and returns one of them."),
     Wrong(lambda scores, correct, n: _best_of_n(scores, correct, n, lambda below, total, n: ((below + 1) / total)**n
                                                 - (below / total)**n),
           "You draw with replacement. A response cannot be drawn twice: count with math.comb."),
-], same=close)
+], same=_exactly)
 
 
 def _make_pairs(texts, correct, most, distinct=lambda texts: list(dict.fromkeys(texts)), match=zip):
@@ -81,12 +90,12 @@ check_make_pairs = Check("{} problems.", [
     Case(["a", "b", "c"], [False, True, False], 4, gives=[("b", "a")],
          hint="One correct response makes one pair: (correct, wrong), with the first wrong one."),
     Case(["a", "b", "c", "d"], [True, False, True, False], 4, gives=[("a", "b"), ("c", "d")],
-         hint="The first correct response with the first wrong one, the second with the second."),
+         hint="The first correct text with the first wrong one, the second with the second. A `set` loses the order."),
     Case(["a", "a", "b", "b", "c"], [True, True, False, False, False], 4, gives=[("a", "b")],
          hint="The same text twice is one response: remove repetitions first."),
     Case(["a", "b"], [True, True], 4, gives=[], hint="All correct: there is nothing to prefer."),
     Case(["a", "b", "c", "d", "e", "f"], [True, True, True, False, False, False], 2, gives=[("a", "d"), ("b", "e")],
-         hint="At most `most` pairs of one problem."),
+         hint="At most `most` pairs, and in the order of the texts: a `set` loses it."),
 ], wrong=[
     Wrong(lambda texts, correct, most: [(wrong, right) for right, wrong in _make_pairs(texts, correct, most)],
           "The other way round: DPO raises the probability of the first of each pair."),
@@ -99,4 +108,4 @@ check_make_pairs = Check("{} problems.", [
           "You return more than `most` pairs of one problem."),
     Wrong(lambda texts, correct, most: _make_pairs(texts, correct, 1),
           "You make one pair per problem. Here up to `most` are wanted: the second correct with the second wrong, ..."),
-])
+], same=lambda got, wanted: list(map(tuple, got)) == wanted)
