@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +22,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # seventh of the time and find hardly anything. Full collections are left to code that asks for them, as training does.
 gc.set_threshold(*gc.get_threshold()[:2], 1000)
 
-# Notebooks show warnings in red. In these two there is nothing to do: progress bars are text on purpose, and a faster
-# 4-bit kernel for CPUs is not used.
+# Notebooks show warnings in red. In these three there is nothing to do: progress bars are text on purpose, a faster
+# 4-bit kernel for CPUs is not used, and rows that are too long for a model are counted and left out.
 warnings.filterwarnings("ignore", "IProgress not found")
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY_MODEL = Path(__file__).parent / "models" / "tiny-qwen2"  # the model that ships with the workshop
 
 
+OWN_CODE = "own_code_"  # how the names of modules begin that are the user's own rewards and tasks
 UNUSABLE = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
             errno.EMFILE, errno.ELOOP, errno.EFBIG, errno.EIO}  # what a path that the user gave can lead to
 
@@ -60,8 +63,10 @@ def exit_status(main: Callable[[], int | None]) -> int:
     """Run a command line's `main` and return its exit status.
 
     A `WorkshopError` becomes one message on standard error and status 2, and so do a full disk and a path that cannot
-    be used. `TrainingStopped` becomes a message and status 0. Any other exception is a bug and keeps its traceback.
+    be used, and an exception in the user's own code. `TrainingStopped` becomes a message and status 0. Any other
+    exception is a bug and keeps its traceback.
     """
+    warnings.formatwarning = _short_warning
     try:
         return main() or 0
     except TrainingStopped as stopped:
@@ -81,11 +86,21 @@ def exit_status(main: Callable[[], int | None]) -> int:
         elif isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
             path = error.filename2 or error.filename
             problem = f"{path} cannot be used ({error.strerror}): correct or remove it, then"
+        elif own := [frame for frame, _ in traceback.walk_tb(error.__traceback__)
+                     if str(frame.f_globals.get("__name__")).startswith(OWN_CODE)]:
+            problem = (f"{own[-1].f_code.co_filename}, line {own[-1].f_lineno}: {type(error).__name__}: {error}. "
+                       "Correct this file, then")
         else:
             raise
         problem += " give the same command again (train.py: with --resume)."
     print(f"{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
     return 2
+
+
+def _short_warning(message, category, filename, lineno, line=None, *, usual=warnings.formatwarning) -> str:
+    """Return a warning of the workshop without the line of code that gave it; any other as Python shows it."""
+    ours = category is UserWarning and REPOSITORY in Path(filename).parents and "site-packages" not in filename
+    return f"Warning: {message}\n" if ours else usual(message, category, filename, lineno, line)
 
 
 def is_full_disk(error: Exception) -> bool:

@@ -66,7 +66,8 @@ def load_config(arguments: argparse.Namespace, models: dict[str, str]) -> RunCon
         runs = [run for run in map(RunDirectory, models.values()) if run.config_path.exists()]
         if not runs:
             raise WorkshopError(f"None of {', '.join(models.values())} is a run directory with a configuration: name "
-                                f"the task with --recipe ({', '.join(configuration.recipe_names())}).")
+                                f"the task with --recipe ({', '.join(configuration.recipe_names())}, or your own "
+                                ".yaml file).")
         config = runs[0].config()
     limit = [] if arguments.limit is None else [f"task.test_limit={arguments.limit}"]
     return configuration.with_overrides(config, limit)

@@ -19,7 +19,7 @@ from lab_utils.models import load_tokenizer
 from lab_utils.rewards.own import try_own_code
 from lab_utils.sampling.local import prompt_ids
 from lab_utils.tasks import RowReport, Task, load_task, visible
-from lab_utils.tasks.base import as_dataset
+from lab_utils.tasks.base import WHERE, as_dataset
 
 SHOWN = 5  # places and problems of each kind
 
@@ -35,9 +35,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def counts(split: str, report: RowReport) -> list[str]:
-    """Return how many rows of a split are used, and how many are left out for which reason, with places."""
+def counts(split: str, report: RowReport, other: RowReport | None = None) -> list[str]:
+    """Return how many rows of a split are used, and how many are left out for which reason, with places.
+
+    What was left out of the `other` split too, because both are parts of one file, is not repeated.
+    """
     lines = [f"{split}: {len(report.rows):,} of {report.total:,} rows are used"]
+    if other and (report.total, report.repeated, report.bad) == (other.total, other.repeated, other.bad):
+        return lines
     for what, places in (("repeat an earlier row", report.repeated),
                          ("have a question of the test split", report.in_test),
                          ("cannot be used", report.bad)):
@@ -58,9 +63,11 @@ def lengths(config: RunConfig, task: Task, rows: list[dict], tokenizer) -> list[
         key, most, found = ("max_length", config.sft.max_length, whole) if stage == "sft" else \
             ("max_prompt_length", getattr(config, stage).max_prompt_length, prompts)
         done = "cut off" if stage == "sft" else "left out"
-        if long := sum(length > most for length in found):
-            lines.append(f"  {stage}: {long:,} of {len(found):,} are longer than {stage}.{key} = {most} and are "
-                         f"{done}; --set {stage}.{key}={max(found)} keeps all")
+        if long := [row[WHERE] for row, length in zip(rows, found, strict=True) if length > most]:
+            remedy = "shorten them" if max(found) > tokenizer.model_max_length else \
+                f"--set {stage}.{key}={max(found)} keeps all"
+            lines.append(f"  {stage}: {len(long):,} of {len(found):,} are longer than {stage}.{key} = {most} and are "
+                         f"{done}, such as {long[0]}; {remedy}")
     return lines
 
 
@@ -72,17 +79,19 @@ def main(argv: list[str] | None = None) -> int:
     reports = {split: task.report(split, limit, config.task.source) for split, limit in limits.items()}
     rows = reports["train"].rows
     for number, row in enumerate(rows[:max(0, arguments.rows)], 1):
-        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        print(f"--- row {number}: the prompt, with the chat template\n{visible(asked)}")
+        chat = not isinstance(row["prompt"], str)
+        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) if chat else \
+            row["prompt"]
+        print(f"--- row {number}: the prompt{', with the chat template' * chat}\n{visible(asked)}")
         print(f"--- row {number}: the demonstration that SFT imitates\n{visible(task.demonstration(row))}")
         print(f"--- row {number}: the gold answer\n{visible(task.gold(row))}\n")
-    for split, report in reports.items():
-        print("\n".join(counts(split, report)))
+    print("\n".join([*counts("train", reports["train"]), *counts("test", reports["test"], reports["train"])]))
     if not rows:
         print("Training would stop here: there is no row to train on.")
         return 2
     datasets = [as_dataset(report.rows, config.task.source) for report in reports.values()]
-    print("\n".join([*lengths(config, task, rows, tokenizer), *try_own_code(config, task, list(datasets[0].take(4)))]))
+    print("\n".join([*lengths(config, task, rows, tokenizer),
+                     *try_own_code(config, task, [row for dataset in datasets for row in dataset])]))
     unusable = any(report.bad for report in reports.values()) and not config.task.drop_bad_rows
     if unusable:
         print("Training would stop here: correct these rows, or leave them out with --set task.drop_bad_rows=true")

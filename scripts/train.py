@@ -107,10 +107,11 @@ def train(config: RunConfig, output_dir: Path, arguments: argparse.Namespace, fi
     if first_process:
         check_output(output_dir, config.stages, arguments.resume)
     task = load_task(config.task)
-    rows = task.dataset("train", limit=4, source=config.task.source)
-    if arguments.evaluate:  # a row that cannot be used is found now, not after training
-        task.dataset("test", limit=4, source=config.task.source)
-    tried = try_own_code(config, task, list(rows))
+    own = task.own or Path(config.task.source).exists()  # then every row is tried: all problems are found now
+    rows = list(task.dataset("train", config.task.train_limit if own else 4, config.task.source))
+    if own or arguments.evaluate:
+        rows += task.dataset("test", config.task.test_limit if own else 4, config.task.source)
+    tried = try_own_code(config, task, rows)
     if first_process:
         print(*tried, sep="\n", end="\n" * bool(tried))
     model = arguments.model

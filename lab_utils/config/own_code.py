@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import OWN_CODE
 from .errors import ConfigError, did_you_mean, shown
 
 OWN = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?")
@@ -122,7 +123,7 @@ class _Source(importlib.machinery.SourceFileLoader):
 
 @functools.lru_cache(maxsize=64)
 def _import(path: Path, text: bytes) -> types.ModuleType:
-    name = f"own_code_{path.stem}_{len(sys.modules)}"  # hides no other module, and differs after a change
+    name = f"{OWN_CODE}{path.stem}_{len(sys.modules)}"  # hides no other module, and differs after a change
     spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look themselves up there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from ..tasks import Row, Task, load_task
 from .combine import RewardFunction, check_values
 
 LONGEST_SECONDS = 20.0  # for all sample completions together; a rollout calls a reward as often, or more often
+SAMPLED = 4  # rows whose demonstrations all of the user's functions are tried with
 BROKEN = ("", "banana", "<answer>", "</answer><think><think>", "<answer></answer>", "9" * 300, "é∑🙂\n\n\t",
           "word " * 2000)
 
@@ -86,22 +88,24 @@ def try_own_code(config: RunConfig, task: Task, rows: Sequence[Row]) -> list[str
     """Call the user's own rewards and task on sample completions: demonstrations, halves of them, and broken text.
 
     Args:
-        rows: a few rows of `task.dataset`.
+        rows: rows of `task.dataset`. The first few give the samples; the task must accept the demonstrations of all.
 
     Returns:
         A line for each reward and for the task: the values and the time per completion, and what looks wrong.
 
     Raises:
-        WorkshopError: a call fails, takes too long, or does not return one finite number per completion.
+        WorkshopError: a call fails, takes too long, or does not return one finite number per completion; or no
+            demonstration is correct, and SFT would imitate them.
     """
-    if not task.own and not any(map(is_own, config.rewards)):
-        return []
-    demonstrations = [task.demonstration(row) for row in rows]
+    demonstrations = [task.demonstration(row) for row in rows[:SAMPLED]]
     texts = [*demonstrations, *(text[: len(text) // 2] for text in demonstrations), *BROKEN]
-    answered = [rows[i % len(rows)] for i in range(len(texts))]
+    answered = [rows[i % len(demonstrations)] for i in range(len(texts))]
     lines = []
     if task.own:
-        lines.append(_try_task(task, config.task.name, demonstrations, texts, answered))
+        each = _try_task(task, config.task.name, texts, answered)
+        lines.append(f"{_judged(config, task, rows)}, {each}")
+    elif any(row.get("completion") for row in rows):
+        lines.append(f"{_judged(config, task, rows)}.")
     arguments = call_arguments(answered, texts, [[1] * (len(text) // 4) for text in texts])
     for name in filter(is_own, config.rewards):
         function, where = load_reward(name), readable(name)
@@ -110,11 +114,23 @@ def try_own_code(config: RunConfig, task: Task, rows: Sequence[Row]) -> list[str
         values = _called(where, lambda f=function, k=known: f(**{**arguments_for(f, k), **arguments}), arguments)
         each = (time.perf_counter() - started) / len(texts)
         check_values(where, values, len(texts))
-        same = " They are all equal: if they stay so, nothing is learned from it. Is `completion_text` missing?" \
+        note = " They are all equal: if they stay so, nothing is learned from it. Is `completion_text` missing?" \
             if len(set(values)) == 1 else ""
+        settings = config.ppo if "ppo" in config.stages else config.grpo
+        if (wait := each * settings.per_device_train_batch_size * settings.gradient_accumulation_steps) > 1:
+            note += f" Slow: a step may wait {wait:.0f} s for it."
         lines.append(f"{where}: {min(values):.3g} to {max(values):.3g} on {len(texts)} sample completions, "
-                     f"{1000 * each:.2g} ms each.{same}")
+                     f"{milliseconds(each)} each.{note}")
     return lines
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in milliseconds with two digits.
+
+    >>> milliseconds(0.000012345), milliseconds(0.12345)
+    ('0.012 ms', '120 ms')
+    """
+    return f"{float(f'{1000 * seconds:.2g}'):g} ms"
 
 
 def readable(reference: str) -> str:
@@ -122,8 +138,9 @@ def readable(reference: str) -> str:
     return Path(reference).name
 
 
-def _try_task(task: Task, name: str, demonstrations: list[str], texts: list[str], rows: list[Row]) -> str:
-    started = time.perf_counter()
+def _try_task(task: Task, name: str, texts: list[str], rows: list[Row]) -> str:
+    """Call the methods that judge completions; return the time per completion and what looks wrong, in words."""
+    started, accepted = time.perf_counter(), []
     for text, row in zip(texts, rows, strict=True):
         for method, kinds, arguments in (("extract", (str, type(None)), (text,)), ("has_format", (bool,), (text,)),
                                          ("is_correct", (bool,), (text, row)), ("attempts", (int,), (text,)),
@@ -132,11 +149,44 @@ def _try_task(task: Task, name: str, demonstrations: list[str], texts: list[str]
             if not isinstance(value, kinds):
                 raise WorkshopError(f"{readable(name)}: {method} returned {value!r} for the completion {text[:60]!r}: "
                                     f"return {' or '.join(kind.__name__ for kind in kinds)}.")
+            if method == "is_correct" and value and text in BROKEN:
+                accepted.append(text)
     each = (time.perf_counter() - started) / len(texts)
-    right = sum(task.is_correct(text, row) for text, row in zip(demonstrations, rows, strict=False))
-    note = "" if right else " Is `is_correct` right? SFT imitates these demonstrations."
-    return (f"{readable(name)}: {right} of {len(demonstrations)} demonstrations are correct, {1000 * each:.2g} ms per "
-            f"completion.{note}")
+    note = f" Is `is_correct` right? It accepts {accepted[0][:30]!r}." if accepted else ""
+    return f"{milliseconds(each)} per completion.{note}"
+
+
+def _judged(config: RunConfig, task: Task, rows: Sequence[Row]) -> str:
+    """Return how many demonstrations the task accepts, in words; of very many rows, as many as a few seconds allow."""
+    name, right, wrong = readable(config.task.name), 0, []
+
+    def judge() -> None:
+        nonlocal right
+        ends = time.perf_counter() + LONGEST_SECONDS / 2
+        for row in rows:
+            text = task.demonstration(row)
+            try:
+                correct = task.is_correct(text, row)
+                task.is_correct(task.demonstration(rows[0]), row)  # a gold answer of another kind may fail only here
+            except Exception as error:
+                raise own_error(f"{name}: is_correct for the question {task.question(row)[:60]!r}, gold answer "
+                                f"{task.gold(row)[:60]!r},", error, row) from error
+            right += bool(correct)
+            if not correct:
+                wrong.append((row, text))
+            if time.perf_counter() > ends:
+                break
+
+    _called(f"{name}: is_correct", judge, rows[0])
+    found = f"{name}: {right} of {right + len(wrong)} demonstrations are correct"
+    if not wrong:
+        return found
+    row, text = wrong[0]
+    shown = f"{text[-80:]!r} for the question {task.question(row)[:60]!r}, gold answer {task.gold(row)[:60]!r}"
+    if not right and "sft" in config.stages:
+        raise WorkshopError(f"{found}, and SFT would imitate them. The first ends {shown}: correct the task's "
+                            "`extract` or `is_correct`, or the columns `completion` and `answer`.")
+    return f"{found} (the first wrong one ends {shown})"
 
 
 def _called(what: str, call: Callable[[], Any], columns: Mapping[str, Any]) -> Any:
@@ -155,6 +205,8 @@ def _called(what: str, call: Callable[[], Any], columns: Mapping[str, Any]) -> A
     if thread.is_alive():
         raise WorkshopError(f"{what} takes longer than {LONGEST_SECONDS:g} s for a few sample completions: look for an "
                             "endless loop, or for a regular expression that backtracks.")
+    if isinstance(found.get("error"), WorkshopError):
+        raise found["error"]
     if "error" in found:
         raise own_error(what, found["error"], columns) from found["error"]
     return found["value"]
@@ -167,10 +219,11 @@ def own_error(what: str, error: BaseException, columns: Mapping[str, Any]) -> Wo
         frames.append((Path(trace.tb_frame.f_code.co_filename), trace.tb_lineno))
         trace = trace.tb_next
     own = [f"{file.name}, line {line}" for file, line in frames if file.name in what]
-    remedy = "Return a number for every completion, even for broken text."
-    if isinstance(error, TypeError | KeyError) and ("argument" in str(error) or isinstance(error, KeyError)):
+    remedy = "Return a value for every completion, even for broken text."
+    if isinstance(error, KeyError) or isinstance(error, TypeError) and re.search("missing|unexpected", str(error)):
         given = ", ".join(name for name in columns if name not in ("trainer_state", "log_extra", "log_metric"))
-        remedy = (f"The columns are {given}; take those that you need as parameters, and end the parameters with "
-                  "**columns. --set task.columns.NAME=COLUMN keeps another column of the data.")
+        take = "; take those that you need as parameters, and end the parameters with **columns" \
+            if "completions" in columns else ""
+        remedy = f"The columns are {given}{take}. --set task.columns.NAME=COLUMN keeps another column of the data."
     return WorkshopError(f"{what}{f' ({own[-1]})' if own else ''} raised {type(error).__name__}: {error}. {remedy}")
 

@@ -68,7 +68,7 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(self, description: str = "training", run: RunDirectory | None = None):
         self.description, self.run = description, run
-        self.bar, self.quarter = None, 0
+        self.bar, self.quarter, self.shown = None, 0, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -92,7 +92,9 @@ class ProgressCallback(TrainerCallback):
                 self.quarter = quarter
                 with contextlib.suppress(RunDirectoryError):  # SFT samples nothing; damage is reported elsewhere
                     for row in self.run.completions().tail(1).to_dict("records"):
-                        tqdm.write(completion_in_words(row), file=sys.stdout)
+                        if row["step"] != self.shown:  # a short run records fewer steps than it has quarters
+                            tqdm.write(completion_in_words(row), file=sys.stdout)
+                        self.shown = row["step"]
 
     def close(self) -> None:
         """Close the bar. If an interrupted run left it open, later bars would print a new line at every update."""
@@ -110,8 +112,9 @@ def completion_in_words(row: dict[str, Any], most: int = 600) -> str:
         response = f"{response[: most // 2]} … {response[-most // 2:]}"
     each = ", ".join(f"{name} {value:.3g}" for name, value in parts.items()) if isinstance(parts, dict) else ""
     verdict = "correct" if row["correct"] else "wrong"
+    extracted = row["extracted"] if isinstance(row["extracted"], str) else "nothing"  # pandas turns None into NaN
     return visible(f"step {row['step']}  question: {row['question']}  gold: {row['gold']}\n{response}\n"
-                   f"extracted: {row['extracted']} ({verdict})  reward: {row['reward']:.3g}{each and f' = {each}'}\n")
+                   f"extracted: {extracted} ({verdict})  reward: {row['reward']:.3g}{each and f' = {each}'}\n")
 
 
 class PrintMetricsCallback(TrainerCallback):

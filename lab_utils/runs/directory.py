@@ -304,14 +304,12 @@ class RunDirectory:
 
     def completions(self) -> pd.DataFrame:
         """Return the recorded completions; `append_completions` explains the columns."""
-        return pd.DataFrame(_read_json_lines(self._existing(self.completions_path)))
+        return pd.DataFrame(_read_json_lines(self._existing(self.completions_path, "grpo or OUTPUT_DIR/ppo")))
 
-    def _existing(self, path: Path) -> Path:
+    def _existing(self, path: Path, such_as: str = "sft or OUTPUT_DIR/grpo") -> Path:
         if not path.exists():
-            raise RunDirectoryError(
-                f"{self.path} has no {path.name}: give the run directory of one stage that has been trained, such as "
-                "OUTPUT_DIR/sft or OUTPUT_DIR/grpo."
-            )
+            raise RunDirectoryError(f"{self.path} has no {path.name}: give the run directory of one stage that has "
+                                    f"been trained, such as OUTPUT_DIR/{such_as}.")
         return path
 
     def last_checkpoint(self) -> Path | None:

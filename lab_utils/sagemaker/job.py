@@ -161,19 +161,30 @@ def package_source(job: Job, directory: Path) -> Path:
             shutil.copy2(file, recipes / configuration.CODE)
         values = configuration.portable(configuration.read_yaml(Path(job.recipe)))
         (recipes / f"{job.recipe_name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    data = local_data(job)
+    if data and not job.data:
+        (directory / "data").mkdir()
+        (shutil.copytree if data.is_dir() else shutil.copy2)(data, directory / "data" / data.name)
+    source = [f"task.source=data/{data.name}"] if data and not job.data else []
     wandb = ["tracking.wandb=true"] if getattr(job, "wandb_secret", None) else []
     description = {
         "kind": "train" if isinstance(job, TrainingJob) else "evaluate",
         "recipe": job.recipe_name,
         "hardware": job.hardware,
         "stages": list(job.stages) if isinstance(job, TrainingJob) and job.stages else None,
-        "overrides": [*job.overrides, *wandb, "tracking.print_metrics=true"],
+        "overrides": [*job.overrides, *source, *wandb, "tracking.print_metrics=true"],
         "limit": job.limit,
         "evaluate": isinstance(job, EvaluationJob) or job.evaluate,
         "processes": job.processes,
     }
     (directory / "job.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), "utf-8")
     return directory
+
+
+def local_data(job: Job) -> Path | None:
+    """Return the file or folder on this machine that the recipe's `task.source` names, if it names one."""
+    source = job.config().task.source
+    return Path(source) if source not in ("hub", "synthetic") and Path(source).exists() else None
 
 
 def named_files(job: Job) -> dict[Path, str]:

@@ -24,12 +24,13 @@ from .. import config as configuration
 from ..config import ConfigError
 from . import cost
 from .container import SECRET
-from .job import EvaluationJob, Job, TrainingJob, bucket_and_key, hyperparameters
+from .job import EvaluationJob, Job, TrainingJob, bucket_and_key, hyperparameters, local_data
 from .session import SageMakerError
 
 if TYPE_CHECKING:
     from sagemaker.core.helper.session_helper import Session
 
+MOST_DATA_MB = 100
 LONGEST_RUN_HOURS = 28 * 24  # of a training job
 LONGEST_PROCESSING_HOURS = 5 * 24
 LONGEST_KEEP_ALIVE_MINUTES = 60
@@ -107,9 +108,11 @@ def _config_problems(job: Job) -> Iterator[str]:
     except ConfigError as error:
         yield from str(error).splitlines()
         return
-    if Path(source).exists() and not job.data:
-        yield (f"task.source = {source} is on this machine, where the job cannot read it: pass --data FOLDER, which "
-               "holds train.jsonl and test.jsonl.")
+    if not job.data and (path := local_data(job)):
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()) / 1e6
+        if size > MOST_DATA_MB:
+            yield (f"task.source = {source} has {size:,.0f} MB, and at most {MOST_DATA_MB} travel with the code: pass "
+                   "--data FOLDER, which holds train.jsonl and test.jsonl.")
 
 
 def _instance_problems(job: Job, instance: str) -> Iterator[str]:

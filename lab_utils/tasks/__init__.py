@@ -30,6 +30,12 @@ def load_task(task: str | TaskSettings, response_format: str | None = None) -> T
     else:
         raise WorkshopError(f"There is no task {name!r}: choose one of {', '.join(sorted(tasks))}, or give the path of "
                             "your own .py file.")
-    if isinstance(task, str):
-        return kind(response_format)
-    return kind(response_format or task.response_format, task.columns, task.drop_bad_rows)
+    arguments = (response_format,) if isinstance(task, str) else \
+        (response_format or task.response_format, task.columns, task.drop_bad_rows)
+    try:
+        return kind(*arguments)
+    except TypeError as error:
+        if not kind.own:
+            raise
+        raise WorkshopError(f"{short_name(name)}: {error}. `__init__` of a task must take what that of Task takes, and "
+                            "pass it on: def __init__(self, *arguments): super().__init__(*arguments).") from error

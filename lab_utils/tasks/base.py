@@ -8,6 +8,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 from datasets import Dataset
@@ -224,9 +225,10 @@ class Task:
                            + f"\n{len(report.bad)} of {report.total} rows cannot be used.{remedy}")
         for what, places in dropped.items():
             if places:
-                warnings.warn(f"{source}: left out {len(places)} {what}, such as {places[0]}", stacklevel=2)
+                left_out = f"left out {len(places)} {what}, such as {places[0]}"
+                warnings.warn(f"{source}: {left_out}", stacklevel=1)  # from here, so that a run says it once
         if report.note:
-            warnings.warn(f"{source}: {report.note}", stacklevel=2)
+            warnings.warn(f"{source}: {report.note}", stacklevel=1)
         if not report.rows:
             raise RowError(f"The {split} split of {source} has no rows that can be used: add at least one.")
         return as_dataset(report.rows, source)
@@ -304,7 +306,11 @@ class Task:
             extra = {name: row[name] for name in self.column_names if name in row and name not in checked}
             if not isinstance(self.question(checked), str) or not isinstance(self.gold(checked), str):
                 raise TypeError("question and gold must return text")
-            return {"prompt": self.prompt(checked), **checked, **extra}
+            prompt = self.prompt(checked)
+            if not is_prompt(prompt):
+                raise TypeError("prompt must return text, or messages such as {'role': 'user', 'content': 'text'}, not "
+                                f"{str(prompt)[:200]!r}")
+            return {"prompt": prompt, **checked, **extra}
         except WorkshopError:
             raise
         except Exception as error:
@@ -354,9 +360,22 @@ def as_dataset(rows: list[Row], source: str) -> Dataset:
     try:
         return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
     except (ValueError, TypeError, OverflowError) as error:
-        mixed = [name for name in names if len({type(row.get(name)) for row in rows} - {type(None)}) > 1]
-        raise RowError(f"The rows of {source} do not form a table, because of {' and '.join(mixed) or 'a column'} "
-                       f"({str(error)[:200]}): give a column the same type in every row.") from None
+        kinds: dict[str, dict[str, str]] = {name: {} for name in names}  # the first place of each type
+        for name, row in product(names, rows):
+            if row.get(name) is not None:
+                kinds[name].setdefault(type(row[name]).__name__, row.get(WHERE, "a row"))
+        mixed = [f"{name} ({', '.join(f'{kind} in {where}' for kind, where in found.items())})"
+                 for name, found in kinds.items() if len(found) > 1]
+        raise RowError(f"The rows of {source} do not form a table, because of "
+                       f"{' and '.join(mixed) or f'a column ({str(error)[:200]})'}: give a column the same type in "
+                       "every row.") from None
+
+
+def is_prompt(prompt: object) -> bool:
+    """Say whether a prompt is text or a list of messages; chat templates leave out a message of another form."""
+    return isinstance(prompt, str) or isinstance(prompt, list) and len(prompt) > 0 and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in prompt)
 
 
 def is_empty(value: object) -> bool:

@@ -85,8 +85,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Row | RowError]]:
     with path.open("rb") as lines:
         if lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
             raise RowError(f"{path.name} starts with '[', like a JSON list. Write one object per line: "
-                           f"python -c \"import pandas; pandas.read_json('{path.name}').to_json('{path.stem}.jsonl', "
-                           "orient='records', lines=True)\"")
+                           f"python -c \"import json; rows = json.load(open('{path}', encoding='utf-8-sig')); "
+                           f"open('{path.with_name(path.stem + '-rows.jsonl')}', 'w').writelines(json.dumps(row) + "
+                           "chr(10) for row in rows)\"")
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # the mark that some editors put first
             if line.strip():
@@ -107,8 +108,8 @@ def json_row(line: bytes) -> Row:
     except UnicodeError:
         raise RowError("the text is not valid UTF-8. Save the file as UTF-8, or remove this line.") from None
     except json.JSONDecodeError as error:
-        raise RowError(f"not valid JSON ({error.msg} at column {error.colno}). Every line must be one JSON object: fix "
-                       "or remove this line.") from None
+        raise RowError(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno}). Every line must be "
+                       "one JSON object: fix or remove this line.") from None
     except (OverflowError, RecursionError) as error:
         problem = "brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RowError(f"{problem}. Fix or remove this line.") from None

@@ -527,9 +527,11 @@ def is_finished(run: RunDirectory, arguments: TrainingArguments, config: RunConf
     if not run.has_model or checkpoint is not None and not is_last(checkpoint, arguments):
         return False
     if changed := run.changed_settings(config, stage):
+        later = ",".join(config.stages[config.stages.index(stage) + 1:]) if stage in config.stages else ""
+        keep = f" To continue from its model: --stages {later} --model {run.model_dir} --resume" if later else ""
         raise RunDirectoryError(
-            f"The run in {run.path} is finished, and was trained with other settings ({', '.join(changed)}). "
-            "Nothing was trained: choose another directory for these settings, or delete that run to train it again.")
+            f"The run in {run.path} is finished, and was trained with other settings ({', '.join(changed)}). Nothing "
+            "was trained: choose another directory for these settings, or delete that run to train it again." + keep)
     print(f"The run in {run.path} is finished already; nothing was trained. Delete it to train it again.")
     return True
 

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import yaml
 
 from lab_utils import REPOSITORY, WorkshopError, exit_status, rewards
 from lab_utils.config import ConfigError, load, read_config
@@ -53,7 +54,7 @@ def tried(folder, reward: str | None = None, task: str | None = None, overrides=
         (folder / "my_task.py").write_text(task)
     config = load(folder / "recipe.yaml", "smoke", overrides)
     task = load_task(config.task)
-    return try_own_code(config, task, list(task.dataset("train", 4, config.task.source)))
+    return try_own_code(config, task, list(task.dataset("train", None, config.task.source)))
 
 
 def test_a_recipe_finds_its_files_from_any_folder(folder, tmp_path, monkeypatch):
@@ -67,7 +68,7 @@ def test_a_recipe_finds_its_files_from_any_folder(folder, tmp_path, monkeypatch)
     assert task.is_correct("<answer>about 7</answer>", {"answer": "7"})
     assert task.prompt({"question": "7?"})[-1]["content"] == "7?"
     found = tried(folder)
-    assert found[0].startswith("my_task.py: 4 of 4 demonstrations are correct")
+    assert found[0].startswith("my_task.py: 18 of 18 demonstrations are correct")
     assert found[1].startswith("my_rewards.py:brevity: 0.0001 to 1 on 16 sample completions")
 
 
@@ -146,12 +147,36 @@ def test_a_file_is_read_again_after_a_change_within_the_same_second(folder):
     ("x = 1", ["my_task.py must define one subclass of lab_utils.tasks.Task, and it has 0"]),
     (TASK + TASK.replace("Close", "Other"), ["it has 2 (Close, Other)", "my_task.py:NAME"]),
     (TASK.replace("return", "return 1 or"), ["is_correct returned 1 for the completion", "return bool"]),
-    (TASK.replace('row["answer"]', 'row["level"]'), ["my_task.py: is_correct", "KeyError: 'level'", "columns"]),
+    (TASK.replace('row["answer"]', 'row["level"]'), ["KeyError: 'level'. The columns are prompt, question, answer. "]),
+    (TASK.replace('return', 'return row["answer"] == "19" and ">0<" in completion and 1 / 0 or'), [
+        "is_correct for the question '19?', gold answer '19', (my_task.py, line 6) raised ZeroDivisionError"]),
+    (TASK + "    def __init__(self):\n        pass", ["__init__() takes 1", "super().__init__(*arguments)"]),
+    (TASK + "    def extract(self, completion):\n        return None", ["0 of 18 demonstrations are correct", "SFT"]),
+    (TASK + "    def prompt(self, row):\n        return [{'user': '4?'}]", ["line 1: Close", "prompt must return"]),
+    (TASK + "    def system_prompt(self):\n        return 'Answer.'", ["prompt must return", "Close.system_prompt"]),
 ])
 def test_a_task_that_cannot_work_is_found_before_training(folder, task, parts):
     with pytest.raises(WorkshopError) as caught:
         tried(folder, task=task)
     assert [part for part in parts if part not in str(caught.value)] == [], caught.value
+
+
+def test_what_looks_wrong_is_noted(folder):
+    text = (folder / "data.jsonl").read_text()
+    wrong = '{"question": "8 + 8?", "answer": 16, "completion": "<think>8 + 8</think><answer>17</answer>"}\n'
+    (folder / "data.jsonl").write_text(wrong + text)
+    easy = tried(folder, task=TASK.replace("return", 'return completion == "banana" or'))[0]
+    assert "18 of 19 demonstrations are correct (the first wrong one ends" in easy and "It accepts 'banana'." in easy
+    assert "<answer>17</answer>' for the question '8 + 8?', gold answer '16')" in easy
+    assert "mine: 18 of 19" in tried(folder, overrides=["task.name=qa"])[0].replace("qa:", "mine:")
+    slow = tried(folder, "import time\ndef brevity(completions, **columns):\n    time.sleep(1)\n    return [1.0] * 16")
+    assert " Slow: a step may wait " in slow[1]
+
+
+def test_an_exception_in_own_code_is_one_message_for_a_command_and_no_traceback(folder, capsys):
+    task = load_task(str(folder / "my_task.py"))
+    assert exit_status(lambda: task.is_correct("<answer>4</answer>", {})) == 2
+    assert f"{folder / 'my_task.py'}, line 6: KeyError: 'answer'. Correct this file" in capsys.readouterr().err
 
 
 def test_a_task_that_fails_for_a_row_names_the_row(folder):
@@ -185,7 +210,8 @@ def test_trying_own_code_takes_milliseconds(folder):
     assert time.perf_counter() - started < 5
 
 
-def test_own_files_travel_with_a_sagemaker_job(folder, tmp_path):
+def test_own_files_and_data_travel_with_a_sagemaker_job(folder, tmp_path, monkeypatch):
+    from lab_utils.sagemaker import preflight
     from lab_utils.sagemaker.job import TrainingJob, package_source
     from lab_utils.sagemaker.preflight import job_problems
 
@@ -193,9 +219,13 @@ def test_own_files_travel_with_a_sagemaker_job(folder, tmp_path):
     source = package_source(job, tmp_path / "source")
     recipes = source / "lab_utils/config/recipes"
     assert (recipes / "code/my_task.py").read_text() == TASK and (recipes / "code/my_rewards.py").read_text() == BREVITY
-    config = load(recipes / "recipe.yaml", "cpu", ["task.source=synthetic"])
+    monkeypatch.chdir(source)
+    config = load(recipes / "recipe.yaml", "cpu", yaml.safe_load((source / "job.yaml").read_text())["overrides"])
     assert config.task.name == str(recipes / "code/my_task.py")
-    assert f"task.source = {folder / 'data.jsonl'} is on this machine" in "\n".join(job_problems(job))
+    assert len(load_task(config.task).dataset("train", None, config.task.source)) == 18
+    assert "task.source" not in "\n".join(job_problems(job))
+    monkeypatch.setattr(preflight, "MOST_DATA_MB", 0)
+    assert f"task.source = {folder / 'data.jsonl'} has 0 MB, and at most 0 travel" in "\n".join(job_problems(job))
     here = TrainingJob(recipe="countdown-grpo", hardware="cpu", role="r", bucket="b", region="us-east-1",
                        overrides=(f"rewards.{folder}/my_rewards.py:brevity=1",))
     assert "names a file on this machine: write the settings into your own recipe file" in "\n".join(job_problems(here))

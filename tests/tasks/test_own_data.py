@@ -261,7 +261,7 @@ def test_a_json_list_is_refused_once_with_the_command_that_converts_it(tmp_path,
     assert message.startswith("mine.json starts with '[', like a JSON list. Write one object per line: python")
     path.write_text(json.dumps(ROWS))
     exec(message.partition('python -c "')[2].removesuffix('"'))
-    assert len(task_of().dataset("train", source=str(tmp_path / "mine.jsonl"))) == 36
+    assert len(task_of().dataset("train", source=str(tmp_path / "mine-rows.jsonl"))) == 36
 
 
 def test_whole_numbers_stay_whole_beside_empty_cells(tmp_path):
