@@ -159,12 +159,14 @@ def train_or_evaluate(arguments: argparse.Namespace) -> int:
     else:
         operation, request = "CreateProcessingJob", jobs.evaluation_request(job)
     preflight.stop_at(preflight.request_problems(operation, request))
-    expected = cost.cost_of(job)
+    expected, own = cost.cost_of(job), jobs.own_files(job)
     if arguments.dry_run:
         print(json.dumps(request, indent=2))
-        print(f"{expected}\nDry run: the request above is {operation}; nothing was sent.", file=sys.stderr)
+    print(f"Your files, sent with the code: {', '.join(own)}\n" * bool(own) + str(expected),
+          file=sys.stderr if arguments.dry_run else None)
+    if arguments.dry_run:
+        print(f"Dry run: the request above is {operation}; nothing was sent.", file=sys.stderr)
         return 0
-    print(expected)
     session = connect(job.region, job.bucket)
     preflight.stop_at(preflight.account_problems(job, session))
     confirm(arguments, expected.ceiling)

@@ -187,6 +187,13 @@ def local_data(job: Job) -> Path | None:
     return Path(source) if source not in ("hub", "synthetic") and Path(source).exists() else None
 
 
+def own_files(job: Job) -> list[str]:
+    """Return the names of the user's files that travel with a recipe: its data, rewards and task."""
+    data = [] if job.data else [local_data(job)]
+    return [path.name for path in [*data, *(path for _, path in configuration.own_files(job.config().model_dump()))]
+            if path]
+
+
 def named_files(job: Job) -> dict[Path, str]:
     """Return the files and folders here that the entry point names, with their paths in the source directory.
 

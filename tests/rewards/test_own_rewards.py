@@ -212,7 +212,7 @@ def test_trying_own_code_takes_milliseconds(folder):
 
 def test_own_files_and_data_travel_with_a_sagemaker_job(folder, tmp_path, monkeypatch):
     from lab_utils.sagemaker import preflight
-    from lab_utils.sagemaker.job import TrainingJob, package_source
+    from lab_utils.sagemaker.job import TrainingJob, own_files, package_source
     from lab_utils.sagemaker.preflight import job_problems
 
     job = TrainingJob(recipe=str(folder / "recipe.yaml"), hardware="cpu", role="r", bucket="b", region="us-east-1")
@@ -224,6 +224,7 @@ def test_own_files_and_data_travel_with_a_sagemaker_job(folder, tmp_path, monkey
     assert config.task.name == str(recipes / "code/my_task.py")
     assert len(load_task(config.task).dataset("train", None, config.task.source)) == 18
     assert "task.source" not in "\n".join(job_problems(job))
+    assert own_files(job) == ["data.jsonl", "my_task.py", "my_rewards.py"]
     monkeypatch.setattr(preflight, "MOST_DATA_MB", 0)
     assert f"task.source = {folder / 'data.jsonl'} has 0 MB, and at most 0 travel" in "\n".join(job_problems(job))
     here = TrainingJob(recipe="countdown-grpo", hardware="cpu", role="r", bucket="b", region="us-east-1",
