@@ -647,9 +647,9 @@ trl = pd.DataFrame([log for log in trainer.state.log_history if "reward" in log]
 print(f"TRL: {len(trl)} steps, reward {trl['reward'].iloc[0]:.3f} → {trl['reward'].iloc[-1]:.3f}")
 
 # %% [markdown]
-# Both runs had the same problems and the same random numbers. So the curves should lie on each other: for some steps
-# exactly, until rounding tips the choice of a single token. From then on the completions differ, and the curves are as
-# close as two runs with different luck. Each point is the mean of 64 completions. The bars are
+# Both runs had the same problems and the same random numbers. So the curves should lie on each other exactly, until
+# rounding tips the choice of a single token. (In 12 steps that may never happen.) From then on the completions differ,
+# and the curves are as close as two runs with different luck. Each point is the mean of 64 completions. The bars are
 # 95% intervals that treat the 64 as independent; in truth they come from only eight problems, and vary more.
 
 # %%
@@ -682,12 +682,16 @@ for name, result in results.items():
 
 # %% [markdown]
 # ## What you should see, and what it means if you don't
+#
+# Back to your guess: the completions have become longer, because they hold more attempts. The reward did not ask for
+# that. Notebook 06 counts what the model does after a failed attempt.
 
 # %%
 from lab_utils.teaching.inspection import expect
 
 expect(config, "in the first step, good completions became more likely than bad ones", bool(good.mean() > bad.mean()))
-expect(config, "your first five rewards are TRL's", (mine["reward"] - trl["reward"])[:5].abs().max() < 0.1)
+expect(config, "your first five rewards are within 0.1 of TRL's",
+       (mine["reward"] - trl["reward"])[:5].abs().max() < 0.1)
 expect(config, "your model is better than the base by more than 10 points",
        results["yours"].accuracy - results["base"].accuracy > 0.1)
 expect(config, "it writes longer completions", results["yours"].mean_length > results["base"].mean_length)

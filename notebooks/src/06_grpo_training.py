@@ -155,9 +155,9 @@ for name, rates in {"all problems at 90%": [0.9] * 10, "nine always solved, one 
 #
 # Write down your guess first: will the responses become longer or shorter? The next cell trains for about two minutes
 # on two CPU cores. The progress bar shows the mean reward, the accuracy on the problems of the step, and the mean
-# length. To watch the same numbers as curves, type this in a terminal, in the workshop's folder and with your own
-# OUTPUT_DIR.
-# In Colab, use `%load_ext tensorboard` and `%tensorboard --logdir outputs` in a cell of their own.
+# length. To watch the same numbers as curves in Colab, first run `%load_ext tensorboard` and `%tensorboard --logdir
+# outputs` in a cell of their own. Elsewhere type this in a terminal, in the workshop's folder and with your own
+# OUTPUT_DIR:
 #
 # ```bash
 # tensorboard --logdir outputs
@@ -216,8 +216,9 @@ expect(config, "responses have become longer", after["completions/mean_length"] 
 expect(config, "responses make more attempts", after["attempts"] > before["attempts"])
 
 # %% [markdown]
-# Reward and accuracy rise together: slowly while the learning rate warms up, then steeply. The responses become longer,
-# and the model makes more attempts. No reward asked for that: one looks at the answer, the other at the tags.
+# Reward and accuracy rise together: slowly in the first steps, in which the learning rate itself rises from 0
+# (`warmup_ratio`), then steeply. The responses become longer, and the model makes more attempts. No reward asked for
+# that: one looks at the answer, the other at the tags.
 #
 # If you don't see that, check first whether `reward` and `accuracy` diverge. A reward that rises alone is earned by
 # something other than correct answers (notebook 07). If both stay flat, look at the figure of the run's health below.
@@ -258,16 +259,27 @@ def failed_and_given_up(responses):
 checks.check_failed_and_given_up(failed_and_given_up)
 
 # %%
+def share(part, whole):
+    return f"{part} of {whole} ({part / max(1, whole):.0%})"
+
+
+counts = {}
 for step, rows in run.completions().groupby("step"):
     failed, given_up = failed_and_given_up(rows["completion"])
-    hits = sum(len(re.findall(r"\byes\b", text)) for text in rows["completion"])
-    print(f"step {step:>4}: {hits:>3} of {hits + failed:>3} attempts succeed ({hits / max(1, hits + failed):4.0%}); "
-          f"the model gives up after {given_up:>3} of {failed:>3} that fail ({given_up / max(1, failed):4.0%})")
+    hits = rows["completion"].str.count(r"\byes\b")
+    counts[f"step {step}"] = {"attempts that end with yes": share(hits.sum(), hits.sum() + failed),
+                              "gives up after a no": share(given_up, failed),
+                              "correct, if it says yes": share(rows["correct"][hits > 0].sum(), sum(hits > 0))}
+pd.DataFrame(counts).T
 
 # %% [markdown]
-# Compare the two columns. If the first share stays about where it was and the second one falls, then the model has not
-# become much better at finding attempts. It has learned to go on. (Each step asks other problems, so both shares jump.
-# A full-size model writes no such marks: then there is nothing to count.)
+# Compare the first two columns. If the first share stays about where it was and the second one falls, then the model
+# has not become much better at finding attempts. It has learned to go on. (Each step asks other problems, so the shares
+# jump. A full-size model writes no such marks: then there is nothing to count.)
+#
+# The last column is a warning. After SFT nearly every `yes` is true; in training it becomes less reliable. A false
+# `yes` ends the search as giving up does, and earns the same 0.1. Nothing rewards an honest verdict, and every correct
+# response has a `yes` in it, so that word becomes more likely, also where it is wrong.
 #
 # Why did it learn that? A wrong answer in the correct format earns 0.1, whether the model gave up early or late.
 # Another attempt may earn 1.1, and costs nothing: no reward looks at the length. So going on is worth more on average.
@@ -298,9 +310,10 @@ plot_training({"GRPO": run}, figures / "06_health.png", metrics=drawn)
 # - **Responses cut off** reached the maximum length, nearly always without an answer. Watch this curve when responses
 #   grow. A limit that is too low punishes searching, and a model that never stops wastes all of its tokens.
 #
-# The table has every metric that was logged, at a quarter of the run and at the end. Which rows say that the model has
-# learned, and which only that time has passed? **grad_norm** should stay within one order of magnitude. If it spikes
-# while the reward falls, lower the learning rate.
+# The table has every metric that was logged, at a quarter of the run and at the end. `seconds`, `epoch`, `num_tokens`
+# and `learning_rate` only say that time has passed. Which row shows best that the model has learned? (The one that asks
+# the same problems each time.) **grad_norm** should stay within one order of magnitude. If it spikes while the reward
+# falls, lower the learning rate.
 
 # %%
 from lab_utils.teaching.metrics import metrics_table
@@ -368,11 +381,10 @@ print(f"from the first step to the last: {100 * shift:+.1f} ± {100 * margin:.1f
       "better" if shift > margin else "worse" if shift < -margin else "neither better nor worse that one could see")
 
 # %% [markdown]
-# Nothing in the reward makes sums better. A wrong sum that happens to hit the target writes `yes`, and the answer after
-# it is wrong, so it is not paid. But a wrong sum in a failed attempt costs nothing, and longer responses hold more
-# sums, in places where the model has less practice. Expect the sums to stay or to get a little worse.
-
-# %% [markdown]
+# Nothing in the reward makes sums better. If a wrong sum hits the target, `yes` follows, and the answer is not paid.
+# But a wrong sum in a failed attempt costs nothing, and longer responses hold more sums, in places where the model has
+# less practice. Expect the sums to stay or to get a little worse.
+#
 # The run directory keeps such samples for some steps. Here is your function on their rewards, next to what TRL logged
 # for all completions of the step. The samples are the first groups only, so the two numbers may differ.
 
@@ -439,7 +451,8 @@ pd.DataFrame({tier: shown(tier) for tier in ("cpu", "t4", "a100")})
 # train and evaluate the whole recipe, as `scripts/train.py --recipe reasoning-sft-grpo --evaluate` does.
 #
 # The run is also recorded for Weights & Biases. With `WANDB_MODE=offline` nothing is sent. A key in the variable
-# `WANDB_API_KEY` turns W&B on by itself, for every run, and is written into no file.
+# `WANDB_API_KEY` turns W&B on by itself, for every run, and is written into no file. The table below splits the reward
+# into the parts of its functions, mean times weight, on 25 problems: too few for a conclusion.
 
 # %%
 import os
@@ -457,10 +470,10 @@ recipe = load("reasoning-sft-grpo", config.hardware, few)
 stages = {stage.upper(): finished_run(recipe, Path(OUTPUT_DIR) / "reasoning", stage) for stage in recipe.stages}
 
 # %%
-rewards_table({label: evaluate_run(stage, recipe) for label, stage in stages.items()})  # on 25 problems: no conclusion
+rewards_table({label: evaluate_run(stage, recipe) for label, stage in stages.items()})
 
 # %% [markdown]
-# W&B has the metrics of the table above as curves, and the recorded completions as a table with a slider for the step.
+# W&B has every logged metric as a curve, and the recorded completions as a table with a slider for the step.
 # `wandb sync` sends the folder later. You will see the files, and the last table as W&B will show it.
 
 # %%

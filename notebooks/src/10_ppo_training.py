@@ -266,10 +266,13 @@ browse_completions(run)
 
 # %% [markdown]
 # The cell takes test problems, samples responses from the trained model, and asks the critic before each token what it
-# expects. The grey line is the critic before training. The cell picks the first correct and the first wrong response
-# that have at least two attempts and are short enough to draw.
+# expects. The grey line is the critic before training. The cell picks the first response of each kind that has at
+# least two attempts and is short enough to draw: a correct one, one that gives up, and one that is wrong in spite of
+# its `yes`. (The sum or the verdict before it was wrong, or the answer was copied wrongly.)
 
 # %%
+import re
+
 from lab_utils.sampling.local import sample
 
 model, tokenizer = load_model(run.model_dir, config.model), load_tokenizer(run.model_dir)
@@ -277,9 +280,19 @@ rows = task.dataset("test", limit=min(64, config.task.test_limit or 64), source=
 longest = settings.max_completion_length
 responses = [one[0] for one in sample(model, tokenizer, rows["prompt"], seed=SEED, max_new_tokens=longest)]
 correct = [task.is_correct(response.text, row) for response, row in zip(responses, rows, strict=True)]
-drawable = [task.attempts(response.text) > 1 and len(response.token_ids) <= 60 for response in responses]
-candidates = {wanted: [i for i, c in enumerate(correct) if c == wanted and drawable[i]] for wanted in (True, False)}
-chosen = [(found or [0])[0] for found in candidates.values()]  # an untrained model may have none: then the first one
+
+
+def kind(text, right):
+    verdict = re.search(r"\b(yes|no)\s*</think>", text)
+    ends = {"yes": "wrong in spite of its yes", "no": "wrong, gives up"}
+    return "correct" if right else ends.get(verdict and verdict[1], "wrong")
+
+
+chosen = {}
+for i, (response, right) in enumerate(zip(responses, correct, strict=True)):
+    if task.attempts(response.text) > 1 and len(response.token_ids) <= 60:
+        chosen.setdefault(kind(response.text, right), i)
+chosen = chosen or {"the first one": 0}  # an untrained model may have none that can be drawn
 
 # %%
 from lab_utils.figures import plot_token_values
@@ -294,17 +307,19 @@ def expectations(critic, i):
 
 
 plot_token_values(
-    [[tokenizer.decode([token]) for token in responses[i].token_ids] for i in chosen],
-    {label: [expectations(critic, i) for i in chosen] for label, critic in critics.items()},
-    [f"A {'correct' if correct[i] else 'wrong'} response, gold {task.gold(rows[i])}" for i in chosen],
+    [[tokenizer.decode([token]) for token in responses[i].token_ids] for i in chosen.values()],
+    {label: [expectations(critic, i) for i in chosen.values()] for label, critic in critics.items()},
+    [f"{what} (gold {task.gold(rows[i])})" for what, i in chosen.items()],
     figures / "10_values.png",
 )
 
 # %% [markdown]
-# Look for the place where the wrong response gives up: `</think>` after a `no`. From there on the outcome is decided.
-# Does the line fall to the 0.1 of the format? If it stays far above, the critic is useful and still far from perfect.
+# Look for the place where a response gives up: `</think>` after a `no`. From there on the outcome is decided. Does the
+# line fall to the 0.1 of the format? If it stays far above, the critic is useful and still far from perfect. Does it
+# rise after a false `yes` as after a true one? Then the critic reads the verdict and checks it no better than the
+# policy does.
 #
-# Two responses can mislead. So take all attempts of all these responses, each compared with *itself*: what did the
+# Three responses can mislead. So take all attempts of all these responses, each compared with *itself*: what did the
 # critic expect after the attempt's verdict, minus what it expected when the attempt began?
 
 # %%
@@ -403,32 +418,33 @@ from lab_utils.figures import plot_pass_at_k
 plot_pass_at_k(evaluations, figures / "10_pass_at_k.png")
 
 # %%
-import re
-
 for label, e in evaluations.items():
     texts = [one["text"] for example in e.examples for one in example["completions"]]
     verdicts = [re.search(r"\b(yes|no)\b", text) for text in texts]
     first_hits = sum(found is not None and found[1] == "yes" for found in verdicts) / len(texts)
     never, always = (e.per_problem == 0).mean(), (e.per_problem == 1).mean()
     print(f"{label:>5}: problems never solved {never:4.0%}, always {always:4.0%}, sometimes {1 - never - always:4.0%}; "
-          f"first attempts that succeed {first_hits:4.0%}; cut off {e.truncation_rate:4.0%}")
+          f"first attempts that end with yes {first_hits:4.0%}; cut off {e.truncation_rate:4.0%}")
     after_no = [found for text in texts for found in re.findall(r"\bno\b\s*(</think>)?", text)]
     if label != "base" and after_no:  # the base model writes no tags
         gives_up = sum(found == "</think>" for found in after_no) / len(after_no)
         print(f"       it gives up after {gives_up:.1%} of {len(after_no)} failed attempts")
 
 # %% [markdown]
-# These numbers explain it. For one answer per question only the mean counts. For pass@8 what counts is how it is
-# spread: a model with more problems *always* solved and more *never* solved can have the same mean and a lower pass@8.
-# A policy gets there by settling on fewer kinds of attempts. Those succeed more often at once, and where they fail,
-# they fail in all eight samples.
+# These numbers say how that can happen. For one answer per question only the mean counts. For pass@8 what counts is how
+# it is spread: a model with more problems *always* solved and more *never* solved can have the same mean and a lower
+# pass@8. A policy gets there by settling on fewer kinds of attempts. Those succeed more often at once, and where they
+# fail, they fail in all eight samples.
 #
-# **Runaway searches** add to it. Compare how often the models give up with how many of their responses are cut off. A
-# policy that hardly ever gives up searches a hard problem until its tokens run out, and repeats itself on the way. On
-# such a problem all eight samples may end without an answer. Giving up earns only the 0.1 for the format, so little
-# speaks for it. A KL term keeps some of the start model's habit of giving up; without one the habit can disappear.
+# **Runaway searches** can add to it. A policy that hardly ever gives up searches a hard problem until its tokens run
+# out, and repeats itself on the way. On such a problem all eight samples may end without an answer. If only a few
+# percent are cut off, that explains little; the table of three seeds below has a run with far more. Giving up earns
+# only the 0.1 for the format, so little speaks for it. A KL term keeps some of the start model's habit of giving up;
+# without one the habit can disappear.
 #
 # ## GRPO and PPO in training
+#
+# Here are the same two runs over the minutes of training. Which one is ahead depends on when you stop them.
 
 # %%
 methods = {"GRPO": grpo, "PPO": run} if same_model else {"PPO": run}

@@ -72,7 +72,8 @@ print(f"Task {task.name}, tier {config.hardware}, start: {start_folder or config
 #
 # **Script mode** means that AWS provides the container and you provide the code. The channel `code` holds the package
 # `lab_utils` and the same `scripts/train.py` as on your machine. Its file `job.yaml` says what to run. Hyperparameters
-# would pass through a shell, where a single apostrophe ends the job.
+# would pass through a shell, where a single apostrophe ends the job. (The request below has one more channel,
+# `sm_drivers`, with the SDK's own start scripts.)
 
 # %%
 from lab_utils.sagemaker.job import TrainingJob, package_source, training_request
@@ -204,7 +205,8 @@ for save_every in (15, 60, 240):
     print(f"a checkpoint every {save_every:>3} minutes: {minutes} minutes billed, {share:.0%} of the price on demand")
 
 # %% [markdown]
-# A job that never saves can still be cheap here, but it may also never end: each interruption starts it again.
+# A checkpoint every 240 minutes is none before the end. Such a job can still be cheaper than on demand, as here, but it
+# may also never end: each interruption starts it again.
 # `max_wait_hours` bounds waiting and training together.
 
 # %% [markdown]
@@ -217,8 +219,8 @@ for save_every in (15, 60, 240):
 # metrics grpo step=1 of=12 loss=-0.01 reward=0.125 accuracy=0.0625 completions/mean_length=31.2
 # ```
 #
-# By hand: what does `metrics grpo .* reward=([-+0-9.e]+)` find in this line? Why does it have a space before `reward`?
-# (The line also holds `rewards/equation_reward/mean=` and others.)
+# By hand: what does `metrics grpo .* reward=([-+0-9.e]+)` find in this line? The space before the name matters: without
+# it, `loss` would also match the `value_loss=` in the line of a PPO job.
 
 # %%
 definitions = {d["Name"]: d["Regex"] for d in request["AlgorithmSpecification"]["MetricDefinitions"]}
@@ -381,8 +383,9 @@ from lab_utils.figures import plot_problem_accuracy
 plot_problem_accuracy(evaluation, figures / "11_accuracy_by_question.png")
 
 # %% [markdown]
-# GRPO learns from groups with correct and wrong answers, so mostly from the questions in the middle. A question at 0 or
-# 1 had no such group here. With more samples it may have one (notebook 06).
+# Long responses are rarely correct: they are long because their attempts failed. Few questions get the same verdict
+# eight times. GRPO learns from groups with correct and wrong answers, so mostly from the questions in the middle. A
+# question with none or all correct had no such group here. With more samples it may have one (notebook 06).
 #
 # ## From the command line, and cleaning up
 #

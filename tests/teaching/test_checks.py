@@ -524,7 +524,7 @@ MISTAKES = {
     ],
     "check_logged_values": [
         (lambda regex, log: logged_values(regex, log) or None, "an empty list"),
-        (lambda regex, log: logged_values(regex.replace("grpo", ""), log), "each matching line"),
+        (lambda regex, log: logged_values(regex.replace("grpo", r"\w+"), log), "each matching line"),
         (lambda regex, log: [value for value in logged_values(regex, log) if value], "0 is a value"),
         (lambda regex, log: logged_values(regex, log)[:1], "in order"),
     ],

@@ -1,5 +1,6 @@
 """Self-checks of the notebook "GRPO training"."""
 
+import math
 import re
 
 from .runner import Case, Check, Wrong, close
@@ -30,6 +31,10 @@ check_share_without_signal = Check("{} batches.", [
           "You compare the first reward of a group with the last one. Those between them count too."),
     Wrong(lambda rewards, size: _share(rewards, 4),
           "You always take four. Use num_generations: a group has two here, and each of these two is constant."),
+    Wrong(lambda rewards, size: _share(rewards, size) * len(rewards) / size,
+          "This is the number of such groups. Divide it by the number of groups, len(rewards) / num_generations."),
+    Wrong(lambda rewards, size: _share(rewards, size) * len(rewards) / size**2,
+          "Divide by the number of groups, not by num_generations, the size of one."),
 ], same=close)
 
 check_expected_without_signal = Check("{} sets of problems.", [
@@ -47,6 +52,12 @@ check_expected_without_signal = Check("{} sets of problems.", [
           "This is the sum over the problems. Divide it by their number."),
     Wrong(lambda rates, size: 1 - sum(p**size + (1 - p)**size for p in rates) / len(rates),
           "This is the share of groups *with* a signal."),
+    Wrong(lambda rates, size: sum(p**size + (1 - p)**size for p in rates) / size,
+          "Divide by the number of problems, len(solve_rates), not by the size of a group."),
+    Wrong(lambda rates, size: math.prod(p**size + (1 - p)**size for p in rates),
+          "You multiplied the probabilities. The share you expect is their mean: add, and divide by their number."),
+    Wrong(lambda rates, size: rates**size + (1 - rates)**size,
+          "solve_rates is a list, and a list has no power: take its numbers one by one, as p."),
 ], same=close)
 
 
@@ -79,6 +90,10 @@ check_failed_and_given_up = Check("{} sets of responses.", [
     Wrong(lambda responses: (_failed_and_given_up(responses)[0],
                              sum(text.count("no") > 0 and "yes" not in text for text in responses)),
           "A response that was cut off has not given up: look for </think> right after the `no`."),
+    Wrong(lambda responses: (sum(text.split().count("no") for text in responses), _failed_and_given_up(responses)[1]),
+          "You miss a `no` with </think> right behind it, without a space: `no</think>`. Match the word: \\bno\\b."),
+    Wrong(lambda responses: (len(re.findall(r"\bno\b", responses)), 0),
+          "`responses` is a list of texts: search in each of them, and add up."),
     Wrong(lambda responses: _failed_and_given_up(responses)[::-1],
           "The order is: first the failed attempts, then those after which the model gave up."),
 ], same=lambda got, wanted: tuple(got) == wanted)

@@ -48,12 +48,14 @@ SFT: a line without a metric, reward=
 metrics grpo step=2 of=3 loss=2.5e-05 reward=-0.5 rewards/format_reward/mean=1
 metrics grpo step=3 of=3 loss=0 reward=1e-05 rewards/format_reward/mean=1"""
 check_logged_values = Check("{} logs read as SageMaker reads them.", [
+    Case(LOSS, "[rank0] metrics grpo step=1 of=3 loss=0.5", gives=[0.5],
+         hint="One line, one value, in a list. The metric can be anywhere in the line: re.search, not re.match."),
+    Case(LOSS, "metrics grpo step=1 of=3 loss=0.5\nsaved", gives=[0.5],
+         hint="`saved` does not match, and re.search gives None: skip such a line."),
     Case(REWARD, LOG, gives=[0.125, -0.5, 1e-05],
          hint="float() of group 1 in each matching line, in order. A line that does not match gives None: skip it."),
     Case(LOSS, LOG, gives=[-0.01, 2.5e-05, 0.0], hint="float() reads -0.01 and 2.5e-05 as they are, and 0 is a value."),
     Case(r"metrics ppo .* kl=([-+0-9.e]+)", LOG, gives=[], hint="The metric is not in the log: return an empty list."),
-    Case(LOSS, "[rank0] metrics grpo step=1 of=3 loss=0.5", gives=[0.5],
-         hint="The metric can be anywhere in the line: re.search, not re.match."),
     Case(r"a=(\d)", "a=1 a=2\na=3", gives=[1.0, 3.0], hint="One value per line: use re.search on each line."),
 ], wrong=[
     Wrong(lambda regex, log: [float(value) for value in re.findall(regex, log)],
@@ -64,4 +66,8 @@ check_logged_values = Check("{} logs read as SageMaker reads them.", [
           "found[0] is the whole match; group 1 is found[1]."),
     Wrong(lambda regex, log: [float(found[1]) for line in log.splitlines() if (found := re.match(regex, line))],
           "re.match looks at the beginning of a line only. The metric can be anywhere: use re.search."),
+    Wrong(lambda regex, log: [float(found[1]) for line in log if (found := re.search(regex, line))],
+          "A loop over a text gives single characters: use log.splitlines()."),
+    Wrong(lambda regex, log: [int(found[1]) for line in log.splitlines() if (found := re.search(regex, line))],
+          "The value is not a whole number: use float(), not int()."),
 ])
