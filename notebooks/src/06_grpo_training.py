@@ -277,17 +277,16 @@ pd.DataFrame(counts).T
 # has not become much better at finding attempts. It has learned to go on. (Each step asks other problems, so the shares
 # jump. A full-size model writes no such marks: then there is nothing to count.)
 #
-# The last column is a warning. After SFT nearly every `yes` is true; in training it becomes less reliable. A false
-# `yes` ends the search as giving up does, and earns the same 0.1. Nothing rewards an honest verdict, and every correct
-# response has a `yes` in it, so that word becomes more likely, also where it is wrong.
-#
 # Why did it learn that? A wrong answer in the correct format earns 0.1, whether the model gave up early or late.
 # Another attempt may earn 1.1, and costs nothing: no reward looks at the length. So going on is worth more on average.
 # Is the gain *only* that? Notebook 08 looks at the first attempts.
 #
+# The last column is a warning. After SFT nearly every `yes` is true; in training it becomes less reliable. A false
+# `yes` costs no more than giving up: either one ends the search and earns 0.1. No reward prefers the honest verdict.
+#
 # The same bargain explains **runaway searches**, responses that repeat attempts until they are cut off. They earn 0
-# instead of 0.1, a small loss, and most searches do end before the limit. The share of responses cut off often rises
-# first, when giving up becomes rare, and falls later, as the policy learns from the ones that went wrong.
+# instead of 0.1, a small loss, and most searches do end before the limit. The share of responses cut off rises when
+# giving up becomes rare. It can fall again, as the policy learns from the ones that went wrong.
 #
 # ## Is the run healthy?
 
@@ -352,8 +351,9 @@ for step in sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]}):
 
 # %% [markdown]
 # The completions browser shows the whole group at each recorded step, with every response's advantage. The color of a
-# token shows how the step's update changed its probability: blue means more probable, orange less. Look at what follows
-# a `no`. Which color has `</think>`, and does it have the same color after a `yes`?
+# token shows how the step's update changed its probability: blue means more probable, orange less. Step 1 has no colors
+# if the learning rate is still 0 there. Move the slider one step on, and look at what follows a `no`. Which color has
+# `</think>`, and does it have the same color after a `yes`?
 
 # %%
 from lab_utils.figures import browse_completions

@@ -113,7 +113,8 @@ for channel in request["InputDataConfig"]:
 #
 # AWS finds some mistakes at once, some after you have waited for a machine, and some never: it refuses a spot job
 # without a maximum waiting time, and an instance type that does not fit the tier starts and fails. The preflight knows
-# the rules of SageMaker and of the workshop, and needs no account.
+# the rules of SageMaker and of the workshop, and needs no account. (Its messages name the options of
+# `scripts/launch_sagemaker.py`: `--max-wait-hours` is the argument `max_wait_hours` here.)
 
 # %%
 import dataclasses
@@ -266,8 +267,9 @@ checks.check_logged_values(logged_values)
 # not a docker image: the job uses the packages of this environment and installs none.
 #
 # The emulation also shows a spot interruption. After a few steps the first machine is "taken back": the job gets
-# SIGTERM, saves a checkpoint and ends. A second job starts with the same `/opt/ml/checkpoints`. On two CPU cores the
-# two jobs take less than a minute.
+# SIGTERM, the signal that asks a program to end, saves a checkpoint and ends. A second job starts with the same
+# `/opt/ml/checkpoints`. On two CPU cores the two jobs take less than a minute. You will see three bars: until the
+# interruption, until the first job's end, and the second job's.
 
 # %%
 from lab_utils.sagemaker.emulation import start
@@ -383,9 +385,9 @@ from lab_utils.figures import plot_problem_accuracy
 plot_problem_accuracy(evaluation, figures / "11_accuracy_by_question.png")
 
 # %% [markdown]
-# Long responses are rarely correct: they are long because their attempts failed. Few questions get the same verdict
-# eight times. GRPO learns from groups with correct and wrong answers, so mostly from the questions in the middle. A
-# question with none or all correct had no such group here. With more samples it may have one (notebook 06).
+# Here long responses are rarely correct: they are long because their attempts failed. Few questions get the same
+# verdict eight times. GRPO learns from groups with correct and wrong answers, so mostly from the questions in the
+# middle. A question with none or all correct had no such group here. With more samples it may have one (notebook 06).
 #
 # ## From the command line, and cleaning up
 #

@@ -37,7 +37,7 @@ check_billed_minutes = Check("{} bills.", [
     Wrong(lambda *job: _bill(*job, saved=lambda trained, every: trained // every * every),
           "A machine that goes before it trains has not lost saved work: max(0, lasts - start)."),
     Wrong(lambda *job: _bill(*job, ends_early=False),
-          "You bill a machine for its whole time although the job ends first: compare with start + work - done."),
+          "You bill a machine for its whole time although the job ends first: compare with `start` and the work left."),
 ])
 
 REWARD, LOSS = r"metrics grpo .* reward=([-+0-9.e]+)", r"metrics grpo .* loss=([-+0-9.e]+)"
