@@ -436,11 +436,11 @@ for label, e in evaluations.items():
 # pass@8. A policy gets there by settling on fewer kinds of attempts. Those succeed more often at once, and where they
 # fail, they fail in all eight samples.
 #
-# **Runaway searches** can add to it. A policy that hardly ever gives up searches a hard problem until its tokens run
-# out, and repeats itself on the way. On such a problem all eight samples may end without an answer. If only a few
-# percent are cut off, that explains little; the table of three seeds below has a run with far more. Giving up earns
-# only the 0.1 for the format, so little speaks for it. A KL term keeps some of the start model's habit of giving up;
-# without one the habit can disappear.
+# **Runaway searches** could add to it. A policy that hardly ever gives up searches a hard problem until its tokens run
+# out, and repeats itself on the way. On such a problem all eight samples may end without an answer. Check this in the
+# table of three seeds below: has the run with the most responses cut off the lowest pass@8? If not, look for another
+# explanation. Giving up earns only the 0.1 for the format, so little speaks for it. A KL term keeps some of the start
+# model's habit of giving up; without one the habit can disappear.
 #
 # ## GRPO and PPO in training
 #
