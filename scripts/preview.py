@@ -41,6 +41,7 @@ def counts(split: str, report: RowReport, other: RowReport | None = None) -> lis
     What was left out of the `other` split too, because both are parts of one file, is not repeated.
     """
     lines = [f"{split}: {len(report.rows):,} of {report.total:,} rows are used"]
+    lines += [f"  {report.beyond:,} more are good, but task.{split}_limit is {len(report.rows)}"] * bool(report.beyond)
     if other and (report.total, report.repeated, report.bad) == (other.total, other.repeated, other.bad):
         return lines
     for what, places in (("repeat an earlier row", report.repeated),

@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = arguments.output_dir or Path("outputs") / config.recipe
     first_process = os.environ.get("RANK", "0") == "0"  # of those that `accelerate launch` started
     if first_process:
-        print(f"Recipe {config.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
+        print(f"Recipe {arguments.recipe} on hardware tier {config.hardware} ({config.hardware_reason}).")
     if configuration.load_tier(config.hardware).gpus:
         from lab_utils.machine import memory  # imported late, like everything that takes seconds
         from lab_utils.machine.gpu import check_machine

@@ -65,6 +65,7 @@ class RowReport:
     bad: list[str] = field(default_factory=list)  # a sentence each
     repeated: list[str] = field(default_factory=list)  # the same as an earlier row
     in_test: list[str] = field(default_factory=list)  # training rows whose question is in the test split
+    beyond: int = 0  # good rows after the first `limit`
     note: str | None = None  # on how the splits were made
 
 
@@ -153,7 +154,7 @@ class Task:
         """Return a completion to imitate in supervised fine-tuning; the same row always gives the same text.
 
         It is the row's `completion`, if that has the response format. Otherwise the completion is taken for the
-        reasoning; a row without one gets only the answer, which teaches the format and nothing else.
+        reasoning; a row without one gets only the answer.
         """
         steps, answer = row.get("completion") or f"The answer is {self.gold(row)}.", self.gold(row)
         return steps if self.response_format != "plain" and self.has_format(steps) else self.formatted(steps, answer)
@@ -258,6 +259,7 @@ class Task:
                 asked = set(map(self._asked, reports["test"].rows))
                 report.in_test = [row[WHERE] for row in report.rows if self._asked(row) in asked]
                 report.rows = [row for row in report.rows if self._asked(row) not in asked]
+        report.beyond = len(report.rows[limit:]) if limit else 0
         report.rows = report.rows[:limit]
         return report
 

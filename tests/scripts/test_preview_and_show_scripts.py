@@ -42,7 +42,9 @@ def test_the_preview_counts_what_is_left_out(folder, capsys):
     assert text.count("data.jsonl, line 301") == 1, "not once more for the tests, which are of the same file"
     assert "longer than grpo.max_prompt_length = 128 and are left out, such as data.jsonl, line 302; short" in text
     assert "Training would stop here" in text
-    assert status_of(preview_script, *arguments, "--set", "task.drop_bad_rows=true") == 0
+    limited = [*arguments, "--set", "task.drop_bad_rows=true", "--set", "task.train_limit=99"]
+    assert status_of(preview_script, *limited) == 0
+    assert "train: 99 of 303 rows are used\n  172 more are good, but task.train_limit is 99" in capsys.readouterr().out
 
 
 def test_the_preview_fails_where_training_would(folder, capsys):
