@@ -86,10 +86,8 @@ def exit_status(main: Callable[[], int | None]) -> int:
         elif isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
             path = error.filename2 or error.filename
             problem = f"{path} cannot be used ({error.strerror}): correct or remove it, then"
-        elif own := [frame for frame, _ in traceback.walk_tb(error.__traceback__)
-                     if str(frame.f_globals.get("__name__")).startswith(OWN_CODE)]:
-            problem = (f"{own[-1].f_code.co_filename}, line {own[-1].f_lineno}: {type(error).__name__}: {error}. "
-                       "Correct this file, then")
+        elif own := own_line(error):
+            problem = f"{own[0]}, line {own[1]}: {type(error).__name__}: {error}. Correct this file, then"
         else:
             raise
         problem += " give the same command again (train.py: with --resume)."
@@ -101,6 +99,13 @@ def _short_warning(message, category, filename, lineno, line=None, *, usual=warn
     """Return a warning of the workshop without the line of code that gave it; any other as Python shows it."""
     ours = category is UserWarning and REPOSITORY in Path(filename).parents and "site-packages" not in filename
     return f"Warning: {message}\n" if ours else usual(message, category, filename, lineno, line)
+
+
+def own_line(error: BaseException) -> tuple[str, int] | None:
+    """Return the last file with code of the user's own through which an exception went, and the line in it, or None."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+             if str(frame.f_globals.get("__name__")).startswith(OWN_CODE)]
+    return lines[-1] if lines else None
 
 
 def is_full_disk(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import WorkshopError, rewards
+from .. import WorkshopError, own_line, rewards
 from ..config import RunConfig, is_own, own_code, short_name
 from ..tasks import Row, Task, load_task
 from .combine import RewardFunction, check_values
@@ -214,16 +214,12 @@ def _called(what: str, call: Callable[[], Any], columns: Mapping[str, Any]) -> A
 
 def own_error(what: str, error: BaseException, columns: Mapping[str, Any]) -> WorkshopError:
     """Return the error to raise when the user's code has raised one: where, what, and the usual remedy."""
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append((Path(trace.tb_frame.f_code.co_filename), trace.tb_lineno))
-        trace = trace.tb_next
-    own = [f"{file.name}, line {line}" for file, line in frames if file.name in what]
     remedy = "Return a value for every completion, even for broken text."
     if isinstance(error, KeyError) or isinstance(error, TypeError) and re.search("missing|unexpected", str(error)):
         given = ", ".join(name for name in columns if name not in ("trainer_state", "log_extra", "log_metric"))
         take = "; take those that you need as parameters, and end the parameters with **columns" \
             if "completions" in columns else ""
         remedy = f"The columns are {given}{take}. --set task.columns.NAME=COLUMN keeps another column of the data."
-    return WorkshopError(f"{what}{f' ({own[-1]})' if own else ''} raised {type(error).__name__}: {error}. {remedy}")
+    where = f" ({Path(own[0]).name}, line {own[1]})" if (own := own_line(error)) else ""
+    return WorkshopError(f"{what}{where} raised {type(error).__name__}: {error}. {remedy}")
 

@@ -113,6 +113,14 @@ def test_a_reward_that_cannot_work_is_found_before_training(folder, reward, part
     assert [part for part in ["my_rewards.py:brevity", *parts] if part not in message] == [], message
 
 
+def test_a_reward_that_fails_later_names_its_line(folder):
+    (folder / "my_rewards.py").write_text("def brevity(completions, **columns):\n    raise ValueError('offline')")
+    config = load(folder / "recipe.yaml", "smoke")
+    rows = list(load_task(config.task).dataset("train", 1, config.task.source))
+    with pytest.raises(WorkshopError, match=r"'brevity' \(my_rewards.py, line 2\) raised ValueError: offline"):
+        own.reward_values(config, rows, ["4"], [[1]])
+
+
 def test_an_endless_reward_is_stopped(folder, monkeypatch):
     monkeypatch.setattr(own, "LONGEST_SECONDS", 0.05)
     with pytest.raises(WorkshopError, match="brevity takes longer than 0.05 s .* endless loop"):
