@@ -160,9 +160,8 @@ print(f"yours and PEFT's:       differ by {(yours - merged).abs().max():.1e} at 
 # and the whole response. Other tools can read that format.
 #
 # Both models are asked in the chat format, in which the base model has never seen a question; notebook 08 also asks it
-# in plain text.
-# The completions are sampled at the temperature of the evaluation, at which the model was trained. At temperature 0
-# only the likeliest token counts, and the tiny model can repeat one attempt until it is cut off.
+# in plain text. The completions are sampled at the temperature of the evaluation, at which the model was trained. At
+# temperature 0 only the likeliest token counts, and the tiny model can repeat one attempt until it is cut off.
 
 # %%
 from lab_utils.models import load_tokenizer
@@ -349,7 +348,7 @@ print(push_to_hub(folder, "your-name/countdown-tiny", dry_run=True))
 # ## An endpoint in the cloud, and its end
 #
 # A SageMaker **endpoint** is the same vLLM server on a rented machine. Unlike a training job it does not end: it costs
-# money every hour, used or not, until *you* delete it. `--dry-run` prints the requests and the cost per hour, and needs
+# money every hour, used or not, until *you* delete it. `--dry-run` prints the cost per hour and the requests, and needs
 # no account.
 
 # %%
@@ -359,7 +358,7 @@ import sys
 command = [sys.executable, "scripts/launch_sagemaker.py", "deploy", "--model", "s3://your-bucket/model.tar.gz",
            "--role", "arn:aws:iam::123456789012:role/your-role", "--region", "us-east-1", "--dry-run"]
 result = subprocess.run(command, capture_output=True, text=True)
-print(result.stdout or result.stderr)
+print(result.stderr, result.stdout, sep="\n")
 
 # %% [markdown]
 # The three requests are a *model* (which container, which weights), an *endpoint configuration* (which machine, how
@@ -405,6 +404,7 @@ expect(config, "the served model answers as the run does", backend() is None or 
 #    adapter has its own customers, who all ask at once?
 # 2. Somebody sends you a model as a `.bin` file. What do you do before you load it?
 # 3. Your served model repeats itself less than in your evaluation, and is correct less often. Where do you look first?
-# 4. The card says 65% on synthetic problems. Which sentence would you add for a reader who wants to use it at school?
+# 4. The card gives an accuracy on synthetic problems. Which sentence would you add for a reader who wants to use the
+#    model at school?
 #
 # Next: [13 · Results](13_results.ipynb) tells the whole story in figures.

@@ -45,7 +45,8 @@ print(f"Found in {runs}: {', '.join(trained)}.")
 #
 # Nothing is trained here. Each stage has left a directory with its resolved settings, the versions of its libraries,
 # its metrics, samples and its evaluation. From these directories anyone can draw every figure below and check every
-# number. First come the facts that belong to any result: what was run, for how long, with what.
+# number. First come the facts that belong to any result: what was run, for how long, with what. A step is an optimizer
+# step: at tier `cpu`, GRPO makes one per rollout and PPO eight.
 
 # %%
 import pandas as pd
@@ -65,7 +66,9 @@ pd.DataFrame(facts).T
 # ## The evaluations
 #
 # Notebook 08 saved them. A missing one is made now, on as many questions as the others have. The tiny base model is
-# asked in plain text, as it was trained: in the chat format it would earn nothing for what it can do.
+# asked in plain text, as it was trained: in the chat format it would earn nothing for what it can do. The columns are
+# those of notebook 08: for `accuracy` an answer in its tags is enough, `in format` also wants the thoughts in theirs,
+# and `lenient` also accepts an answer without tags at the end.
 
 # %%
 saved = [Evaluation.load(run.evaluation_path) for run in trained.values() if run.evaluation_path.exists()]
@@ -87,9 +90,9 @@ format_results(table)
 # %% [markdown]
 # ## The story in one figure
 #
-# From left to right: accuracy rises in training, the model makes more attempts, and the gain holds on held-out
-# problems. Two curves that rise together do not prove that one causes the other. Notebook 08 counts how often the first
-# attempt succeeds.
+# On top is one held-out problem, before and after. Below, from left to right: accuracy rises in training, the model
+# makes more attempts, and the gain holds on held-out problems. Two curves that rise together do not prove that one
+# causes the other. Notebook 08 counts how often the first attempt succeeds.
 
 # %%
 from lab_utils.figures import plot_accuracy_bars, plot_attempts, plot_pass_at_k, plot_story, plot_training
@@ -106,7 +109,8 @@ plot_story(learners, methods, figures / "13_story.png")
 plot_training(learners, figures / "13_training.png", x="minutes")
 
 # %% [markdown]
-# Here is accuracy with its interval. How much of each difference is format, and how much is solving?
+# Here is accuracy with its interval. How much of each difference is format, and how much is solving? Where both bars of
+# a model have the same height, nothing is lost to the format.
 
 # %%
 plot_accuracy_bars(methods, figures / "13_accuracy.png")
@@ -143,7 +147,7 @@ for label in evaluations:
         "attempts": f"{row.attempts:.2f}", "questions × samples": f"{len(e.examples)} × {e.num_samples}",
     }
 (Path(OUTPUT_DIR) / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-print(json.dumps(results.get("GRPO"), indent=1))
+print(json.dumps(results["GRPO"], indent=1, ensure_ascii=False))
 
 # %% [markdown]
 # ## Exercise 1: an honest conclusion
@@ -153,7 +157,7 @@ print(json.dumps(results.get("GRPO"), indent=1))
 # Write a function that turns a comparison into a sentence. It says `better` or `worse` only if the whole interval is
 # on one side of 0. Otherwise it says `not shown`, which is not the same as "no difference". It names what was compared,
 # the difference and both ends of the interval in points with one decimal, the number of problems, and the number of
-# seeds.
+# seeds. Points are not percent: from 25% to 50% are 25 points, and 100 percent more.
 
 # %%
 def conclude(what, difference, low, high, problems, seeds):
@@ -228,12 +232,14 @@ for label, evaluation in evaluations.items():
     if label != start:
         paired = paired_bootstrap(before.per_problem, evaluation.per_problem)
         needed = problems_needed(paired.difference, paired.low, paired.high, len(before.examples))
-        print(f"{label:>13}: {100 * paired.difference:+.1f} points; {needed} problems would just show it")
+        print(f"{label:>13}: {100 * paired.difference:+.1f} points; "
+              + (f"{needed:,} problems would just show it" if needed else "no number of problems would show it"))
 
 # %% [markdown]
 # At that number the interval touches 0 on average, so every second repetition would still say "not shown". For four out
-# of five, plan twice as many. Read numbers below about 30 as "few": the square root is a law for many problems. No
-# number of problems replaces a second seed: the interval covers the choice of problems only.
+# of five, plan twice as many. Read numbers below about 30 as "few": the square root is a law for many problems. A huge
+# number means that the measured difference is almost nothing. No number of problems replaces a second seed: the
+# interval covers the choice of problems only.
 
 # %% [markdown]
 # ## Variants of GRPO, one change at a time
@@ -278,10 +284,11 @@ for row in variants.get("summaries", []):
 #   those with the mean of all (notebook 04). Dr. GRPO divides the loss by a constant and not by the number of tokens.
 #   Adam hardly notices such factors. What separates these three rows is mostly chance, although all begin with the same
 #   samples. Do not read anything into a smaller difference in another row.
-# - With one step per rollout the probability ratio is 1, and nothing can be clipped: see `clipped`. Clip-higher and
-#   GSPO therefore use every rollout twice. Their effect is the column `− 2 passes`, not the one before it. GSPO has the
-#   clipping range of its paper, which is for a large model and small steps. If it clips most responses here, their
-#   second pass is left with little more than the KL term, whose correction (notebook 05) is exact only per token.
+# - With one step per rollout the probability ratio is 1, and nothing can be clipped: see `clipped`. Clip-higher (a
+#   larger upper clip) and GSPO (one ratio per response, not per token) therefore use every rollout twice. Their effect
+#   is the column `− 2 passes`, not the one before it. GSPO has the clipping range of its paper, which is for a large
+#   model and small steps. If it clips most responses here, their second pass is left with little more than the KL term,
+#   whose correction (notebook 05) is exact only per token.
 # - `no signal` is the share of groups with equal rewards. DAPO's dynamic sampling would replace them. TRL does not have
 #   it, so it was not measured.
 #

@@ -528,6 +528,12 @@ MISTAKES = {
         (lambda regex, log: [value for value in logged_values(regex, log) if value], "0 is a value"),
         (lambda regex, log: logged_values(regex, log)[:1], "in order"),
     ],
+    "check_problems_needed": [
+        (lambda d, low, high, n: n * ((high - low) / 2 / d) ** 2 if d else None, "round up"),
+    ],
+    "check_best_of_n": [
+        (lambda scores, correct, n: best_of_n(scores, correct, n) + 0.01, "count the draws"),
+    ],
     "check_merge_lora": [
         (lambda weight, a, b, alpha: weight + alpha / a.shape[0] * (b @ a).T, r"\(out, r\)"),
         (lambda weight, a, b, alpha: None, "Return a tensor"),
@@ -538,6 +544,7 @@ MISTAKES = {
         (lambda *facts: conclude(*facts) + " This proves it.", "cannot prove anything"),
         (lambda *facts: conclude(*facts).split("(")[0], "both ends of its interval"),
         (lambda *facts: conclude(*facts).replace("-1.1", "1.1"), "with its minus sign"),
+        (lambda *facts: conclude(*facts).replace(" points", "%"), "in points, not percent"),
         (lambda *facts: None, "Return a string"),
     ],
 }

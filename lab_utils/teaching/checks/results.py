@@ -18,6 +18,8 @@ def _same_conclusion(got: Any, wanted: list[str]) -> bool | str:
         return (f"{missing[0]} is missing. Name what was compared, the difference and both ends of its interval in "
                 "percentage points with one decimal (33.1, or -1.1 with its minus sign), "
                 "the number of problems and of seeds.")
+    if re.search(r"\d\.\d\s?%", sentence):
+        return "A difference of two percentages is in points, not percent: from 25% to 50% are 25 points."
     if re.search(r"\b(proves?|proved|proven|proof|always)\b", sentence):
         return "Leave out 'prove' and 'always': one experiment cannot prove anything."
     return said == [verdict]
@@ -35,6 +37,12 @@ check_conclude = Check("{} conclusions, none of them claims more than its interv
          hint="An interval that touches 0 does not exclude it."),
 ], same=_same_conclusion)
 
+def _same_number(got: Any, wanted: int | None) -> bool | str:
+    if got is wanted or abs(got - wanted) > 1:
+        return got is wanted
+    return got == int(got) or "A part of a problem is none: round up with math.ceil."
+
+
 check_problems_needed = Check("{} plans.", [
     Case(0.02, -0.02, 0.06, 100, gives=400, hint="Half of the width is 4 points and must be 2: four times as many."),
     Case(-0.01, -0.03, 0.01, 250, gives=1000, hint="A negative difference needs as many problems as a positive one."),
@@ -49,4 +57,4 @@ check_problems_needed = Check("{} plans.", [
           "That is how many times as many problems you need: multiply by `problems`."),
     Wrong(lambda d, low, high, n: d and math.ceil(n * (low / d) ** 2) or None,
           "`low` is an end of the interval. You need half of its width: (high - low) / 2."),
-], same=lambda got, wanted: got is wanted or abs(got - wanted) <= 1)
+], same=_same_number)
