@@ -90,7 +90,7 @@ def model_card(run: RunDirectory) -> str:
         dataset_split="test", metric_type="accuracy", metric_value=round(evaluation.accuracy, 4))]
     metadata = ModelCardData(
         language="en", library_name="transformers", pipeline_tag="text-generation", tags=["trl", stage, task.name],
-        license="mit" if tiny else None,  # otherwise the base model's, which its page names
+        license="mit" if tiny and source == "synthetic" else None,  # otherwise up to the base model and the data
         base_model=config.model.name if base_on_hub else None, datasets=hub_id,
         model_name=name, eval_results=results)
     card = ModelCard.from_template(
