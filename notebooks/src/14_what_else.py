@@ -341,7 +341,8 @@ dpo.metrics()[columns].iloc[[0, -1]].round(3)
 # compare responses in pairs, and a **reward model** learns to predict them: a language model with one output instead of
 # a vocabulary, trained so that the chosen response scores higher, with the loss −log σ(score of chosen − score of
 # rejected). Here the checker plays the people. It labels the *training* pairs, and then it leaves: at test time only
-# the reward model chooses.
+# the reward model chooses. Below, `accuracy` is the share of pairs whose chosen response scores higher, and `margin` is
+# the mean difference of the two scores.
 
 # %%
 from transformers import AutoModelForSequenceClassification
@@ -437,9 +438,9 @@ print(f"best of {most}: checker {before.pass_at[most]:.1%}, reward model {judged
 # ## Where is the reward model hacked?
 #
 # It has learned from the SFT model's samples, where `yes` nearly always means correct. So it has every reason to look
-# for `yes` instead of doing the sums. That is good enough as long as the responses come from the same model, and it is
-# exactly the hole that an optimizer finds. Change one word and see: in every wrong response that ends its search with
-# `no`, write `yes`.
+# for `yes` instead of doing the sums. At tier `cpu`, the scores by hand above follow that word, and hardly the sums.
+# That is good enough as long as the responses come from the same model, and it is exactly the hole that an optimizer
+# finds. Change one word and see: in every wrong response that ends its search with `no`, write `yes`.
 
 # %%
 honest, forged = [], []
