@@ -29,7 +29,7 @@ from typing import Any
 import measure_learning
 import numpy as np
 import pandas as pd
-from measure_learning import StopAtTokens, evaluated, generated_tokens, seconds_of, steps_of, with_equal_tokens
+from measure_learning import StopAtTokens, evaluated, generated_tokens, steps_of, with_equal_tokens
 
 from lab_utils import exit_status
 from lab_utils.config import RunConfig, load, with_overrides
@@ -114,7 +114,7 @@ def runs_of_seed(arguments: argparse.Namespace, seed: int) -> dict[str, RunDirec
 def measured(run: RunDirectory, evaluation: Evaluation) -> dict[str, float]:
     """Return the numbers of one run: of its evaluation, and, unless it is SFT, of its training."""
     found = {"accuracy": evaluation.accuracy, "format": evaluation.format_rate, "length": evaluation.mean_length,
-             "steps": steps_of(run), "seconds": seconds_of(run)}
+             "steps": steps_of(run)}
     metrics, passes = run.metrics(), run.config().grpo.num_iterations
     if "clip_ratio/region_mean" in metrics:
         found |= {"generated": generated_tokens(run).iloc[-1], "no_signal": metrics["frac_reward_zero_std"].mean(),
@@ -155,7 +155,6 @@ def as_text(row: dict[str, Any]) -> dict[str, str]:
         "format": number("format", ".1%"), "tokens per response": number("length", ".0f"),
         "clipped": number("clipped", ".1%"), "no signal": number("no_signal", ".0%"),
         "generated (thousand)": number("generated", ".0f", 1e-3), "steps": number("steps", ".0f"),
-        "seconds": number("seconds", ".0f"),
     }
 
 
