@@ -286,8 +286,10 @@ for row in variants.get("summaries", []):
 #   samples. Do not read anything into a smaller difference in another row.
 # - Why do they fall behind? Probably not because scaling is good in itself. Rewards of 0 and 1 have a standard
 #   deviation of at most 0.5. Without the division all advantages are at most half as large, and the KL term, which
-#   stays as it is, weighs at least twice as much against them. `no KL` goes the other way: more correct answers, and
-#   more responses that lose the format or never end. To find out, change `grpo.beta` together with the scaling.
+#   stays as it is, weighs at least twice as much against them. To find out, change `grpo.beta` together with the
+#   scaling.
+# - `no KL`, `per-response loss` and `overlong filtering` go the other way: more correct answers, longer responses, and
+#   more that lose the format or never end. Accuracy alone would hide that price: see `format`.
 # - With one step per rollout the probability ratio is 1, and nothing can be clipped: see `clipped`. Clip-higher (a
 #   larger upper clip) and GSPO (one ratio per response, not per token) therefore use every rollout twice. Their effect
 #   is the column `− 2 passes`, not the one before it. GSPO has the clipping range of its paper, which is for a large
