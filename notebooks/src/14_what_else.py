@@ -570,10 +570,10 @@ expect(config, "a forged `yes` beats the correct responses more often than an ho
 #   imitated, there is nothing to learn. (On this task they differ in not giving up.)
 # - The second round adds little or is cut off more often: the first has already removed most of the giving up. A search
 #   that never ends is never kept either, but nothing says how long is too long until it happens in the samples.
-# - DPO is cut off more often than the others, and what is cut off lacks its format, too. DPO's pairs punish giving up,
-#   and no pair shows a search without an end, because the SFT model writes none. GRPO meets such searches in its own
-#   samples, and they earn nothing. Try fewer steps, half the learning rate, or a second round with pairs from the model
-#   that DPO has made.
+# - DPO is cut off often, on some seeds twice as often as the others, and what is cut off lacks its format, too. Its
+#   pairs punish giving up, and no pair shows a search without an end, because the SFT model writes none. GRPO meets
+#   such searches in its own samples, and they earn nothing. Try fewer steps, half the learning rate, or a second
+#   round with pairs from the model that DPO has made.
 # - The reward model gets as much as the checker: on *these* samples. The forged responses show what it has not learned.
 #
 # What the table cannot say: that the order is the same for another task or a larger model. Every method's settings were
