@@ -136,7 +136,7 @@ def by_vote(responses):
 def by_checker(responses):
     return max(range(len(responses)), key=lambda i: responses[i]["correct"])
 
-
+# %%
 def votes_each(evaluation, correct):
     """Return how many votes a different answer gets on average, among the correct answers or among the wrong ones."""
     cast = [(number, one["extracted"]) for number, example in enumerate(evaluation.examples)
