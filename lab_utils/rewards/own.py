@@ -158,32 +158,30 @@ def _try_task(task: Task, name: str, texts: list[str], rows: list[Row]) -> str:
 
 def _judged(config: RunConfig, task: Task, rows: Sequence[Row]) -> str:
     """Return how many demonstrations the task accepts, in words; of very many rows, as many as a few seconds allow."""
-    name, right, wrong = readable(config.task.name), 0, []
+    name, judged = readable(config.task.name), []
 
     def judge() -> None:
-        nonlocal right
-        ends = time.perf_counter() + LONGEST_SECONDS / 2
+        ends, other = time.perf_counter() + LONGEST_SECONDS / 2, task.demonstration(rows[0])
         for row in rows:
             text = task.demonstration(row)
             try:
                 correct = task.is_correct(text, row)
-                task.is_correct(task.demonstration(rows[0]), row)  # a gold answer of another kind may fail only here
+                task.is_correct(other, row)  # a gold answer of another kind may fail only here
             except Exception as error:
                 raise own_error(f"{name}: is_correct for the question {task.question(row)[:60]!r}, gold answer "
                                 f"{task.gold(row)[:60]!r},", error, row) from error
-            right += bool(correct)
-            if not correct:
-                wrong.append((row, text))
+            judged.append((bool(correct), row, text))
             if time.perf_counter() > ends:
                 break
 
     _called(f"{name}: is_correct", judge, rows[0])
-    found = f"{name}: {right} of {right + len(wrong)} demonstrations are correct"
+    wrong = [(row, text) for correct, row, text in judged if not correct]
+    found = f"{name}: {len(judged) - len(wrong)} of {len(judged)} demonstrations are correct"
     if not wrong:
         return found
     row, text = wrong[0]
     shown = f"{text[-80:]!r} for the question {task.question(row)[:60]!r}, gold answer {task.gold(row)[:60]!r}"
-    if not right and "sft" in config.stages:
+    if len(wrong) == len(judged) and "sft" in config.stages:
         raise WorkshopError(f"{found}, and SFT would imitate them. The first ends {shown}: correct the task's "
                             "`extract` or `is_correct`, or the columns `completion` and `answer`.")
     return f"{found} (the first wrong one ends {shown})"

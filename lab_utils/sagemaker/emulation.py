@@ -112,10 +112,11 @@ class EmulatedJob:
             while True:
                 ended = self.exit_status is not None  # asked first, so that the log is complete when it is read
                 for stage, step, total in STEP.findall(self.log)[-1:]:
-                    if bar is None or bar.desc != f"{stage.upper()} in the job":
+                    description = f"{stage.upper()} in the job"
+                    if bar is None or bar.desc != description:
                         if bar is not None:
                             bar.close()
-                        bar = tqdm(desc=f"{stage.upper()} in the job", total=int(total), file=sys.stdout)
+                        bar = tqdm(desc=description, total=int(total), file=sys.stdout)
                     bar.update(int(step) - bar.n)
                 if until is not None and until in self.log:
                     return self

@@ -161,11 +161,11 @@ def package_source(job: Job, directory: Path) -> Path:
             shutil.copy2(file, recipes / configuration.CODE)
         values = configuration.portable(configuration.read_yaml(Path(job.recipe)))
         (recipes / f"{job.recipe_name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    data = local_data(job)
-    if data and not job.data:
+    source = []
+    if data := local_data(job):
         (directory / "data").mkdir()
         (shutil.copytree if data.is_dir() else shutil.copy2)(data, directory / "data" / data.name)
-    source = [f"task.source=data/{data.name}"] if data and not job.data else []
+        source = [f"task.source=data/{data.name}"]
     wandb = ["tracking.wandb=true"] if getattr(job, "wandb_secret", None) else []
     description = {
         "kind": "train" if isinstance(job, TrainingJob) else "evaluate",
@@ -182,16 +182,16 @@ def package_source(job: Job, directory: Path) -> Path:
 
 
 def local_data(job: Job) -> Path | None:
-    """Return the file or folder on this machine that the recipe's `task.source` names, if it names one."""
+    """Return the file or folder here that `task.source` names and that travels with the code; None with `--data`."""
     source = job.config().task.source
-    return Path(source) if source not in ("hub", "synthetic") and Path(source).exists() else None
+    travels = not job.data and source not in ("hub", "synthetic") and Path(source).exists()
+    return Path(source) if travels else None
 
 
 def own_files(job: Job) -> list[str]:
     """Return the names of the user's files that travel with a recipe: its data, rewards and task."""
-    data = [] if job.data else [local_data(job)]
-    return [path.name for path in [*data, *(path for _, path in configuration.own_files(job.config().model_dump()))]
-            if path]
+    code = [path for _, path in configuration.own_files(job.config().model_dump())]
+    return [path.name for path in (local_data(job), *code) if path]
 
 
 def named_files(job: Job) -> dict[Path, str]:

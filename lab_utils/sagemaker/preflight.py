@@ -108,7 +108,7 @@ def _config_problems(job: Job) -> Iterator[str]:
     except ConfigError as error:
         yield from str(error).splitlines()
         return
-    if not job.data and (path := local_data(job)):
+    if path := local_data(job):
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()) / 1e6
         if size > MOST_DATA_MB:
             yield (f"task.source = {source} has {size:,.0f} MB, and at most {MOST_DATA_MB} travel with the code: pass "

@@ -37,6 +37,7 @@ check_conclude = Check("{} conclusions, none of them claims more than its interv
          hint="An interval that touches 0 does not exclude it."),
 ], same=_same_conclusion)
 
+
 def _same_number(got: Any, wanted: int | None) -> bool | str:
     if got is wanted or abs(got - wanted) > 1:
         return got is wanted
