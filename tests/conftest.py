@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Leave the imported packages out of garbage collections, which take a quarter of a run of three steps."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def light_processes():
+    """Let processes that tests start run started/sitecustomize.py; a fixture, so that pytest's workers do not."""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "started")
 
 
 @pytest.fixture

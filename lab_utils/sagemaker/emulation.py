@@ -39,7 +39,7 @@ CODE = {True: "input/data/code", False: "processing/input/code"}  # of a trainin
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 STEP = re.compile(r"^metrics (\w+) step=(\d+) of=(\d+) ", re.MULTILINE)
 INHERITED = ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE",
-             "OMP_NUM_THREADS")
+             "OMP_NUM_THREADS", "PYTHONPATH")
 
 
 @dataclass
@@ -184,6 +184,8 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
         if path.suffix in (".py", ".sh"):
             path.write_text(path.read_text(encoding="utf-8").replace("/opt/ml", str(place)), encoding="utf-8")
     environment = environment_of(request, python or Path(sys.executable))
+    if python is None:
+        environment["PIP_NO_DEPS"] = "1"  # without it, pip looks through all packages of the environment for seconds
     if port is not None:
         environment["MASTER_PORT"] = str(port)
     log_path = ml.with_name(f"{ml.name}.log")

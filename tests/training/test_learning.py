@@ -12,9 +12,9 @@ pytestmark = [pytest.mark.component, pytest.mark.slow]
 @pytest.mark.timeout(900)
 def test_grpo_raises_accuracy_on_held_out_word_problems(tmp_path):
     config = configuration.load("gsm8k-grpo", "cpu", {
-        "seed": 11, "sft.max_steps": 100, "grpo.max_steps": 6, "grpo.learning_rate": 3e-4,
-        "grpo.lr_scheduler_type": "constant", "grpo.per_device_train_batch_size": 128, "grpo.probe_rollouts": 0,
-        "task.test_limit": 120, "evaluation.num_samples": 4, "evaluation.max_new_tokens": 128})
+        "seed": 11, "sft.max_steps": 60, "sft.per_device_train_batch_size": 16, "grpo.max_steps": 6,
+        "grpo.learning_rate": 3e-4, "grpo.lr_scheduler_type": "constant", "grpo.per_device_train_batch_size": 128,
+        "grpo.probe_rollouts": 0, "task.test_limit": 80, "evaluation.num_samples": 4, "evaluation.max_new_tokens": 128})
     first = sft.train(config, tmp_path / "sft")
     second = grpo.train(config, tmp_path / "grpo", model=first.model_dir)
     before, after = evaluate_run(first, config), evaluate_run(second, config)
