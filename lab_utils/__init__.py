@@ -1,5 +1,6 @@
 """Code shared by the notebooks and scripts of the workshop."""
 
+import atexit
 import errno
 import gc
 import importlib.metadata
@@ -21,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # Importing torch, transformers and TRL makes 600,000 objects. The nine full garbage collections on the way take a
 # seventh of the time and find hardly anything. Full collections are left to code that asks for them, as training does.
 gc.set_threshold(*gc.get_threshold()[:2], 1000)
+atexit.register(gc.freeze)  # spares the collections with which Python ends: two seconds
 
 # Notebooks show warnings in red. In these three there is nothing to do: progress bars are text on purpose, a faster
 # 4-bit kernel for CPUs is not used, and rows that are too long for a model are counted and left out.
