@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run everything that must pass: set-up, style, up-to-date notebooks, all tests (including every notebook at tier smoke).
-# About 20 minutes on 2 cores. Options go to pytest, which prints the last line:
+# About 10 minutes on 2 cores. Options go to pytest, which prints the last line:
 #
 #   bash scripts/run_tests.sh
 #   bash scripts/run_tests.sh -m unit -k rewards
