@@ -75,8 +75,7 @@ class Child:
         self.launched = launched  # by torchrun, which would kill its children at SIGTERM; so they are told directly
         self.stopping = False
         self.lines: deque[str] = deque(maxlen=FAILURE_LINES)
-        paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+        environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def run(self) -> int:

@@ -39,7 +39,7 @@ CODE = {True: "input/data/code", False: "processing/input/code"}  # of a trainin
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 STEP = re.compile(r"^metrics (\w+) step=(\d+) of=(\d+) ", re.MULTILINE)
 INHERITED = ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE",
-             "OMP_NUM_THREADS", "PYTHONPATH")
+             "OMP_NUM_THREADS")
 
 
 @dataclass
@@ -172,7 +172,9 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
         lay_training_job(request, Path(folder), ml, hosts, host)
     else:
         lay_processing_job(request, Path(folder), ml)
+    environment = environment_of(request, python or Path(sys.executable))
     if python is None:
+        environment["PIP_NO_DEPS"] = "1"  # without it, pip looks through all packages of the environment for seconds
         (ml / CODE[training] / "requirements.txt").write_text(NOTHING_TO_INSTALL, encoding="utf-8")
     if checkpoints is not None:
         shutil.copytree(checkpoints, ml / "checkpoints", dirs_exist_ok=True)
@@ -183,9 +185,6 @@ def start(request: dict[str, Any], folder: Path, ml: Path, checkpoints: Path | N
     for path in (ml / "input" if training else ml / "processing").rglob("*"):
         if path.suffix in (".py", ".sh"):
             path.write_text(path.read_text(encoding="utf-8").replace("/opt/ml", str(place)), encoding="utf-8")
-    environment = environment_of(request, python or Path(sys.executable))
-    if python is None:
-        environment["PIP_NO_DEPS"] = "1"  # without it, pip looks through all packages of the environment for seconds
     if port is not None:
         environment["MASTER_PORT"] = str(port)
     log_path = ml.with_name(f"{ml.name}.log")
