@@ -110,6 +110,18 @@ def test_secrets_are_replaced_by_their_names(monkeypatch):
         "key [WANDB_API_KEY], [HF_TOKEN] and [AWS_SESSION_TOKEN] in us-east-1 by default")
 
 
+def test_a_job_finds_no_module_that_did_not_travel_with_it(tmp_path, monkeypatch):
+    """Neither does the emulation pass this machine's PYTHONPATH or keys on, nor does the container pass on its own."""
+    for name in ("PYTHONPATH", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, str(tmp_path))
+    environment = emulation.environment_of({"TrainingJobName": "job", "Environment": {"OWN": "1"}}, Path("/env/python"))
+    assert environment["OWN"] == "1" and str(tmp_path) not in environment.values()
+
+    monkeypatch.chdir("/")
+    child = container.Child([sys.executable, "-c", "import os; print(os.environ['PYTHONPATH'])"], launched=False)
+    assert child.run() == 0 and list(child.lines) == ["/"]
+
+
 def test_an_entry_point_of_your_own_arrives_and_runs(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("import sys, lab_utils\nprint('mine', sys.argv[1:], lab_utils.__file__)\n")
     monkeypatch.chdir(tmp_path)
