@@ -224,9 +224,10 @@ from lab_utils.evaluation import evaluate, format_results, results_table
 test_rows = task.dataset("test", limit=min(64, config.task.test_limit or 64), source=config.task.source)
 checkpoints = sorted(run.checkpoints_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 models = {"base": config.model.name, **{f"step {path.name.split('-')[1]}": path for path in checkpoints}}
+sampling = {"num_samples": max(2, config.evaluation.num_samples), "temperature": config.grpo.temperature, "seed": SEED,
+            "max_new_tokens": config.evaluation.max_new_tokens}
 warm_up = {
-    label: evaluate(load_model(path, config.model), tokenizer, task, test_rows, temperature=1.0, seed=SEED,
-                    num_samples=max(2, config.evaluation.num_samples), max_new_tokens=config.evaluation.max_new_tokens)
+    label: evaluate(load_model(path, config.model), tokenizer, task, test_rows, **sampling)
     for label, path in models.items()
 }
 format_results(results_table(warm_up)).T
@@ -240,8 +241,7 @@ format_results(results_table(warm_up)).T
 plain = load_task(config.task, "plain")
 in_plain_text = evaluate(
     load_model(config.model.name, config.model), tokenizer, plain,
-    plain.dataset("test", len(test_rows), config.task.source), temperature=1.0, seed=SEED,
-    num_samples=max(2, config.evaluation.num_samples), max_new_tokens=config.evaluation.max_new_tokens)
+    plain.dataset("test", len(test_rows), config.task.source), **sampling)
 print("base, asked in plain text:", in_plain_text)
 
 # %%

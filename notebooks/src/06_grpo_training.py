@@ -59,6 +59,11 @@ print(f"learning rate: {settings.learning_rate:g} ({settings.lr_scheduler_type})
 print(f"longest:       {settings.max_completion_length} tokens")
 
 # %% [markdown]
+# The temperature is part of the policy that learns. It divides the logits when a completion is sampled, and the loss
+# divides them too, so that both mean the same probabilities. An evaluation at another temperature asks another policy.
+# The tiny model trains and is tested at 0.8, because many tokens that it rarely writes are mistakes, such as a division
+# that leaves a remainder.
+#
 # ## Which groups teach?
 #
 # An advantage is a comparison within a group. If all completions earn the same, every advantage is 0 and the group
@@ -407,7 +412,7 @@ from lab_utils.sampling.local import sample
 test_rows = task.dataset("test", limit=3, source=config.task.source)
 responses = {
     label: sample(load_model(path, config.model), load_tokenizer(path), [row["prompt"] for row in test_rows], seed=SEED,
-                  max_new_tokens=config.evaluation.max_new_tokens)
+                  temperature=settings.temperature, max_new_tokens=config.evaluation.max_new_tokens)
     for label, path in (("before GRPO", start), ("after GRPO", run.model_dir))
 }
 for i, row in enumerate(test_rows):

@@ -155,7 +155,7 @@ two_steps = [row for row in problems if row["solution"].count("<<") == 2][:48]
 found = []
 for path in (warm_up, honest.model_dir):
     groups = sample(load_model(path, config.model), tokenizer, [row["prompt"] for row in two_steps], num_samples=4,
-                    max_new_tokens=config.evaluation.max_new_tokens, seed=SEED)
+                    temperature=config.grpo.temperature, max_new_tokens=config.evaluation.max_new_tokens, seed=SEED)
     found += [{"habit": "writes the steps" if task.attempts(one.text) else "guesses", "tokens": len(one.token_ids),
                "correct": task.is_correct(one.text, row), "responses": one.text}
               for row, group in zip(two_steps, groups, strict=True) for one in group]

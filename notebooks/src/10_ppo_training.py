@@ -278,7 +278,8 @@ from lab_utils.sampling.local import sample
 model, tokenizer = load_model(run.model_dir, config.model), load_tokenizer(run.model_dir)
 rows = task.dataset("test", limit=min(64, config.task.test_limit or 64), source=config.task.source)
 longest = settings.max_completion_length
-responses = [one[0] for one in sample(model, tokenizer, rows["prompt"], seed=SEED, max_new_tokens=longest)]
+responses = [one[0] for one in sample(model, tokenizer, rows["prompt"], seed=SEED, max_new_tokens=longest,
+                                      temperature=settings.temperature)]
 correct = [task.is_correct(response.text, row) for response, row in zip(responses, rows, strict=True)]
 
 
