@@ -77,10 +77,10 @@ class StepClock(TrainerCallback):
 
     def extend_curve(self) -> None:
         """Ask the held-out problems. The time that this takes does not count as training."""
-        start, task = time.perf_counter(), load_task(self.config.task)
+        start, task, settings = time.perf_counter(), load_task(self.config.task), self.config.grpo
         found = evaluate(self.model, load_tokenizer(self.config.model.name), task,
                          task.dataset("test", PROBE_PROBLEMS, self.config.task.source), num_samples=2,
-                         max_new_tokens=self.config.grpo.max_completion_length)
+                         max_new_tokens=settings.max_completion_length, temperature=settings.temperature)
         self.curve.append([start - self.started - self.probe_seconds, found.accuracy])
         if found.accuracy >= self.curve[0][1] + GAIN:
             self.seconds_to_gain = self.curve[-1][0]

@@ -157,7 +157,7 @@ for message in row["prompt"]:
 # Now it answers. It *samples*: it draws each next token at random from its probabilities, so another seed gives another
 # completion. The **temperature** sharpens these probabilities (below 1) or flattens them (above 1). At 0 the model
 # always takes the most likely token, which is called **greedy** decoding. Here the temperature is that of training.
-# For the tiny model it is 0.8: at 1 it writes about twice as many wrong sums.
+# For the tiny model it is 0.8: at 1 it writes nearly twice as many wrong sums.
 
 # %%
 from lab_utils.sampling.local import sample
