@@ -57,9 +57,10 @@ def _has_signal(metrics: pd.DataFrame) -> bool:
 
 PROBLEMS = {
     "completions cut off": Problem(
-        "many responses are cut off from the first step, and the longest is as long in every step",
+        "many responses are cut off from the first step, and the longest is as long in nearly every step",
         ("completions/clipped_ratio", "completions/max_length"),
-        lambda m, healthy: m["completions/clipped_ratio"].iloc[0] > 0.1 and m["completions/max_length"].nunique() == 1,
+        lambda m, healthy: m["completions/clipped_ratio"].iloc[0] > 0.1
+        and m["completions/max_length"].eq(m["completions/max_length"].max()).mean() > 0.9,
     ),
     "dead reward function": Problem(
         "one reward function pays nothing in any step, although there are correct answers",

@@ -83,7 +83,7 @@ plot_side_by_side({f"run {letter}": run for letter, run in runs.items()}, health
 # | reward rises, accuracy does not | well-paid wrong answers | hacked reward | close the hole (notebook 07) |
 # | a signal, the reward stays flat | pay of correct and wrong | random reward | try it on correct and wrong answers |
 # | one reward function is always 0 | its code, by hand | dead reward function | tags, `re.DOTALL`; add a test |
-# | the longest response never changes | the end of the text | completions cut off | limit; template, end token |
+# | the longest response hardly changes | the end of the text | completions cut off | limit; template, end token |
 # | KL and gradients jump, accuracy falls | what came first | learning rate too high | a third of it, or less |
 # | curves jump, but the trend is good | problems per step, probe | only noise | more problems, or patience |
 #
@@ -392,7 +392,8 @@ for letter, run in runs.items():
 #
 # - **Completions cut off.** The symptom fades because the policy adapts to it. The loss in accuracy stays.
 # - **Learning rate too high.** Every curve looks wrong at once, cut-off responses included. But at the fifth step the
-#   accuracy is 0 and no response is cut off, so a larger limit would not have helped. KL and gradient tell it early.
+#   accuracy is 0 and only one response in ten is cut off, so a larger limit would not have helped. KL and gradient tell
+#   it early.
 # - **Learning rate too low.** The groups have a signal, the gradient norm is healthy, and the KL is 0 to four digits.
 #   1e-6 is TRL's default. It suits training all weights of a model a thousand times as large.
 # - **Nothing to reward.** All advantages are 0, and the policy stands still. The cell below looks closer.
