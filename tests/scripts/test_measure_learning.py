@@ -101,7 +101,7 @@ def test_results_of_other_settings_are_not_reported_under_these(tmp_path, monkey
 
     made = []
     monkeypatch.setattr(measure_learning, "evaluate_run", lambda run, config: made.append(config.task.test_limit))
-    settings = {"num_samples": 2, "max_new_tokens": 64, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+    settings = {"num_samples": 2, "max_new_tokens": 64, "temperature": 0.8, "top_p": 1.0, "seed": 0}
     old = SimpleNamespace(settings=settings, examples=[None] * 16)
     monkeypatch.setattr(measure_learning.Evaluation, "load", lambda path: old)
     run.evaluation_path.touch()

@@ -177,13 +177,14 @@ def a_rollout(trainer):
     return trainer._generate_and_score_completions(rows)
 
 
-def plain_forward(model, rollout):
+def plain_forward(model, rollout, temperature):
     """Return log-probabilities and last hidden states of the completion tokens, with transformers alone."""
     ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
     mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
     width = rollout["completion_ids"].shape[1]
     outputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    logps = outputs.logits[:, -width - 1:-1].log_softmax(-1).gather(2, rollout["completion_ids"][:, :, None])[:, :, 0]
+    logps = (outputs.logits[:, -width - 1:-1] / temperature).log_softmax(-1)
+    logps = logps.gather(2, rollout["completion_ids"][:, :, None])[:, :, 0]
     return logps, outputs.hidden_states[-1][:, -width - 1:-1]
 
 
@@ -195,7 +196,7 @@ def test_values_of_the_hook_equal_a_plain_forward_pass(new_trainer, changes):
     rollout = a_rollout(trainer)
     mask = rollout["completion_mask"].bool()
     with torch.no_grad():
-        logps, hidden = plain_forward(trainer.model, rollout)
+        logps, hidden = plain_forward(trainer.model, rollout, trainer.temperature)
     assert torch.allclose(rollout["old_values"][mask], trainer.critic(hidden)[mask], atol=1e-5)
     assert torch.allclose(rollout["old_per_token_logps"][mask], logps[mask], atol=1e-5)
     assert rollout["old_values"][mask].std() > 0
@@ -224,8 +225,8 @@ def test_first_step_is_the_hand_written_policy_gradient(new_trainer, changes):
 
     # Advantages: scores at the last token, minus the KL to the reference at every token.
     with torch.no_grad():
-        logps, hidden = plain_forward(trainer.model, rollout)
-        ref_logps, _ = plain_forward(reference, rollout)
+        logps, hidden = plain_forward(trainer.model, rollout, trainer.temperature)
+        ref_logps, _ = plain_forward(reference, rollout, trainer.temperature)
         values = trainer.critic(hidden)
     texts = trainer.processing_class.batch_decode(
         [ids[there] for ids, there in zip(rollout["completion_ids"], mask, strict=True)], skip_special_tokens=True)
@@ -245,7 +246,7 @@ def test_first_step_is_the_hand_written_policy_gradient(new_trainer, changes):
     trainer._compute_loss(trainer.model, rollout).backward()
     found = {name: weight.grad.clone() for name, weight in moved.items() if weight.requires_grad}
     trainer.model.zero_grad()
-    logps, hidden = plain_forward(trainer.model, rollout)
+    logps, hidden = plain_forward(trainer.model, rollout, trainer.temperature)
     policy = -(advantages * logps)[mask].mean()
     critic = 0.5 * ((trainer.critic(hidden) - returns)[mask] ** 2).mean()
     ((policy + trainer.settings.vf_coef * critic) / 2).backward()

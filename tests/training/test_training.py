@@ -131,8 +131,8 @@ def test_recorded_tokens_tell_what_the_update_changed(tmp_path):
         start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
         whole = torch.tensor([start + ids])
         with torch.no_grad():
-            before, after = (model(whole).logits[0, len(start) - 1:-1].log_softmax(-1).gather(
-                1, torch.tensor(ids)[:, None])[:, 0] for model in models)
+            logits = (model(whole).logits[0, len(start) - 1:-1] / config.grpo.temperature for model in models)
+            before, after = (one.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0] for one in logits)
         change = np.array(row["tokens"]["logp_change"])
         np.testing.assert_allclose(change, after - before, rtol=0.01, atol=1e-4)
         assert change.any() and row["rewards"] == {"every_other": row["reward"]}
