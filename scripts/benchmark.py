@@ -20,12 +20,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
+from lab_utils import exit_status  # before torch: it says how torch's threads wait
+
+# isort: split
 import torch
 from transformers import TrainerCallback
 from trl.import_utils import is_vllm_available
 
 from lab_utils import config as configuration
-from lab_utils import exit_status
 from lab_utils.machine import cpu_benchmark
 from lab_utils.machine.step_times import spread
 from lab_utils.models import end_token_ids, load_model, load_tokenizer

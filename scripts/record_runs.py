@@ -26,10 +26,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from lab_utils import exit_status  # before torch: it says how torch's threads wait
+
+# isort: split
 import pandas as pd
 import torch
 
-from lab_utils import exit_status, rewards
+from lab_utils import rewards
 from lab_utils.config import RunConfig, load
 from lab_utils.runs import RunDirectory, write_atomically
 from lab_utils.sampling.local import rollout
