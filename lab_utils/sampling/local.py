@@ -17,6 +17,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from .. import WorkshopError
+from ..machine.idle_cores import use_idle_cores
 from ..models import end_token_ids
 
 # Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
@@ -124,6 +125,8 @@ def sample_token_ids(
         this temperature, before top-p, as the policy-gradient loss wants them.
     """
     device = model.device
+    if device.type == "cpu":
+        use_idle_cores()
     width = max(map(len, prompts))
     input_ids = torch.tensor([[end_ids[0]] * (width - len(ids)) + ids for ids in prompts], device=device)  # (P, W)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..config import ConfigError, RunConfig
+from ..machine.idle_cores import use_idle_cores
 from ..models import END_OF_TURN, load_model, load_tokenizer
 from ..runs import RunDirectory
 from ..tasks import Task, load_task
@@ -29,6 +30,13 @@ def demonstrations(task: Task, dataset: Dataset) -> Dataset:
     return Dataset.from_list([
         {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": task.demonstration(row)}]}
         for row in dataset])
+
+
+class UseIdleCores(TrainerCallback):
+    """Does for SFT what the sampler does for GRPO and PPO."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        use_idle_cores()
 
 
 class ContinueTokenCount(TrainerCallback):
@@ -80,4 +88,5 @@ def train(config: RunConfig, output_dir: str | Path, *, model: str | Path | None
             raise ConfigError(f"sft.max_length = {config.sft.max_length} leaves no demonstration, because every prompt "
                               "is longer: set it to 512 or more.")
         trainer.add_callback(ContinueTokenCount(trainer))
+        trainer.add_callback(UseIdleCores())
         return run_trainer(trainer, config, run, resume, "SFT")
