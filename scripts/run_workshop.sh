@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the whole workshop on this machine: set-up, then every notebook at tier cpu with the tiny model, then a report.
-# 15 to 25 minutes on 2 cores, including the set-up; only the set-up needs a network. Options go to run_notebooks.py:
+# 13 to 25 minutes on 2 cores, including the set-up; only the set-up needs a network. Options go to run_notebooks.py:
 #
 #   bash scripts/run_workshop.sh
 #   bash scripts/run_workshop.sh --hardware smoke --output-dir runs/trial

@@ -3,8 +3,8 @@
 The threads of an operation wait for the slowest of them. When one shares its core with another program, all take twice
 as long, which is longer than with one thread less. On an idle machine torch's own number of threads is the best.
 
-On the processor where this was measured, an AMD EPYC, the number of threads changes the rounding of logged means, but
-not the trained weights. Elsewhere it may; OMP_NUM_THREADS fixes it.
+The number of threads can change the rounding of sums. Where this was measured, on an AMD EPYC, SFT and GRPO gave the
+same weights with one thread as with two; PPO did not. OMP_NUM_THREADS fixes the number.
 """
 
 from __future__ import annotations
