@@ -357,7 +357,8 @@ def plot(results: dict, path: Path) -> None:
             ax.legend(handles=ax.lines[:len(METHODS)])
             ax.set(title="Learning", xlabel="seconds of training", ylabel="share of held-out answers correct")
         else:
-            by_method(found["rows"], part, "step_seconds").plot.barh(ax=ax, color=colors)
+            seconds = by_method(found["rows"], part, "step_seconds")
+            seconds.set_axis([f"{series} {size}" for series, size in seconds.index]).plot.barh(ax=ax, color=colors)
             ax.set(title="Growth of a step", xlabel="seconds", ylabel="")
     finish(figure, path)
 
