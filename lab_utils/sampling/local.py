@@ -17,8 +17,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from .. import WorkshopError
-from ..machine.idle_cores import use_idle_cores
 from ..models import end_token_ids
+from .idle_cores import use_idle_cores
 
 # Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
 SHRINK_AT = 0.9

@@ -10,9 +10,9 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..config import ConfigError, RunConfig
-from ..machine.idle_cores import use_idle_cores
 from ..models import END_OF_TURN, load_model, load_tokenizer
 from ..runs import RunDirectory
+from ..sampling.idle_cores import use_idle_cores
 from ..tasks import Task, load_task
 from .rl import is_finished, new_adapter, run_trainer, start_run, stops_explained, trainer_arguments
 

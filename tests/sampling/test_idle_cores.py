@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab_utils.machine import idle_cores
+from lab_utils.sampling import idle_cores
 
 
 @pytest.fixture
