@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 
@@ -175,19 +174,19 @@ def demonstrate(row: Row, rng: random.Random) -> tuple[str, str]:
 def has_solution(nums: tuple[int, ...], target: int) -> bool:
     """Return whether some expression over the numbers equals the target, through any fractions or negative results."""
 
-    def reach(pool: tuple[Fraction, ...]) -> bool:
+    def reach(pool: tuple[tuple[int, int], ...]) -> bool:  # fractions as numerator and denominator, which is fast
         if len(pool) == 1:
-            return pool[0] == target
+            return pool[0][0] == target * pool[0][1]
         for i in range(len(pool)):
             for j in range(len(pool)):
                 if i == j:
                     continue
-                a, b, rest = pool[i], pool[j], tuple(pool[k] for k in range(len(pool)) if k not in (i, j))
-                values = [a - b, a / b] if b else [a - b]
+                (a, b), (c, d), rest = pool[i], pool[j], tuple(pool[k] for k in range(len(pool)) if k not in (i, j))
+                values = [(a * d - b * c, b * d), (a * d, b * c)] if c else [(a, b)]
                 if i < j:
-                    values += [a + b, a * b]
+                    values += [(a * d + b * c, b * d), (a * c, b * d)]
                 if any(reach((value, *rest)) for value in values):
                     return True
         return False
 
-    return reach(tuple(Fraction(n) for n in nums))
+    return reach(tuple((n, 1) for n in nums))
