@@ -32,7 +32,7 @@ from lab_utils.machine import cpu_benchmark
 from lab_utils.machine.step_times import spread
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
 from lab_utils.sampling import vllm as vllm_sampling
-from lab_utils.sampling.local import prompt_ids, rollout, sample_token_ids
+from lab_utils.sampling.local import encode_prompts, rollout, sample_token_ids
 from lab_utils.tasks import load_task
 from lab_utils.training import grpo, ppo
 
@@ -92,7 +92,7 @@ def generator(name: str, options: argparse.Namespace, stack: ExitStack) -> Calla
             for completion in completions]
 
     model = load_model(options.model, config.model).eval()
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = encode_prompts(tokenizer, prompts)
     ends = end_token_ids(model.config, tokenizer)
     if name == "sampler":
         return lambda: [len(tokens) for tokens, _ in sample_token_ids(

@@ -21,7 +21,7 @@ from lab_utils import exit_status
 from lab_utils.config import RunConfig
 from lab_utils.models import adapter_base, load_model, load_tokenizer
 from lab_utils.runs import config_of, model_of
-from lab_utils.sampling.local import prompt_ids, sample
+from lab_utils.sampling.local import encode_prompts, sample
 from lab_utils.sharing.chat import (
     QuestionError,
     append_jsonl,
@@ -77,7 +77,8 @@ def load_local(name: str, config: RunConfig, max_new_tokens: int, temperature: f
     model, tokenizer = load_model(model_of(name), config.model), load_tokenizer(model_of(name))
 
     def respond(prompt: list[dict[str, str]]) -> str:
-        tokens, most = len(prompt_ids(tokenizer, prompt)), getattr(model.config, "max_position_embeddings", None)
+        [ids] = encode_prompts(tokenizer, [prompt])
+        tokens, most = len(ids), getattr(model.config, "max_position_embeddings", None)
         if most is not None and tokens + max_new_tokens > most:
             raise QuestionError(f"The conversation has {tokens} tokens, and with a response of up to {max_new_tokens} "
                                 f"it does not fit into the {most} of {name}: start a new one, or lower "

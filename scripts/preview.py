@@ -17,7 +17,7 @@ from lab_utils import exit_status
 from lab_utils.config import RunConfig
 from lab_utils.models import load_tokenizer
 from lab_utils.rewards.own import try_own_code
-from lab_utils.sampling.local import prompt_ids
+from lab_utils.sampling.local import encode_prompts
 from lab_utils.tasks import RowReport, Task, load_task, visible
 from lab_utils.tasks.base import WHERE, as_dataset
 
@@ -55,7 +55,7 @@ def counts(split: str, report: RowReport, other: RowReport | None = None) -> lis
 
 def lengths(config: RunConfig, task: Task, rows: list[dict], tokenizer) -> list[str]:
     """Return how long prompts and demonstrations are in tokens, and how many are too long for the stages."""
-    prompts = [len(prompt_ids(tokenizer, row["prompt"])) for row in rows]
+    prompts = [len(ids) for ids in encode_prompts(tokenizer, (row["prompt"] for row in rows))]
     whole = [length + len(tokenizer(task.demonstration(row))["input_ids"]) + 1
              for length, row in zip(prompts, rows, strict=True)]
     lines = [f"prompt: {min(prompts)} to {max(prompts)} tokens, median {statistics.median(prompts):g}; with its "

@@ -26,7 +26,7 @@ from ..evaluation import evaluate_run
 from ..models import end_token_ids, load_model, load_tokenizer
 from ..runs import RunDirectory
 from ..sampling import vllm as vllm_sampling
-from ..sampling.local import prompt_ids, sample_token_ids
+from ..sampling.local import encode_prompts, sample_token_ids
 from ..tasks import load_task
 from ..training import grpo, ppo, sft
 from ..training.rl import steps_per_rollout
@@ -120,7 +120,7 @@ def rollout(engine: str, model: str, rows: int, tokens: int) -> dict:
                 return sum(len(completion.token_ids) for group in found for completion in group)
             return timed_rollout(sampled)
     policy = load_model(model, settings).eval()
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = encode_prompts(tokenizer, prompts)
     ends = end_token_ids(policy.config, tokenizer)
     return timed_rollout(lambda: sum(len(found) for found, _ in sample_token_ids(
         policy, ids, [16] * len(ids), end_ids=ends, max_new_tokens=tokens)))

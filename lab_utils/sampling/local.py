@@ -2,11 +2,14 @@
 
 `transformers.generate` keeps every row until the longest completion ends. When lengths vary, as they do in
 reinforcement learning, most of that work is thrown away. Here the key-value cache drops finished rows, and the
-completions of one prompt share one prefill. vllm.py has the twin for vLLM.
+completions of one prompt share one prefill; on the CPU they also share its keys and values (shared_prompts.py). vllm.py
+has the twin for vLLM.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from .. import WorkshopError
 from ..models import end_token_ids
 from .idle_cores import use_idle_cores
+from .shared_prompts import SharedPrompts, can_share
 
 # Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
 SHRINK_AT = 0.9
@@ -48,11 +52,15 @@ def apply_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]] | str) -> list[int]:
-    """Return the tokens of a prompt: messages through the chat template, plain text as it is."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+def encode_prompts(tokenizer: PreTrainedTokenizerBase,
+                   prompts: Iterable[list[dict[str, str]] | str]) -> list[list[int]]:
+    """Return the tokens of each prompt: messages through the chat template, plain text as it is."""
+    found: list[list[int]] = []
+    for is_text, same in groupby(prompts, lambda prompt: isinstance(prompt, str)):
+        batch = list(same)  # one call for all of them takes half the time
+        found += (tokenizer(batch) if is_text else tokenizer.apply_chat_template(
+            batch, add_generation_prompt=True, return_dict=True))["input_ids"]
+    return found
 
 
 def draw(probabilities: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -75,12 +83,12 @@ def draw(probabilities: torch.Tensor, generator: torch.Generator | None = None) 
 class LayerWithRoom(DynamicLayer):
     """A layer of a key-value cache with room for the tokens to come, so that adding one copies only that one."""
 
-    def __init__(self, filled: DynamicLayer, rows: torch.Tensor, room: int):
-        """Repeat or select the rows of a filled layer, and reserve space for `room` more tokens."""
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int):
+        """Begin with the states of some tokens, or of none, and reserve space for `room` more."""
         super().__init__()
-        self.lazy_initialization(filled.keys, filled.values)
-        self.length = filled.keys.shape[-2]
-        self.buffers = [pad(states[rows], (0, 0, 0, room)) for states in (filled.keys, filled.values)]
+        self.lazy_initialization(keys, values)
+        self.length = keys.shape[-2]
+        self.buffers = [pad(states, (0, 0, 0, room)) for states in (keys, values)]
         self._show()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args,
@@ -134,45 +142,52 @@ def sample_token_ids(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     prefilled = DynamicCache(config=model.config)
 
-    # Stage 1: read each prompt once, then repeat its cache for its completions.
+    # Stage 1: read each prompt once. Its completions share its keys and values, or begin with copies of them.
     logits = model(input_ids=input_ids, attention_mask=mask if padded else None, position_ids=positions,
                    past_key_values=prefilled, logits_to_keep=1).logits[:, -1]  # (P, V)
     copies = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(counts, device=device))
-    cache = Cache(layers=[LayerWithRoom(layer, copies, room=max_new_tokens) for layer in prefilled.layers])
+    shared = SharedPrompts(prefilled, mask, copies) if can_share(model, prefilled) else None
+    copied = 0 if shared else width
+    cache = Cache(layers=[LayerWithRoom(layer.keys[:, :, :copied][copies], layer.values[:, :, :copied][copies],
+                                        room=max_new_tokens) for layer in prefilled.layers])
     logits, mask, positions = logits[copies], mask[copies], positions[copies, -1:]
 
     # Stage 2: one token a step for the rows that are left.
     total = len(copies)
     ends = torch.tensor(end_ids, device=device)
-    tokens_BT = torch.full((total, max_new_tokens), -1, dtype=torch.long, device=device)
+    tokens_BT = torch.zeros(total, max_new_tokens, dtype=torch.long, device=device)
     logps_BT = torch.zeros(total, max_new_tokens, device=device)
     row = torch.arange(total, device=device)  # where each row of the batch belongs in the result
     alive = torch.ones(total, dtype=torch.bool, device=device)  # unfinished rows of the batch
-    for step in range(max_new_tokens):
-        logits = logits.float()
-        if temperature == 0:
-            logps = logits.log_softmax(-1)
-            tokens = logits.argmax(-1, keepdim=True)
-        else:
-            logps = (logits / temperature).log_softmax(-1)
-            probabilities = (logps if top_p == 1.0 else apply_top_p(logps, top_p)).softmax(-1)
-            tokens = draw(probabilities, generator)
-        tokens_BT[row[alive], step] = tokens[alive, 0]
-        logps_BT[row[alive], step] = logps.gather(1, tokens)[alive, 0]
-        alive &= ~torch.isin(tokens[:, 0], ends)
-        left = int(alive.sum())
-        if left == 0:
-            break
-        if left <= SHRINK_AT * len(row):
-            keep = alive.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            row, tokens, mask, positions, alive = row[keep], tokens[keep], mask[keep], positions[keep], alive[keep]
-        positions = positions + 1
-        mask = torch.cat([mask, mask.new_ones(len(row), 1)], dim=1)
-        logits = model(input_ids=tokens, attention_mask=mask if padded else None, position_ids=positions,
-                       past_key_values=cache).logits[:, -1]
+    with shared.read_by(model) if shared else nullcontext():
+        for step in range(max_new_tokens):
+            logits = logits.float()
+            if temperature == 0:
+                logps = logits.log_softmax(-1)
+                tokens = logits.argmax(-1, keepdim=True)
+            else:
+                logps = (logits / temperature).log_softmax(-1)
+                probabilities = (logps if top_p == 1.0 else apply_top_p(logps, top_p)).exp()
+                tokens = draw(probabilities, generator)
+            tokens_BT[row, step] = tokens[:, 0]
+            logps_BT[row, step] = logps.gather(1, tokens)[:, 0]
+            alive &= ~torch.isin(tokens[:, 0], ends)
+            left = int(alive.sum())
+            if left == 0:
+                break
+            if left <= SHRINK_AT * len(row):
+                keep = alive.nonzero()[:, 0]
+                cache.batch_select_indices(keep)
+                if shared:
+                    shared.select(keep)
+                row, tokens, mask, positions, alive = row[keep], tokens[keep], mask[keep], positions[keep], alive[keep]
+            positions = positions + 1
+            mask = torch.cat([mask, mask.new_ones(len(row), 1)], dim=1)
+            attended = {"prompts": shared} if shared else {"attention_mask": mask if padded else None}
+            logits = model(input_ids=tokens, position_ids=positions, past_key_values=cache, **attended).logits[:, -1]
 
-    lengths = (tokens_BT >= 0).sum(1).tolist()
+    ended = torch.isin(tokens_BT, ends)
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, max_new_tokens).tolist()
     return [(tokens[:length], logps[:length]) for tokens, logps, length
             in zip(tokens_BT.tolist(), logps_BT.tolist(), lengths, strict=True)]
 
@@ -197,7 +212,7 @@ def sample(
     check_sizes(num_samples=num_samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     ends = end_token_ids(model.config, tokenizer)
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = encode_prompts(tokenizer, prompts)
     jobs = [(index, min(batch_size, num_samples - done)) for index in range(len(prompts))
             for done in range(0, num_samples, batch_size)]
     results: list[list[Completion]] = [[] for _ in prompts]
@@ -229,7 +244,7 @@ def rollout(prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, list
     """
     tokenizer, arguments = trainer.processing_class, trainer.args
     groups = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
-    ids = [prompt_ids(tokenizer, prompt) for prompt, _ in groups]
+    ids = encode_prompts(tokenizer, (prompt for prompt, _ in groups))
     counts = [count for _, count in groups]
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training

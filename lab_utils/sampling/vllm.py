@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedTokenizerBase
 
 from ..models import adapter_base, end_token_ids, export_model, model_location
-from .local import Completion, check_sizes, prompt_ids
+from .local import Completion, check_sizes, encode_prompts
 
 if TYPE_CHECKING:
     from trl.generation.vllm_generation import VLLMGeneration
@@ -98,7 +98,7 @@ def sample(
     settings = [SamplingParams(n=num_samples, temperature=temperature, top_p=top_p, max_tokens=max_new_tokens,
                                seed=request_seed, stop_token_ids=ends, logprobs=0, detokenize=False)
                 for request_seed in seeds]
-    requests = engine.generate([{"prompt_token_ids": prompt_ids(tokenizer, prompt)} for prompt in prompts], settings,
+    requests = engine.generate([{"prompt_token_ids": ids} for ids in encode_prompts(tokenizer, prompts)], settings,
                                use_tqdm=False)
     return [[_completion(output, tokenizer, ends) for output in request.outputs] for request in requests]
 

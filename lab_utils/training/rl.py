@@ -48,7 +48,7 @@ from ..runs import (
     wandb_run,
     written_whole,
 )
-from ..sampling.local import prompt_ids, rollout, sample
+from ..sampling.local import encode_prompts, rollout, sample
 from ..sampling.vllm import launcher_variables_restored, policy_weights, stop_engine
 from ..tasks import Task, completion_text, load_task
 from .shared_prompt import completion_states, token_logps
@@ -149,7 +149,7 @@ def train_in_float32(model: PreTrainedModel | PeftModel) -> None:
 
 def filter_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
     """Keep the rows whose chat prompt has at most `max_prompt_length` tokens (TRL no longer does it)."""
-    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in dataset["prompt"]]
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, dataset["prompt"])]
     kept = dataset.select([i for i, length in enumerate(lengths) if length <= max_prompt_length])
     if len(kept) == 0:
         raise ConfigError(f"max_prompt_length = {max_prompt_length} leaves no prompt (the shortest has {min(lengths)} "

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from lab_utils import WorkshopError
 from lab_utils.models import end_token_ids, load_model, load_tokenizer
-from lab_utils.sampling.local import Completion, apply_top_p, draw, prompt_ids, sample, sample_token_ids
+from lab_utils.sampling import local
+from lab_utils.sampling.local import Completion, apply_top_p, draw, encode_prompts, sample, sample_token_ids
+from lab_utils.sampling.shared_prompts import can_share
 from lab_utils.tasks import load_task
 
 pytestmark = pytest.mark.component
@@ -28,12 +32,8 @@ def prompts():
     return [words[0], *words, *countdown]
 
 
-def encode(tokenizer, prompts):
-    return [prompt_ids(tokenizer, prompt) for prompt in prompts]
-
-
 def test_greedy_output_equals_generate(model, tokenizer, prompts):
-    ids = encode(tokenizer, prompts)
+    ids = encode_prompts(tokenizer, prompts)
     ends = end_token_ids(model.config, tokenizer)
     ours = sample_token_ids(model, ids, [1] * len(ids), end_ids=ends, max_new_tokens=48, temperature=0)
     lengths = set()
@@ -44,24 +44,59 @@ def test_greedy_output_equals_generate(model, tokenizer, prompts):
     assert len(lengths) > 1, "completions of different lengths, so that rows left the batch"
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_equal_a_plain_forward_pass(model, tokenizer, prompts, temperature):
-    ids = encode(tokenizer, prompts)
+def random_model(kind, **changes):
     torch.manual_seed(0)
-    sampled = iter(sample_token_ids(model, ids, [5] * len(ids), end_ids=end_token_ids(model.config, tokenizer),
-                                    max_new_tokens=40, temperature=temperature))
-    for prompt in ids:
-        for _ in range(5):
-            tokens, logps = next(sampled)
-            with torch.no_grad():
-                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1:-1] / temperature
-            wanted = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-            assert torch.allclose(torch.tensor(logps), wanted, atol=1e-5)
+    attention = changes.pop("attn_implementation", None)
+    config = kind(**{"vocab_size": 1015, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                     "num_attention_heads": 4, "num_key_value_heads": 2} | changes)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+MODELS = {  # how to make one, and whether its completions read the keys and values of their prompt together
+    "tiny": (lambda: load_model("tiny"), True),
+    "LoRA": (lambda: get_peft_model(load_model("tiny"), LoraConfig(
+        target_modules="all-linear", init_lora_weights=False)), True),
+    "Qwen3": (lambda: random_model(Qwen3Config, head_dim=16), True),
+    "keys for every head": (lambda: random_model(Qwen2Config, num_key_value_heads=4), True),
+    "eager attention": (lambda: random_model(Qwen2Config, attn_implementation="eager"), False),
+    "sliding window": (lambda: random_model(
+        Qwen2Config, use_sliding_window=True, sliding_window=200, max_window_layers=1), False),
+}
+
+
+@pytest.mark.parametrize(("name", "temperature"), [("tiny", 0.7), *((name, 1.0) for name in MODELS)])
+def test_logprobs_equal_a_plain_forward_pass(tokenizer, prompts, name, temperature, monkeypatch):
+    """Prompts of different lengths have different numbers of completions, which end at different times."""
+    make, shares = MODELS[name]
+    model, answers = make().eval(), []
+    attention = model.config._attn_implementation
+    monkeypatch.setattr(local, "can_share", lambda *asked: answers.append(can_share(*asked)) or answers[-1])
+    ids, counts = encode_prompts(tokenizer, prompts), [5, 1, 7, 2, 5, 3, 4]
+    torch.manual_seed(0)
+    ends = [*end_token_ids(model.config, tokenizer), *range(50)]  # random models draw one of these before long
+    sampled = sample_token_ids(model, ids, counts, end_ids=ends, max_new_tokens=40, temperature=temperature)
+    assert answers == [shares] and model.config._attn_implementation == attention
+    assert len({len(tokens) for tokens, _ in sampled}) > 3
+    asked = [prompt for prompt, count in zip(ids, counts, strict=True) for _ in range(count)]
+    for prompt, (tokens, logps) in zip(asked, sampled, strict=True):
+        assert not set(tokens[:-1]) & set(ends) and (tokens[-1] in ends or len(tokens) == 40)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1:-1] / temperature
+        wanted = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(logps), wanted, atol=1e-5)
+
+
+def test_a_model_gets_its_own_attention_back_when_sampling_fails(tokenizer, prompts, monkeypatch):
+    model = load_model("tiny").eval()
+    monkeypatch.setattr(local, "draw", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample(model, tokenizer, prompts, max_new_tokens=4)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_samples_follow_the_model_distribution(model, tokenizer, prompts):
     """The first token's frequencies match its probabilities within five standard errors, padded rows included."""
-    ids = encode(tokenizer, prompts[1:3])
+    ids = encode_prompts(tokenizer, prompts[1:3])
     count = 4000
     torch.manual_seed(1)
     ends = end_token_ids(model.config, tokenizer)

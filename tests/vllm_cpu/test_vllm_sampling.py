@@ -42,7 +42,7 @@ def test_logprobs_are_those_of_transformers(engine, model, tokenizer, prompts, t
                                    temperature=temperature)
     lengths = set()
     for prompt, completions in zip(prompts, sampled, strict=True):
-        prompt_ids = local.prompt_ids(tokenizer, prompt)
+        [prompt_ids] = local.encode_prompts(tokenizer, [prompt])
         for completion in completions:
             ids = torch.tensor([prompt_ids + completion.token_ids])
             with torch.no_grad():
