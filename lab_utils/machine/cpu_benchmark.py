@@ -33,7 +33,7 @@ import torch
 from transformers import TrainerCallback, get_scheduler
 from trl import GRPOTrainer
 
-from .. import REPOSITORY, WorkshopError
+from .. import REPOSITORY, WorkshopError, exit_status
 from ..config import RunConfig, with_overrides
 from ..evaluation import evaluate
 from ..figures.style import OTHER_COLORS, finish, panels
@@ -50,8 +50,7 @@ from .step_times import machine, random_model, spread, table
 SECTIONS = {"steps": ["pair"], "learning": ["seed"], "scaling": ["series", "size"]}  # what labels their rows
 PARTS = ("rollout_seconds", "reference_seconds", "rewards_seconds", "update_seconds")
 GAIN = 0.30  # accuracy to be gained, as a share
-PROBE_EVERY = 3  # steps
-PROBE_PROBLEMS = 100  # held-out problems, asked twice each
+PROBE_PROBLEMS, PROBE_SAMPLES = 200, 4  # held-out problems after every step, and answers to each
 SIZES = {"group size": [8, 16, 32], "completion length": [96, 192, 384], "hidden size": [64, 128, 256]}
 
 
@@ -79,7 +78,7 @@ class StepClock(TrainerCallback):
         """Ask the held-out problems. The time that this takes does not count as training."""
         start, task, settings = time.perf_counter(), load_task(self.config.task), self.config.grpo
         found = evaluate(self.model, load_tokenizer(self.config.model.name), task,
-                         task.dataset("test", PROBE_PROBLEMS, self.config.task.source), num_samples=2,
+                         task.dataset("test", PROBE_PROBLEMS, self.config.task.source), num_samples=PROBE_SAMPLES,
                          max_new_tokens=settings.max_completion_length, temperature=settings.temperature)
         self.curve.append([start - self.started - self.probe_seconds, found.accuracy])
         if found.accuracy >= self.curve[0][1] + GAIN:
@@ -104,7 +103,7 @@ class StepClock(TrainerCallback):
         whole = time.perf_counter() - self.start
         self.step["update_seconds"] = whole - sum(self.step[name] for name in PARTS)
         self.steps.append(self.step | {"step_seconds": whole})
-        if self.probe and len(self.steps) % PROBE_EVERY == 0:
+        if self.probe:
             self.extend_curve()
         if control and self.seconds_to_gain is not None:
             control.should_training_stop = True
@@ -363,5 +362,9 @@ def plot(results: dict, path: Path) -> None:
     finish(figure, path)
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(json.dumps(measure(sys.argv[1], RunConfig.model_validate_json(sys.argv[2]), "probe" in sys.argv[3:])))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

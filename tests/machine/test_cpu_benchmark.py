@@ -24,7 +24,6 @@ def smoke(*settings: str) -> RunConfig:
 
 def test_three_ways_are_measured_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu_benchmark, "measure_alone", cpu_benchmark.measure)  # here, which saves the imports
-    monkeypatch.setattr(cpu_benchmark, "PROBE_EVERY", 1)
     monkeypatch.setattr(cpu_benchmark, "PROBE_PROBLEMS", 4)
     monkeypatch.setattr(cpu_benchmark, "GAIN", -1.0)  # nothing is learned in two steps
     monkeypatch.setattr(cpu_benchmark, "SIZES", {"group size": [2], "completion length": [32], "hidden size": [64]})
