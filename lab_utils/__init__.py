@@ -15,9 +15,10 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 # Read when torch is imported. By default its threads spin for milliseconds while they wait for each other. If another
-# program has a core, they spin through that program's turns, and a training step takes four times as long; with this
-# value twice as long, and a tenth longer on an idle machine. Not waiting at all would cost a third there.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# program has one of two cores, they spin through its turns, and training takes seven times as long; with this value
+# four times, and 1.3 times where threads follow the idle cores, as in all of our sampling and training. A quarter of
+# it would cost a tenth on an idle machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "8000")
 
 # Importing torch, transformers and TRL makes 600,000 objects. The nine full garbage collections on the way take a
 # seventh of the time and find hardly anything. Full collections are left to code that asks for them, as training does.

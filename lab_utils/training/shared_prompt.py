@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-TOKENS = 2048  # completion tokens in one forward pass: few enough for the processor's cache, and enough for its cores
+TOKENS = 1536  # completion tokens in one forward pass: few enough for the processor's cache, and enough for its cores
 
 
 def backbone(model: nn.Module) -> PreTrainedModel:
