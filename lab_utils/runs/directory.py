@@ -375,7 +375,13 @@ class RunDirectory:
         _append_json_lines(self.completions_path, rows)
 
     def discard_after(self, step: int) -> None:
-        """Drop metrics and completions of later steps: a resumed run will write them again."""
+        """Drop metrics and completions of later steps, and checkpoints that a killed process did not finish.
+
+        A resumed run writes all of them again, and would leave half-written files in its own checkpoint.
+        """
+        for checkpoint in self._checkpoints():
+            if not (checkpoint / "trainer_state.json").exists():  # the Trainer writes it last
+                remove_folder(checkpoint)
         for path in (self.metrics_path, self.completions_path):
             if path.exists():
                 rows = zip(_whole_lines(path), _read_json_lines(path), strict=True)

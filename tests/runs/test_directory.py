@@ -150,6 +150,14 @@ def completion_row(step, text="<answer>3 + 4</answer>"):
             "correct": True, "reward": 1.1}
 
 
+def test_a_resumed_run_does_not_write_into_a_checkpoint_that_a_killed_process_left_unfinished(run):
+    for name in ("checkpoint-2/trainer_state.json", "checkpoint-4/.tmpAbCdEf"):  # safetensors writes to the second
+        (run.checkpoints_dir / name).parent.mkdir(parents=True)
+        (run.checkpoints_dir / name).write_text("{}")
+    run.discard_after(2)
+    assert [path.name for path in run.checkpoints_dir.iterdir()] == ["checkpoint-2"]
+
+
 def test_discard_after_forgets_later_steps_and_half_written_lines(run):
     for step in (1, 2, 3):
         run.append_metrics(step, {"loss": 1 / step})
