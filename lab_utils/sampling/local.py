@@ -159,6 +159,7 @@ def sample_token_ids(
     logps_BT = torch.zeros(total, max_new_tokens, device=device)
     row = torch.arange(total, device=device)  # where each row of the batch belongs in the result
     alive = torch.ones(total, dtype=torch.bool, device=device)  # unfinished rows of the batch
+    attention: dict[str, Any] = {"prompts": shared} if shared else {}
     with shared.read_by(model) if shared else nullcontext():
         for step in range(max_new_tokens):
             logits = logits.float()
@@ -182,9 +183,10 @@ def sample_token_ids(
                     shared.select(keep)
                 row, tokens, mask, positions, alive = row[keep], tokens[keep], mask[keep], positions[keep], alive[keep]
             positions = positions + 1
-            mask = torch.cat([mask, mask.new_ones(len(row), 1)], dim=1)
-            attended = {"prompts": shared} if shared else {"attention_mask": mask if padded else None}
-            logits = model(input_ids=tokens, position_ids=positions, past_key_values=cache, **attended).logits[:, -1]
+            if padded and not shared:
+                mask = torch.cat([mask, mask.new_ones(len(row), 1)], dim=1)
+                attention = {"attention_mask": mask}
+            logits = model(input_ids=tokens, position_ids=positions, past_key_values=cache, **attention).logits[:, -1]
 
     ended = torch.isin(tokens_BT, ends)
     lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, max_new_tokens).tolist()

@@ -89,8 +89,8 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     scores_PKQW = prompts.by_prompt(q_BKRD) @ prompt_keys.mT
     if prompts.padding_P11W is not None:
         scores_PKQW.masked_fill_(prompts.padding_P11W, -torch.inf)
-    scores_BKRT = torch.cat([prompts.by_row(scores_PKQW), q_BKRD @ key.mT], dim=-1)  # here T includes W
-    weights = scores_BKRT.softmax(-1, dtype=torch.float32).to(value.dtype)
+    scores = torch.cat([prompts.by_row(scores_PKQW), q_BKRD @ key.mT], dim=-1)  # (B, K, R, W + T)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     from_prompt = prompts.by_row(prompts.by_prompt(weights[..., :width]) @ prompt_values)
     attended_BKRD = from_prompt + weights[..., width:] @ value
     return attended_BKRD.view(len(query), 1, -1, value.shape[-1]), None
