@@ -5,7 +5,8 @@
     plain loop     the teaching loop of this file
 
 Every run has its own process, and so its own memory. The ways take turns, run by run, so that drift of the machine hits
-all of them alike. A step is split into
+all of them alike. Where a run ends at the gain, ours is too short to meet more than one moment of the machine, so it is
+taken before, between and after the others', and its median counts. A step is split into
 
     rollout     sampling the completions
     reference   log-probabilities under the reference model
@@ -277,6 +278,16 @@ def comparisons(part: str, config: RunConfig, folder: Path, model: str | None, p
             yield {"series": "hidden size", "size": size}, {**short, "model.name": str(path)}
 
 
+def turns(part: str, number: int) -> list[str]:
+    """Return the ways in the order of their runs; another one begins, or follows ours, in every comparison."""
+    here, *others = METHODS
+    if part == "learning":
+        first, second = others if number % 2 == 0 else others[::-1]
+        return [here, first, here, second, here]
+    first = number % len(METHODS)
+    return [*METHODS][first:] + [*METHODS][:first]
+
+
 def matmul_gflops(size: int = 2048) -> float:
     """Return the GFLOP/s of a float32 product of two square matrices, the best of five."""
     matrix = torch.randn(size, size)
@@ -298,8 +309,7 @@ def benchmark(config: RunConfig, folder: Path, parts: Sequence[str], *, model: s
     for part in parts:
         ceiling, rows = matmul_gflops(), []
         for number, (labels, changes) in enumerate(comparisons(part, config, folder, model, pairs, seeds)):
-            first = number % len(METHODS)  # another way begins every time
-            for method in [*METHODS][first:] + [*METHODS][:first]:
+            for method in turns(part, number):
                 found = measure_alone(method, with_overrides(config, changes), part == "learning")
                 rows.append({**labels, "method": method, **found, "share_of_ceiling": found["update_gflops"] / ceiling})
             results[part] = {"machine": machine(), "tier": config.hardware, "ceiling_gflops": ceiling, "rows": rows}
@@ -319,8 +329,9 @@ model and the first step, but not imports and the probe; empty if not reached. R
 
 
 def by_method(rows: list[dict], part: str, column: str) -> pd.DataFrame:
-    """Return a column of the results with a row for each comparison and a column for each way."""
-    return pd.DataFrame(rows).pivot(index=SECTIONS[part], columns="method", values=column)[[*METHODS]].astype(float)
+    """Return a column of the results with a row for each comparison and a column for each way; medians of its runs."""
+    values = pd.DataFrame(rows).astype({column: float}).groupby([*SECTIONS[part], "method"])[column].median()
+    return values.unstack()[[*METHODS]]
 
 
 def as_markdown(results: dict) -> str:
@@ -353,7 +364,7 @@ def plot(results: dict, path: Path) -> None:
             for row in found["rows"]:
                 seconds, accuracy = zip(*row["curve"], strict=True)
                 ax.plot(seconds, accuracy, color=colors[row["method"]], label=row["method"])
-            ax.legend(handles=ax.lines[:len(METHODS)])
+            ax.legend(handles={line.get_label(): line for line in ax.lines}.values())
             ax.set(title="Learning", xlabel="seconds of training", ylabel="share of held-out answers correct")
         else:
             seconds = by_method(found["rows"], part, "step_seconds")
