@@ -15,7 +15,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
@@ -81,15 +80,19 @@ def draw(probabilities: torch.Tensor, generator: torch.Generator | None = None) 
 
 
 class LayerWithRoom(DynamicLayer):
-    """A layer of a key-value cache with room for the tokens to come, so that adding one copies only that one."""
+    """A layer of a key-value cache with room for the tokens to come.
+
+    Adding one copies only that one, and rows that leave make way in place: no copy of the room.
+    """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int):
         """Begin with the states of some tokens, or of none, and reserve space for `room` more."""
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.length = keys.shape[-2]
-        self.buffers = [pad(states, (0, 0, 0, room)) for states in (keys, values)]
-        self._show()
+        self.length = 0
+        self.buffers = [states.new_empty(*states.shape[:2], states.shape[2] + room, states.shape[3])
+                        for states in (keys, values)]
+        self.update(keys, values)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args,
                **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,15 +100,14 @@ class LayerWithRoom(DynamicLayer):
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, self.length:end] = states
         self.length = end
-        self._show()
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.buffers = [buffer.index_select(0, indices) for buffer in self.buffers]
-        self._show()
-
-    def _show(self) -> None:
-        self.keys, self.values = (buffer[:, :, :self.length] for buffer in self.buffers)
+        kept = self.keys.index_select(0, indices), self.values.index_select(0, indices)
+        self.buffers = [buffer[:len(indices)] for buffer in self.buffers]
+        self.length = 0
+        self.update(*kept)
 
 
 @torch.inference_mode()
