@@ -142,13 +142,13 @@ def sample_token_ids(
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     padded = not bool(mask.all())  # without padding attention needs no mask, which is faster
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    prefilled = DynamicCache(config=model.config)
+    prefilled = DynamicCache()  # keeps all tokens, also for layers with a sliding window: their mask hides the others
 
     # Stage 1: read each prompt once. Its completions share its keys and values, or begin with copies of them.
     logits = model(input_ids=input_ids, attention_mask=mask if padded else None, position_ids=positions,
                    past_key_values=prefilled, logits_to_keep=1).logits[:, -1]  # (P, V)
     copies = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(counts, device=device))
-    shared = SharedPrompts(prefilled, mask, copies) if can_share(model, prefilled) else None
+    shared = SharedPrompts(prefilled, mask, copies) if can_share(model) else None
     copied = 0 if shared else width
     cache = Cache(layers=[LayerWithRoom(layer.keys[:, :, :copied][copies], layer.values[:, :, :copied][copies],
                                         room=max_new_tokens) for layer in prefilled.layers])

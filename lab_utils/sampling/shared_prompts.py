@@ -18,10 +18,11 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 
-def can_share(model: PreTrainedModel, prefilled: DynamicCache) -> bool:
+def can_share(model: PreTrainedModel) -> bool:
     """Return whether the model is on the CPU, and attends to all tokens alike: no sliding window, for example."""
     return (model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-            and model._supports_attention_backend and all(type(layer) is DynamicLayer for layer in prefilled.layers))
+            and model._supports_attention_backend
+            and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers))
 
 
 class SharedPrompts:

@@ -60,7 +60,7 @@ MODELS = {  # how to make one, and whether its completions read the keys and val
     "keys for every head": (lambda: random_model(Qwen2Config, num_key_value_heads=4), True),
     "eager attention": (lambda: random_model(Qwen2Config, attn_implementation="eager"), False),
     "sliding window": (lambda: random_model(
-        Qwen2Config, use_sliding_window=True, sliding_window=200, max_window_layers=1), False),
+        Qwen2Config, use_sliding_window=True, sliding_window=20, max_window_layers=1), False),
 }
 
 
