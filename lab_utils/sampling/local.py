@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from .. import WorkshopError
 from ..models import end_token_ids
 from .idle_cores import use_idle_cores
-from .shared_prompts import SharedPrompts, can_share
+from .shared_prompts import SharedPrompts, can_share, read_prompts
 
 # Compact the batch once no more than this share of its rows is unfinished: copying the cache has a cost.
 SHRINK_AT = 0.9
@@ -142,11 +143,11 @@ def sample_token_ids(
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     padded = not bool(mask.all())  # without padding attention needs no mask, which is faster
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    prefilled = DynamicCache()  # keeps all tokens, also for layers with a sliding window: their mask hides the others
 
     # Stage 1: read each prompt once. Its completions share its keys and values, or begin with copies of them.
-    logits = model(input_ids=input_ids, attention_mask=mask if padded else None, position_ids=positions,
-                   past_key_values=prefilled, logits_to_keep=1).logits[:, -1]  # (P, V)
+    prefilled, output = read_prompts(partial(model, logits_to_keep=1), input_ids,
+                                     **{"attention_mask": mask, "position_ids": positions} if padded else {})
+    logits = output.logits[:, -1]  # (P, V)
     copies = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(counts, device=device))
     shared = SharedPrompts(prefilled, mask, copies) if can_share(model) else None
     copied = 0 if shared else width

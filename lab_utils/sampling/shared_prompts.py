@@ -1,7 +1,8 @@
-"""Attention in which the completions of a prompt read its keys and values together, for sampling on the CPU.
+"""Read once what is the same: the tokens with which all prompts begin, and the prompt of several completions.
 
-Most of a token's time goes to reading the cache there, and as long as completions are short, most of the cache is the
-prompt. With a copy for every completion it is read as often as there are completions, and here once.
+For the second, sampling on the CPU has its own attention. Most of a token's time goes to reading the cache there, and
+as long as completions are short, most of the cache is the prompt. With a copy for every completion it is read as often
+as there are completions, and here once.
 
 Shapes: B rows, P prompts, at most M rows of one prompt; K heads with keys and values, and R heads of queries for each;
 W tokens of the longest prompt, T tokens sampled so far; D head size.
@@ -9,13 +10,32 @@ W tokens of the longest prompt, T tokens sampled so far; D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+
+def read_prompts(read: Callable[..., Any], ids_PW: Tensor, **padding: Tensor) -> tuple[DynamicCache, Any]:
+    """Return the prompts' keys and values, and what the model returns for all of their tokens, or for the last ones.
+
+    Tokens with which all prompts begin, such as the system's message, are read once, and left out of what is returned.
+
+    Args:
+        read: the model, or the part of it below the output layer.
+        padding: what else it needs if prompts differ in length: `attention_mask`, `position_ids`.
+    """
+    cache, same = DynamicCache(), 0  # which keeps all tokens, also for sliding windows: their mask hides the others
+    if len(ids_PW) > 1 and not padding:
+        same = int((ids_PW == ids_PW[0])[:, :-1].all(0).long().cumprod(0).sum())
+    if same:
+        read(input_ids=ids_PW[:1, :same], past_key_values=cache)
+        cache.batch_repeat_interleave(len(ids_PW))
+    return cache, read(input_ids=ids_PW[:, same:], past_key_values=cache, **padding)
 
 
 def can_share(model: PreTrainedModel) -> bool:

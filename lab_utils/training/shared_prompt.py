@@ -17,6 +17,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from ..sampling.shared_prompts import read_prompts
+
 TOKENS = 1536  # completion tokens in one forward pass: few enough for the processor's cache, and enough for its cores
 
 
@@ -52,9 +54,8 @@ def completion_states(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
     first = int(found[:, width:].argmax(1).min())  # where the longest prompt begins
     ids_PW, mask_PW = found[:, first:width], found[:, width + first:]
     padded = not bool(mask_PW.all())
-    prompts = DynamicCache()
-    last_P1D = layers(input_ids=ids_PW, attention_mask=mask_PW if padded else None,
-                      past_key_values=prompts).last_hidden_state[:, -1:]
+    prompts, output = read_prompts(layers, ids_PW, **{"attention_mask": mask_PW} if padded else {})
+    last_P1D = output.last_hidden_state[:, -1:]
 
     lengths_B = attention_mask[:, width:].sum(1).clamp(min=1)
     for rows in chunks_of_similar_length(lengths_B):

@@ -64,14 +64,23 @@ MODELS = {  # how to make one, and whether its completions read the keys and val
 }
 
 
-@pytest.mark.parametrize(("name", "temperature"), [("tiny", 0.7), *((name, 1.0) for name in MODELS)])
-def test_logprobs_equal_a_plain_forward_pass(tokenizer, prompts, name, temperature, monkeypatch):
-    """Prompts of different lengths have different numbers of completions, which end at different times."""
+PROMPTS = {
+    "padded": lambda ids: ids,
+    "begin and end alike": lambda ids: [ids[2][:10] + prompt[:12] + ids[2][-5:] for prompt in ids],
+    "all one": lambda ids: [ids[2] for _ in ids],
+}
+
+
+@pytest.mark.parametrize(("name", "temperature", "kind"), [
+    ("tiny", 0.7, "padded"), *((name, 1.0, "padded") for name in MODELS),
+    *((name, 1.0, kind) for name in ("Qwen3", "sliding window") for kind in PROMPTS if kind != "padded")])
+def test_logprobs_equal_a_plain_forward_pass(tokenizer, prompts, name, temperature, kind, monkeypatch):
+    """Prompts have different numbers of completions, which end at different times."""
     make, shares = MODELS[name]
     model, answers = make().eval(), []
     attention = model.config._attn_implementation
     monkeypatch.setattr(local, "can_share", lambda *asked: answers.append(can_share(*asked)) or answers[-1])
-    ids, counts = encode_prompts(tokenizer, prompts), [5, 1, 7, 2, 5, 3, 4]
+    ids, counts = PROMPTS[kind](encode_prompts(tokenizer, prompts)), [5, 1, 7, 2, 5, 3, 4]
     torch.manual_seed(0)
     ends = [*end_token_ids(model.config, tokenizer), *range(50)]  # random models draw one of these before long
     sampled = sample_token_ids(model, ids, counts, end_ids=ends, max_new_tokens=40, temperature=temperature)

@@ -37,12 +37,13 @@ def new_trainer(tmp_path, monkeypatch):
     return build
 
 
-def a_batch(trainer, lengths=LENGTHS, padding=3):
-    """Rows of three prompts of different lengths, in no order; all of them have `padding` columns too many."""
+def a_batch(trainer, lengths=LENGTHS, padding=3, cut=None):
+    """Rows of three prompts of different lengths, or all of `cut`, in no order, with `padding` columns too many."""
     tokenizer, random = trainer.processing_class, torch.Generator().manual_seed(0)
     prompts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
                for prompt in trainer.train_dataset[:3]["prompt"]]
     assert len({len(prompt) for prompt in prompts}) == 3
+    prompts = [prompt[:cut] for prompt in prompts]
     width, length = max(map(len, prompts)) + padding, max(lengths) + padding
     batch = {"prompt_ids": torch.full((len(lengths), width), tokenizer.pad_token_id),
              "completion_ids": torch.randint(900, (len(lengths), length), generator=random),
@@ -63,11 +64,12 @@ def forward(method, model, batch, compute_entropy=True):
                   batch["completion_ids"].shape[1], batch_size=4, compute_entropy=compute_entropy)
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, (1,) * 8], ids=["lengths differ", "one token each"])
+@pytest.mark.parametrize(("lengths", "cut"), [(LENGTHS, None), ((1,) * 8, None), (LENGTHS, 40)],
+                         ids=["lengths differ", "one token each", "prompts begin alike"])
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_loss_and_gradients_are_those_of_trls_pass(new_trainer, monkeypatch, changes, lengths):
+def test_loss_and_gradients_are_those_of_trls_pass(new_trainer, monkeypatch, changes, lengths, cut):
     trainer = new_trainer(changes)
-    batch, plain = a_batch(trainer, lengths), super(rl.RLTrainer, trainer)._get_per_token_logps_and_entropies
+    batch, plain = a_batch(trainer, lengths, cut=cut), super(rl.RLTrainer, trainer)._get_per_token_logps_and_entropies
     for model in {trainer.model, trainer.ref_model} - {None}:
         with torch.no_grad():
             ours, wanted = (forward(method, model, batch, compute_entropy=model is trainer.model)
@@ -97,16 +99,23 @@ def test_loss_and_gradients_are_those_of_trls_pass(new_trainer, monkeypatch, cha
             assert torch.allclose(gradients[name], gradient, rtol=1e-5, atol=1e-5 * largest), name
 
 
-def test_each_prompt_is_computed_once(new_trainer, monkeypatch):
+@pytest.mark.parametrize("cut", [None, 40], ids=["padded", "prompts begin alike"])
+def test_each_prompt_is_computed_once(new_trainer, cut):
     trainer = new_trainer({})
     seen = []
     trainer.model.model.register_forward_pre_hook(lambda module, inputs, named: seen.append(named["input_ids"].shape),
                                                   with_kwargs=True)
-    batch = a_batch(trainer)
+    batch = a_batch(trainer, cut=cut)
     with torch.no_grad():
         forward(trainer._get_per_token_logps_and_entropies, trainer.model, batch)
-    longest = int(batch["prompt_mask"].sum(1).max())
-    assert seen == [(3, longest), (4, 3), (2, 8), (2, 11)]  # three prompts without padding, then completions
+    if cut is None:
+        prompts = [(3, int(batch["prompt_mask"].sum(1).max()))]  # without the columns that are too many
+    else:
+        real = batch["prompt_ids"][:, -cut:]
+        start = int((real == real[0]).all(0).int().argmin())
+        prompts = [(1, start), (3, cut - start)]
+        assert start > 5
+    assert seen == [*prompts, (4, 3), (2, 8), (2, 11)]  # then the completions
 
 
 def test_chunks_hold_rows_of_similar_length(monkeypatch):
